@@ -1,0 +1,1 @@
+"""The contract between server and workers: messages, their codec, values, errors."""

@@ -1,0 +1,1 @@
+"""Code that the schema compiler made; `make stubs` makes it again."""

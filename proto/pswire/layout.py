@@ -1,0 +1,227 @@
+"""What a run of bytes holds: the arrays' names, types, shapes and places."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Protocol, Self
+
+import ml_dtypes
+import numpy as np
+
+from pswire._generated import parameter_server_pb2 as pb
+from pswire.errors import VariableMismatchError
+
+ALIGNMENT = 64
+"""Every array starts at a multiple of so many bytes."""
+
+_MAX_NAME_NBYTES = 1024
+_MAX_NBYTES = 2**62
+_MAX_RANK = 64  # numpy's own
+
+_FLOATS = {
+    pb.FLOAT16: np.dtype(np.float16),
+    pb.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    pb.FLOAT32: np.dtype(np.float32),
+    pb.FLOAT64: np.dtype(np.float64),
+}
+_DTYPES: dict[int, np.dtype[Any]] = _FLOATS | {
+    pb.INT8: np.dtype(np.int8),
+    pb.INT16: np.dtype(np.int16),
+    pb.INT32: np.dtype(np.int32),
+    pb.INT64: np.dtype(np.int64),
+    pb.UINT8: np.dtype(np.uint8),
+    pb.UINT16: np.dtype(np.uint16),
+    pb.UINT32: np.dtype(np.uint32),
+    pb.UINT64: np.dtype(np.uint64),
+    pb.BOOL: np.dtype(np.bool_),
+}
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+_TRAINABLE = frozenset(_FLOATS.values())
+
+
+class HasShape(Protocol):
+    """Anything with an array's shape and dtype: numpy's, JAX's, a struct of both."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array's name, dtype and shape."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the variable has a gradient: it is of a floating-point type."""
+        return self.dtype in _TRAINABLE
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype.name}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Named arrays, in the order in which their bytes travel.
+
+    Attributes:
+        arrays: One spec an array; no two have the same name.
+    """
+
+    arrays: tuple[ArraySpec, ...]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, HasShape]) -> Self:
+        """Lay out arrays in the mapping's order.
+
+        Raises:
+            VariableMismatchError: A name cannot travel, or a dtype is none of float16,
+                bfloat16, float32, float64, (u)int8 to (u)int64 and bool.
+        """
+        return cls(tuple(_spec(name, array) for name, array in arrays.items()))
+
+    @classmethod
+    def from_proto(cls, message: pb.Layout) -> Self:
+        """Read a layout from anyone at all: it is checked here.
+
+        Raises:
+            VariableMismatchError: A name is empty, too long or used twice, a dtype
+                unknown, a dimension negative, or the whole over 2^62 bytes.
+        """
+        arrays = tuple(_read_spec(spec) for spec in message.arrays)
+        names: set[str] = set()
+        for spec in arrays:
+            # Names that look the same would be told apart by nobody who reads them.
+            normal = unicodedata.normalize("NFC", spec.name)
+            if normal in names:
+                raise VariableMismatchError(f"{spec.name}: expected once, got twice")
+            names.add(normal)
+        layout = cls(arrays)
+        if sum(spec.nbytes for spec in arrays) > _MAX_NBYTES:
+            raise VariableMismatchError(
+                f"layout: expected at most {_MAX_NBYTES} bytes, got {layout.nbytes}"
+            )
+        return layout
+
+    def to_proto(self) -> pb.Layout:
+        return pb.Layout(
+            arrays=[
+                pb.ArraySpec(name=a.name, dtype=_NUMBERS[a.dtype], shape=a.shape)
+                for a in self.arrays
+            ]
+        )
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each array starts in the body, in bytes."""
+        offsets, end = [], 0
+        for spec in self.arrays:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            offsets.append(start)
+            # An empty array moves nothing: the body ends with the last real byte.
+            end = start + spec.nbytes if spec.nbytes else end
+        return tuple(offsets)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """The body's size, gaps included."""
+        ends = (
+            offset + spec.nbytes
+            for offset, spec in zip(self.offsets, self.arrays, strict=True)
+            if spec.nbytes
+        )
+        return max(ends, default=0)
+
+    @cached_property
+    def trainable(self) -> "Layout":
+        """The arrays that have a gradient, in the same order."""
+        return Layout(tuple(spec for spec in self.arrays if spec.trainable))
+
+    def require(self, got: "Layout") -> None:
+        """Check that `got` has just these arrays, in any order.
+
+        Raises:
+            VariableMismatchError: It has not; the message begins with the first name
+                that is amiss.
+        """
+        if got == self:
+            return
+        there = {spec.name: spec for spec in got.arrays}
+        for spec in self.arrays:
+            other = there.pop(spec.name, None)
+            if other is None:
+                raise VariableMismatchError(f"{spec.name}: expected {spec}, got none")
+            if other != spec:
+                raise VariableMismatchError(
+                    f"{spec.name}: expected {spec}, got {other}"
+                )
+        for name, spec in there.items():
+            raise VariableMismatchError(
+                f"{name}: expected one of {_some(self)}, got {spec} of another name"
+            )
+
+    def __iter__(self) -> Iterator[ArraySpec]:
+        return iter(self.arrays)
+
+
+def _spec(name: str, array: HasShape) -> ArraySpec:
+    # The wire is little-endian; `newbyteorder` forgets how the array is stored here.
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    if dtype not in _NUMBERS:
+        known = ", ".join(known.name for known in _NUMBERS)
+        raise VariableMismatchError(f"{name}: expected one of {known}, got {dtype}")
+    return _checked(ArraySpec(name, dtype, tuple(array.shape)))
+
+
+def _read_spec(message: pb.ArraySpec) -> ArraySpec:
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None:
+        raise VariableMismatchError(
+            f"{message.name[:_MAX_NAME_NBYTES]}: expected a known dtype, "
+            f"got number {message.dtype}"
+        )
+    return _checked(ArraySpec(message.name, dtype, tuple(message.shape)))
+
+
+def _checked(spec: ArraySpec) -> ArraySpec:
+    nbytes = len(spec.name.encode())
+    if not 0 < nbytes <= _MAX_NAME_NBYTES:
+        raise VariableMismatchError(
+            f"name: expected 1 to {_MAX_NAME_NBYTES} bytes, got {nbytes}"
+        )
+    if any(unicodedata.category(letter) == "Cc" for letter in spec.name):
+        raise VariableMismatchError(
+            f"{spec.name!r}: expected a name without control characters"
+        )
+    if any(size < 0 for size in spec.shape):
+        raise VariableMismatchError(
+            f"{spec.name}: expected dimensions of 0 or more, got {spec.shape}"
+        )
+    if len(spec.shape) > _MAX_RANK:
+        raise VariableMismatchError(
+            f"{spec.name}: expected at most {_MAX_RANK} dimensions, "
+            f"got {len(spec.shape)}"
+        )
+    # Numpy refuses the strides of (0, 2**62, 2**62), though it takes no bytes at all.
+    if prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize > _MAX_NBYTES:
+        raise VariableMismatchError(
+            f"{spec.name}: expected at most {_MAX_NBYTES} bytes, got {spec.shape}"
+        )
+    return spec
+
+
+def _some(layout: Layout, count: int = 5) -> str:
+    names = [spec.name for spec in layout.arrays]
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

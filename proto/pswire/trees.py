@@ -1,0 +1,81 @@
+"""Pytrees as named arrays, and back against a template."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from pswire.errors import VariableMismatchError
+from pswire.layout import Layout
+
+Tree = TypeVar("Tree")
+
+_ROOT = "params"  # The name of a tree that is a single array.
+
+
+def flatten(tree: Any) -> dict[str, npt.NDArray[Any]]:
+    """Name every array of a pytree by its path, its parts joined by `/`.
+
+    Args:
+        tree: Any pytree of arrays and numbers. Leaves of `None` are none, and neither
+            are the float0 leaves that `jax.grad` returns for integers.
+
+    Returns:
+        {name: array}, in the tree's order, sharing memory with the tree on a CPU.
+
+    Raises:
+        VariableMismatchError: A leaf is no array, or two paths give one name.
+    """
+    named = _named(tree)
+    return {
+        name: np.asarray(leaf)
+        for name, leaf in named.items()
+        if leaf.dtype != jax.dtypes.float0
+    }
+
+
+def unflatten(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
+    """Put named arrays in the places of a template's leaves.
+
+    Args:
+        like: A pytree whose leaves have the arrays' shapes and dtypes; structs from
+            `jax.eval_shape` will do. Where it has numpy arrays, numpy arrays are
+            returned, elsewhere JAX arrays.
+        arrays: {name: array}, of the names that `flatten(like)` gives.
+
+    Raises:
+        VariableMismatchError: The names, shapes or dtypes are not the template's.
+    """
+    named = _named(like)
+    Layout.of(named).require(Layout.of(arrays))
+    leaves = [_as(leaf, arrays[name]) for name, leaf in named.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _as(leaf: Any, array: npt.NDArray[Any]) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return array
+    # The array is never written again, so JAX may use its memory where it fits.
+    return jax.device_put(array, may_alias=True)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or _ROOT
+        if name in named:
+            raise VariableMismatchError(f"{name}: expected one leaf, got two")
+        named[name] = _array(name, leaf)
+    return named
+
+
+def _array(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, bool | int | float):
+        return jax.numpy.asarray(leaf)
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise VariableMismatchError(
+            f"{name}: expected an array, got {type(leaf).__name__}"
+        )
+    return leaf

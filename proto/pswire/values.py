@@ -1,0 +1,120 @@
+"""The frozen values that pushes and pulls are about, and their messages."""
+
+import enum
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
+
+from pswire._generated import parameter_server_pb2 as pb
+from pswire.layout import Layout
+
+Params = TypeVar("Params")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Generic[Params]):
+    """All variables at one step: one cut, never torn.
+
+    Attributes:
+        params: The variables, as a pytree or as {name: array}.
+        step: How many pushes had been applied, in steps.
+        generation: The history that the step counts in.
+    """
+
+    params: Params
+    step: int
+    generation: str
+
+
+class Reason(enum.Enum):
+    """Why a push was dropped."""
+
+    STALE = pb.STALE
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a push.
+
+    Attributes:
+        applied: True: it changed the variables. False: it was dropped.
+        staleness: How old its gradients were when it was judged, in steps.
+        step: The step after it, in steps.
+        reason: Why it was dropped; None if it was applied.
+        duplicate: True: it had been judged before, and this repeats that verdict.
+    """
+
+    applied: bool
+    staleness: int
+    step: int
+    reason: Reason | None = None
+    duplicate: bool = False
+
+    def repeated(self) -> Self:
+        """Return the verdict for a retry of the same push."""
+        return replace(self, duplicate=True)
+
+    @classmethod
+    def from_proto(cls, message: pb.PushReply) -> Self:
+        return cls(
+            applied=message.applied,
+            staleness=message.staleness,
+            step=message.step,
+            reason=Reason(message.reason) if message.reason else None,
+            duplicate=message.duplicate,
+        )
+
+    def to_proto(self) -> pb.PushReply:
+        return pb.PushReply(
+            applied=self.applied,
+            staleness=self.staleness,
+            step=self.step,
+            reason=self.reason.value if self.reason else pb.REASON_UNSPECIFIED,
+            duplicate=self.duplicate,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PushHeader:
+    """All of a push but its gradients.
+
+    Attributes:
+        session: The session that pushes.
+        seq: The push's number in its session: 1 or more, rising; a retry keeps it.
+        generation: Of the snapshot that the gradients were computed from.
+        step_read: That snapshot's step, in steps.
+        nbytes: The size of the gradients' body, in bytes.
+        layout: Of the gradients; None: of all trainable variables.
+        value: The loss at that snapshot; None: unknown.
+    """
+
+    session: str
+    seq: int
+    generation: str
+    step_read: int
+    nbytes: int
+    layout: Layout | None = None
+    value: float | None = None
+
+    @classmethod
+    def from_proto(cls, message: pb.PushHeader) -> Self:
+        has_layout = message.HasField("layout")
+        return cls(
+            session=message.session,
+            seq=message.seq,
+            generation=message.generation,
+            step_read=message.step_read,
+            nbytes=message.nbytes,
+            layout=Layout.from_proto(message.layout) if has_layout else None,
+            value=message.value if message.HasField("value") else None,
+        )
+
+    def to_proto(self) -> pb.PushHeader:
+        return pb.PushHeader(
+            session=self.session,
+            seq=self.seq,
+            generation=self.generation,
+            step_read=self.step_read,
+            nbytes=self.nbytes,
+            layout=self.layout.to_proto() if self.layout else None,
+            value=self.value,
+        )

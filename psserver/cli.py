@@ -1,0 +1,199 @@
+"""The `psserver` command."""
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from psserver.config import ServerConfig
+from pswire.signals import interruptible
+
+# JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
+
+_ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
+
+
+class _Steps(click.ParamType[int | None]):
+    """A whole number of steps, or `off`."""
+
+    name = "steps"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        if value is None or value == "off":
+            return None
+        try:
+            return int(str(value))
+        except ValueError:
+            self.fail(f"expected a whole number of steps or off, got {value!r}")
+
+
+def _read_config(
+    context: click.Context, parameter: click.Parameter, path: Path | None
+) -> None:
+    if path is None:
+        return
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(str(error)) from error
+    names = {option.name for option in context.command.params} - {parameter.name}
+    for name in table:
+        if name.replace("-", "_") not in names:
+            known = ", ".join(sorted(str(known) for known in names))
+            raise click.BadParameter(f"{name}: expected one of {known}")
+    context.default_map = {k.replace("-", "_"): v for k, v in table.items()}
+
+
+@click.group()
+@click.version_option(package_name="asyncps")
+def main() -> None:
+    """Keep the variables of a model that many workers train at once."""
+
+
+@main.command(context_settings={"auto_envvar_prefix": "PSSERVER"})
+@click.option(
+    "--rule",
+    required=True,
+    metavar="NAME",
+    help="The optax rule: adam, optax:NAME, or module:attribute.",
+)
+@click.option(
+    "-a",
+    "--argument",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument of the rule, as in -a learning_rate=1e-3. May be repeated.",
+)
+@click.option(
+    "--max-staleness",
+    type=_Steps(),
+    default=str(ServerConfig.max_staleness),
+    show_default=True,
+    metavar="STEPS|off",
+    help="Drop a push computed more than STEPS global steps ago; off drops none.",
+)
+@click.option(
+    "--max-grad-norm",
+    type=float,
+    default=ServerConfig.max_grad_norm,
+    show_default="no bound",
+    metavar="NORM",
+    help="Reject a push whose global L2 norm is over NORM.",
+)
+@click.option("--host", default=ServerConfig.host, show_default=True)
+@click.option(
+    "--port",
+    type=int,
+    default=ServerConfig.port,
+    show_default=True,
+    help="0 picks a free one.",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond loopback although anybody could then change the variables.",
+)
+@click.option("--reflection", is_flag=True, help="Answer gRPC's reflection calls.")
+@click.option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False),
+    default=".",
+    show_default=True,
+    help="Where to look for the module of --rule module:attribute.",
+)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    metavar="FILE",
+    help="A TOML file of these options; flags and PSSERVER_* variables win.",
+)
+def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) -> None:
+    """Serve until interrupted, or until `psserver stop`."""
+    # The variables live in this machine's memory: a GPU is left to the workers.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("psserver").setLevel(logging.INFO)
+    sys.path.insert(0, app_dir)
+    try:
+        ServerConfig(**settings)  # Before the imports below, which take seconds.
+        from psserver.rulespec import parse_arguments, resolve
+        from psserver.server import Server
+
+        resolved = resolve(rule, parse_arguments(arguments))
+        described = rule + (f"({', '.join(arguments)})" if arguments else "")
+        server = Server(resolved, rule_name=described, **settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    with interruptible(), server:
+        click.echo(f"listening on {server.address}")
+        click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
+        sys.stdout.flush()
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            logging.getLogger("psserver").info("stopping; once more stops at once")
+            server.stop()
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def status(address: str, as_json: bool) -> None:
+    """Print the step, the drop rate in all and per worker, and the staleness."""
+    from psserver import admin
+    from pswire import report
+
+    with _clear_errors(address):
+        current = admin.status(address)
+    if as_json:
+        click.echo(json.dumps(current.to_json(), indent=2))
+    else:
+        report.show(current, sys.stdout)
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+def health(address: str) -> None:
+    """Exit with 0 if the server is serving, with 1 if not."""
+    from psserver import admin
+
+    with _clear_errors(address):
+        healthy = admin.is_healthy(address)
+    click.echo("serving" if healthy else "not serving")
+    sys.exit(0 if healthy else 1)
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+def stop(address: str) -> None:
+    """Stop the server, with grace: pushes in flight finish."""
+    from psserver import admin
+
+    with _clear_errors(address):
+        admin.stop(address)
+    click.echo(f"{address} is stopping")
+
+
+@contextmanager
+def _clear_errors(address: str) -> Iterator[None]:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from pswire.errors import ParameterServerError
+
+    try:
+        yield
+    except ParameterServerError as error:
+        raise click.ClickException(f"{address}: {error}") from error

@@ -1,0 +1,54 @@
+"""A server's settings, their defaults and their checks."""
+
+import ipaddress
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)  # No slots: the defaults are read from the class.
+class ServerConfig:
+    """What can be set of a server, apart from its rule.
+
+    Attributes:
+        max_staleness: The largest staleness applied, in steps, inclusive; 0 admits
+            only gradients of the current step, a negative one nothing, None all.
+        max_grad_norm: The largest global L2 norm of a push's gradients, inclusive;
+            None: any.
+        host: The address to listen on: a name or a number.
+        port: The port to listen on; 0 picks a free one.
+        insecure: Whether to listen where other machines reach, although nothing is
+            encrypted and nobody is asked for a token.
+        reflection: Whether to answer gRPC's reflection calls.
+
+    Raises:
+        ValueError: A setting is not what it has to be; the message begins with it.
+    """
+
+    max_staleness: int | None = 8
+    max_grad_norm: float | None = None
+    host: str = "127.0.0.1"
+    port: int = 7070
+    insecure: bool = False
+    reflection: bool = False
+
+    def __post_init__(self) -> None:
+        bound = self.max_grad_norm
+        if bound is not None and not (math.isfinite(bound) and bound > 0):
+            raise ValueError(f"max_grad_norm: expected more than 0, got {bound}")
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
+        if not (self.insecure or _is_loopback(self.host)):
+            raise ValueError(
+                f"host: expected a loopback address, got {self.host}; beyond it "
+                "anybody could read and change the variables, which has to be said "
+                "aloud: --insecure, or insecure=True"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

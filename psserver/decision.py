@@ -1,0 +1,104 @@
+"""The decision on a push: a pure function of its header and of what the server is."""
+
+from dataclasses import dataclass
+
+from psserver.staleness import DropStale
+from pswire.errors import (
+    GenerationError,
+    SequenceError,
+    SessionSupersededError,
+    StepReadError,
+    VariableMismatchError,
+)
+from pswire.layout import Layout
+from pswire.values import PushHeader, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the server remembers of one worker process.
+
+    A session pushes one after another, so its last push is all that a retry can be of.
+
+    Attributes:
+        worker: The worker's name.
+        last_seq: The number of its last judged push; 0: none yet.
+        last_verdict: What became of that push.
+        superseded: Whether a newer session has joined under the worker's name.
+    """
+
+    worker: str
+    last_seq: int = 0
+    last_verdict: Verdict | None = None
+    superseded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The server's side of a decision.
+
+    Attributes:
+        generation: The history that steps count in.
+        step: Pushes applied so far, in steps.
+        layout: What a push has to bring.
+    """
+
+    generation: str
+    step: int
+    layout: Layout
+
+
+def decide(
+    header: PushHeader, session: Session, present: Present, policy: DropStale
+) -> Verdict:
+    """Return the verdict that a push gets if its gradients are sound.
+
+    The order matters. A duplicate is known before its staleness is looked at: a push
+    that was applied has aged by its own step when its retry comes. What is invalid
+    is an error, never a drop, so staleness comes last.
+
+    Raises:
+        SessionSupersededError: A newer session has taken the worker's name over.
+        SequenceError: The session has used a higher number already.
+        GenerationError: The gradients belong to another history.
+        StepReadError: step_read is negative or ahead of the step.
+        VariableMismatchError: The gradients are not those of the variables.
+    """
+    if session.superseded:
+        raise SessionSupersededError(
+            f"session: expected the newest of worker {session.worker}, got "
+            f"{header.session}; another process has joined under that name"
+        )
+    if session.last_verdict and header.seq == session.last_seq:
+        return session.last_verdict.repeated()
+    if header.seq <= session.last_seq:
+        raise SequenceError(
+            f"seq: expected more than {session.last_seq}, got {header.seq}"
+        )
+    if header.generation != present.generation:
+        raise GenerationError(
+            f"generation: expected {present.generation}, got {header.generation[:64]}"
+        )
+    if not 0 <= header.step_read <= present.step:
+        raise StepReadError(
+            f"step_read: expected 0 to {present.step} steps, got {header.step_read}"
+        )
+    _require_layout(header, present.layout)
+    staleness = present.step - header.step_read
+    judgement = policy.judge(staleness)
+    return Verdict(
+        applied=judgement.apply,
+        staleness=staleness,
+        step=present.step + judgement.apply,
+        reason=judgement.reason,
+    )
+
+
+def _require_layout(header: PushHeader, layout: Layout) -> None:
+    if header.layout is not None:
+        layout.require(header.layout)
+    expected = (header.layout or layout).nbytes
+    if header.nbytes != expected:
+        raise VariableMismatchError(
+            f"nbytes: expected {expected} bytes, got {header.nbytes}"
+        )

@@ -1,0 +1,68 @@
+"""The checks of a push's gradients: finite, and of a bounded norm."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pswire.errors import GradientNormError, NonFiniteError
+
+_BLOCK = 2**16  # Elements whose squares are summed at once; they stay in the cache.
+
+
+def require_finite(gradients: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Check that no gradient holds NaN or an infinity.
+
+    Raises:
+        NonFiniteError: One does; the message begins with its name.
+    """
+    for name, gradient in gradients.items():
+        if not is_finite(gradient):
+            raise NonFiniteError(
+                f"{name}: expected finite gradients, got {_culprit(gradient)}"
+            )
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Say whether every element is finite."""
+    # NaN and infinities never leave a sum, so a finite sum settles it in one pass
+    # that writes nothing; a sum may also overflow by itself, so only then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(array, axis=None, dtype=_at_least_float32(array))
+    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+
+
+def require_norm(
+    gradients: Mapping[str, npt.NDArray[Any]], max_grad_norm: float
+) -> None:
+    """Check that the global L2 norm, over all gradients, is at most `max_grad_norm`.
+
+    Raises:
+        GradientNormError: It is more.
+    """
+    squares = math.fsum(map(_sum_of_squares, gradients.values()))
+    if (norm := math.sqrt(squares)) > max_grad_norm:
+        raise GradientNormError(
+            f"gradients: expected a global norm of at most {max_grad_norm:g}, "
+            f"got {norm:g}"
+        )
+
+
+def _sum_of_squares(array: npt.NDArray[Any]) -> float:
+    flat = array.reshape(-1)
+    with np.errstate(over="ignore"):
+        return math.fsum(
+            float(np.square(flat[start : start + _BLOCK], dtype=np.float64).sum())
+            for start in range(0, flat.size, _BLOCK)
+        )
+
+
+def _at_least_float32(array: npt.NDArray[Any]) -> npt.DTypeLike:
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _culprit(array: npt.NDArray[Any]) -> str:
+    where = np.argwhere(~np.isfinite(array))[0]
+    return f"{array[tuple(where)]} at {tuple(where.tolist())}"

@@ -1,0 +1,182 @@
+"""A server in this process: binds a port, answers calls, stops with grace."""
+
+import logging
+import os
+import secrets
+import threading
+import time
+from concurrent import futures
+from types import TracebackType
+from typing import Self
+
+import grpc
+import optax
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection as grpc_reflection
+
+from psserver.config import ServerConfig
+from psserver.malformed import RefuseMalformed
+from psserver.service import ParameterServer
+from psserver.store import Store
+from pswire._generated import parameter_server_pb2 as pb
+from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES
+from pswire.status import Limits, Status
+
+_MAX_CALLS = 128  # At once: every stream holds a thread for as long as it lasts.
+_SERVICES = tuple(
+    pb.DESCRIPTOR.services_by_name[name].full_name
+    for name in ("ParameterServer", "Admin")
+)
+
+_log = logging.getLogger("psserver")
+
+
+class Server:
+    """A parameter server that listens from its construction until `stop`.
+
+    Example:
+        >>> import optax
+        >>> with Server(optax.sgd(0.1), max_staleness=4, port=0) as server:
+        ...     server.status().step
+        0
+    """
+
+    def __init__(
+        self,
+        rule: optax.GradientTransformation,
+        *,
+        rule_name: str = "custom",
+        max_staleness: int | None = ServerConfig.max_staleness,
+        max_grad_norm: float | None = ServerConfig.max_grad_norm,
+        host: str = ServerConfig.host,
+        port: int = ServerConfig.port,
+        insecure: bool = ServerConfig.insecure,
+        reflection: bool = ServerConfig.reflection,
+    ) -> None:
+        """Listen.
+
+        Args:
+            rule: Any optax gradient transformation, `optax.adam(1e-3)` say.
+            rule_name: What `status` calls the rule.
+            max_staleness: See `ServerConfig`, as for all that follow.
+            max_grad_norm: See there.
+            host: See there.
+            port: See there.
+            insecure: See there.
+            reflection: See there.
+
+        Raises:
+            ValueError: A setting is not what it has to be.
+            OSError: The address cannot be listened on.
+        """
+        config = ServerConfig(
+            max_staleness=max_staleness,
+            max_grad_norm=max_grad_norm,
+            host=host,
+            port=port,
+            insecure=insecure,
+            reflection=reflection,
+        )
+        self._store = Store(
+            rule,
+            rule_name=rule_name,
+            limits=Limits(
+                max_staleness=config.max_staleness,
+                max_grad_norm=config.max_grad_norm,
+                max_model_nbytes=_memory_nbytes(),
+                max_unary_nbytes=MAX_UNARY_NBYTES,
+            ),
+            generation=secrets.token_hex(8),
+            incarnation=secrets.token_hex(8),
+            now=time.monotonic(),
+        )
+        self._stopping = threading.Event()
+        self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
+        self._health = health.HealthServicer()
+        self._grpc = self._build(config)
+        self.address = self._bind(config)
+        """HOST:PORT, with the port really bound."""
+        self._grpc.start()
+        for service in ("", *_SERVICES):
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def status(self) -> Status:
+        """Return all counters as of one moment."""
+        return self._store.status(time.monotonic())
+
+    def wait(self) -> None:
+        """Block until somebody asks the server to stop."""
+        self._stopping.wait()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Refuse new calls, let those in flight finish, and close.
+
+        Args:
+            grace_s: How long to wait for calls in flight, in seconds; those that
+                last longer are cancelled.
+        """
+        self._stopping.set()
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(grace_s).wait()
+        # Closing a gRPC server leaves its pool's threads alive.
+        self._pool.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _build(self, config: ServerConfig) -> grpc.Server:
+        server = grpc.server(
+            self._pool,
+            interceptors=(RefuseMalformed(),),
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
+                # Else a second server shares the port, and half of the workers.
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+        rpc.add_ParameterServerServicer_to_server(ParameterServer(self._store), server)
+        rpc.add_AdminServicer_to_server(_Admin(self._stopping), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            names = (*_SERVICES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
+            grpc_reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self, config: ServerConfig) -> str:
+        bare = config.host.strip("[]")
+        host = f"[{bare}]" if ":" in bare else bare
+        try:
+            port = self._grpc.add_insecure_port(f"{host}:{config.port}")
+        except RuntimeError as error:
+            self._pool.shutdown()
+            raise OSError(
+                f"port: expected {host}:{config.port} to be free, got an error; "
+                "does another server listen there?"
+            ) from error
+        return f"{host}:{port}"
+
+
+class _Admin(rpc.AdminServicer):
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+
+    def Stop(  # noqa: N802 - gRPC names the methods.
+        self, request: pb.StopRequest, context: grpc.ServicerContext
+    ) -> pb.StopReply:
+        _log.info("asked to stop by %s", context.peer())
+        self._stopping.set()
+        return pb.StopReply()
+
+
+def _memory_nbytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,331 @@
+"""The variables, their slots and the step, changed by one push at a time."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+
+from psserver import gradients as checks
+from psserver.counters import Counters
+from psserver.decision import Present, Session, decide
+from psserver.rules import CompiledRule, Slots, require_rule
+from psserver.staleness import DropStale
+from pswire.errors import (
+    CallCancelledError,
+    InternalError,
+    InvalidRequestError,
+    NotInitializedError,
+    ParameterServerError,
+    SessionSupersededError,
+    SessionUnknownError,
+    TooLargeError,
+    VariableMismatchError,
+)
+from pswire.layout import Layout
+from pswire.status import Limits, Status
+from pswire.values import PushHeader, Snapshot, Verdict
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Receive = Callable[[Layout], Arrays]
+"""Reads a body of the layout; called only when the body is wanted."""
+
+_MAX_WORKER_NBYTES = 256
+_MAX_SESSION_NBYTES = 64
+
+_log = logging.getLogger("psserver")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What stays the same from one step to the next, once there are variables."""
+
+    layout: Layout
+    rule: CompiledRule
+    initializer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a worker learns when it joins."""
+
+    generation: str
+    incarnation: str
+    step: int
+    layout: Layout | None
+    limits: Limits
+
+
+class Store:
+    """Keeps one model; knows no socket, no file and no clock.
+
+    Every `now` is in seconds, of one clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        rule: object,
+        *,
+        rule_name: str,
+        limits: Limits,
+        generation: str,
+        incarnation: str,
+        now: float,
+    ) -> None:
+        """Start without variables.
+
+        Raises:
+            ValueError: The rule is no optax gradient transformation, or the limit no
+                whole number.
+        """
+        self.limits = limits
+        self.generation = generation
+        self.incarnation = incarnation
+        self._rule = require_rule(rule)
+        self._rule_name = rule_name
+        self._policy = DropStale(limits.max_staleness)
+        self._started = now
+
+        # Guards all fields below. A pull takes no lock: it reads `_model`, which is
+        # set once, then `_snapshot`, which is set before it and only ever replaced.
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+        self._snapshot: Snapshot[Arrays] = Snapshot({}, 0, generation)
+        self._slots: Slots = None
+        self._sessions: dict[str, Session] = {}
+        self._newest: dict[str, str] = {}  # Worker -> its newest session.
+        self._counters = Counters()
+
+    def join(self, worker: str, session: str, now: float) -> Joined:
+        """Introduce a session, which takes its worker's name over from any other.
+
+        Raises:
+            InvalidRequestError: A name is empty or too long, or the session belongs
+                to another worker.
+            SessionSupersededError: A newer session has taken the name over.
+        """
+        _require_name("worker", worker, _MAX_WORKER_NBYTES)
+        _require_name("session", session, _MAX_SESSION_NBYTES)
+        with self._lock:
+            self._enter(worker, session)
+            self._counters.join(worker, now)
+            return Joined(
+                generation=self.generation,
+                incarnation=self.incarnation,
+                step=self._snapshot.step,
+                layout=self._model.layout if self._model else None,
+                limits=self.limits,
+            )
+
+    def initialize(
+        self, session: str, layout: Layout, receive: Receive, now: float
+    ) -> bool:
+        """Set the variables if nobody has: all of them or, on any error, none.
+
+        Returns:
+            True: this session set them. False: another one had before.
+
+        Raises:
+            SessionUnknownError: The session has not joined.
+            VariableMismatchError: The body is not the layout's, or nothing in it is
+                trainable.
+            TooLargeError: The variables are larger than the server takes.
+            InvalidRequestError: The rule cannot run on these variables.
+        """
+        self._see(session, now)
+        if self._model is None:
+            self._require_initial(layout)
+            variables = dict(receive(layout))
+            with self._lock:
+                if self._model is None:
+                    self._set_model(session, layout, variables)
+        assert self._model is not None
+        return self._model.initializer == session
+
+    def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Arrays]]:
+        """Return the newest snapshot; it never waits for a push.
+
+        Args:
+            session: Who pulls; empty: somebody who never joined.
+            now: Seconds.
+
+        Raises:
+            SessionUnknownError: The session has not joined.
+            NotInitializedError: There are no variables yet.
+        """
+        if session:
+            self._see(session, now)
+        return self._initialized().layout, self._snapshot
+
+    def push(
+        self,
+        header: PushHeader,
+        receive: Receive,
+        now: float,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> Verdict:
+        """Decide a push and, if it is to be applied, apply it.
+
+        The header is judged before the body is received, and again, with the body in
+        hand, in the critical section that applies it: the step may have moved on.
+
+        Args:
+            header: All of the push but its gradients.
+            receive: Reads the gradients.
+            now: Seconds.
+            is_wanted: Whether the caller still waits; once it does not, nothing is
+                applied.
+
+        Raises:
+            ParameterServerError: The push is invalid, in one of the ways that
+                `decide`, the checks of gradients and the rule name. Variables, slots
+                and step keep every bit.
+        """
+        try:
+            self._see(header.session, now)
+            with self._lock:
+                verdict = self._decide(header)
+                if verdict.duplicate or not verdict.applied:
+                    return self._settle(header, verdict, now)
+            gradients = receive(header.layout or self._initialized().layout.trainable)
+            self._require_sound(gradients)
+            with self._lock:
+                verdict = self._decide(header)
+                if verdict.applied and not verdict.duplicate:
+                    if not is_wanted():
+                        raise CallCancelledError("push: the caller went away")
+                    self._apply(gradients, header.value)
+                return self._settle(header, verdict, now)
+        except ParameterServerError as error:
+            self.reject(header.session, error, now)
+            raise
+        except Exception as error:
+            self.reject(header.session, InternalError(str(error)), now)
+            raise
+
+    def reject(self, session: str, error: ParameterServerError, now: float) -> None:
+        """Count a push that never got a verdict."""
+        with self._lock:
+            known = self._sessions.get(session)
+            self._counters.add(known.worker if known else None, error, now)
+
+    def status(self, now: float) -> Status:
+        """Return all counters as of one moment."""
+        with self._lock:
+            uptime_s = now - self._started
+            return Status(
+                generation=self.generation,
+                incarnation=self.incarnation,
+                step=self._snapshot.step,
+                limits=self.limits,
+                rule=self._rule_name,
+                initialized=self._model is not None,
+                uptime_s=uptime_s,
+                pushes_per_s=self._counters.pushes_per_s(now, uptime_s),
+                counts=self._counters.total.freeze(),
+                staleness=dict(sorted(self._counters.staleness.items())),
+                workers=self._counters.workers(now),
+            )
+
+    def _enter(self, worker: str, session: str) -> None:
+        known = self._sessions.get(session)
+        if known is None:
+            previous = self._newest.get(worker)
+            if previous is not None:
+                old = self._sessions[previous]
+                self._sessions[previous] = replace(old, superseded=True)
+                _log.info("worker %s: session %s takes over", worker, session)
+            self._sessions[session] = Session(worker)
+            self._newest[worker] = session
+        elif known.worker != worker:
+            raise InvalidRequestError(
+                f"worker: expected {known.worker}, whose session {session} is, "
+                f"got {worker}"
+            )
+        elif known.superseded:
+            raise SessionSupersededError(
+                f"session: expected the newest of worker {worker}, got {session}; "
+                "another process has joined under that name"
+            )
+
+    def _see(self, session: str, now: float) -> None:
+        known = self._sessions.get(session)
+        if known is None:
+            raise SessionUnknownError(
+                f"session: expected one that has joined, got {session[:64]!r}"
+            )
+        self._counters.see(known.worker, now)
+
+    def _initialized(self) -> Model:
+        if self._model is None:
+            raise NotInitializedError(
+                "variables: expected to be initialized, got a call before that"
+            )
+        return self._model
+
+    def _require_initial(self, layout: Layout) -> None:
+        if not layout.trainable.nbytes:
+            raise VariableMismatchError(
+                "variables: expected at least one of a floating-point type, got none"
+            )
+        if layout.nbytes > self.limits.max_model_nbytes:
+            raise TooLargeError(
+                f"variables: expected at most {self.limits.max_model_nbytes} bytes, "
+                f"which is this machine's memory, got {layout.nbytes}"
+            )
+
+    def _set_model(
+        self, session: str, layout: Layout, variables: dict[str, npt.NDArray[Any]]
+    ) -> None:
+        trainable = {spec.name: variables[spec.name] for spec in layout.trainable}
+        rule = CompiledRule(self._rule, trainable)
+        self._slots = rule.init(trainable)
+        self._snapshot = Snapshot(variables, 0, self.generation)
+        self._model = Model(layout, rule, session)
+        _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
+
+    def _require_sound(self, gradients: Arrays) -> None:
+        checks.require_finite(gradients)
+        if self.limits.max_grad_norm is not None:
+            checks.require_norm(gradients, self.limits.max_grad_norm)
+
+    def _decide(self, header: PushHeader) -> Verdict:
+        present = Present(
+            self.generation, self._snapshot.step, self._initialized().layout.trainable
+        )
+        return decide(header, self._sessions[header.session], present, self._policy)
+
+    def _apply(self, gradients: Arrays, value: float | None) -> None:
+        rule, variables = self._initialized().rule, self._snapshot.params
+        changed, slots = rule.apply(
+            {name: variables[name] for name in gradients},
+            self._slots,
+            gradients,
+            value,
+        )
+        # Nothing below can fail, so the three change together or not at all.
+        self._slots = slots
+        self._snapshot = Snapshot(
+            {**variables, **changed}, self._snapshot.step + 1, self.generation
+        )
+
+    def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
+        session = self._sessions[header.session]
+        if not verdict.duplicate:
+            self._sessions[header.session] = replace(
+                session, last_seq=header.seq, last_verdict=verdict
+            )
+        self._counters.add(session.worker, verdict, now)
+        return verdict
+
+
+def _require_name(what: str, name: str, max_nbytes: int) -> None:
+    if not 0 < len(name.encode()) <= max_nbytes:
+        raise InvalidRequestError(
+            f"{what}: expected a name of 1 to {max_nbytes} bytes, "
+            f"got {len(name.encode())}"
+        )
+    if not name.isprintable():
+        raise InvalidRequestError(f"{what}: expected printable letters, got {name!r}")

@@ -1,0 +1,27 @@
+"""Changes the variables: pulls them, differentiates with JAX, pushes gradients."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psworker.client import Client as Client
+    from psworker.client import connect as connect
+    from psworker.task import Shard as Shard
+    from psworker.task import Task as Task
+
+_HOMES = {
+    "Client": "psworker.client",
+    "Shard": "psworker.task",
+    "Task": "psworker.task",
+    "connect": "psworker.client",
+}
+
+__all__ = ["Client", "Shard", "Task", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    # The client loads JAX, which takes seconds; `psworker --help` must not.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

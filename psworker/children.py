@@ -1,0 +1,127 @@
+"""Child processes that cannot outlive this one."""
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+_GRACE_S = 10.0
+
+
+class Children:
+    """Starts Python modules as processes, one log file each, and stops them all.
+
+    Ctrl-C in the terminal reaches only this process, which then decides.
+    """
+
+    def __init__(self, log_dir: Path) -> None:
+        """Make the folder of the logs."""
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._log_dir = log_dir
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended: queue.Queue[tuple[str, int]] = queue.Queue()
+        self._pipe, self._leash = os.pipe()
+        self._threads: list[threading.Thread] = []
+
+    def log(self, name: str) -> Path:
+        """Return where a child's output goes."""
+        return self._log_dir / f"{name}.log"
+
+    def last_words(self, name: str) -> str:
+        """Return the last line of a child's log."""
+        lines = self.log(name).read_text(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+
+    def start(self, name: str, module: str, arguments: Sequence[str]) -> None:
+        """Start `python -m module`; what it prints is added to its log."""
+        with self.log(name).open("ab") as log:
+            self._spawn(name, module, arguments, stdout=log, stderr=log)
+
+    def start_and_read_line(
+        self, name: str, module: str, arguments: Sequence[str]
+    ) -> str:
+        """Start a process, and return the first line that it prints; "" if none."""
+        with self.log(name).open("ab") as log:
+            process = self._spawn(
+                name, module, arguments, stdout=subprocess.PIPE, stderr=log
+            )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        self._run(f"{name}-output", self._copy, process.stdout, name)
+        return line.decode()
+
+    def wait(self, timeout_s: float) -> tuple[str, int] | None:
+        """Return the name and exit code of the next child to end; None: none did."""
+        try:
+            name, code = self._ended.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        del self._running[name]
+        return name, code
+
+    def stop(self) -> None:
+        """End all children: first asked, then made to."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            try:
+                process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for thread in self._threads:
+            thread.join()
+        self._running.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        os.close(self._pipe)
+        os.close(self._leash)
+
+    def _spawn(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        command = (sys.executable, "-m", "psworker.leash", str(self._pipe), module)
+        process = subprocess.Popen(
+            (*command, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=(self._pipe,),
+            process_group=0,
+        )
+        self._running[name] = process
+        self._run(f"{name}-end", self._await, name, process)
+        return process
+
+    def _run(self, name: str, function: object, *arguments: object) -> None:
+        thread = threading.Thread(target=function, args=arguments, name=name)  # type: ignore[arg-type]
+        thread.start()
+        self._threads.append(thread)
+
+    def _await(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self._ended.put((name, process.wait()))
+
+    def _copy(self, source: IO[bytes], name: str) -> None:
+        with source, self.log(name).open("ab") as log:
+            for line in source:
+                log.write(line)
+                log.flush()

@@ -1,0 +1,259 @@
+"""The `psworker` command."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pswire.signals import interruptible
+from psworker.task import Shard, Task, load_task
+
+# JAX and gRPC are imported by the commands that need them: `--help` is instant.
+
+_PROGRESS_S = 2.0
+
+_app_dir = click.option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False),
+    default=".",
+    show_default=True,
+    help="Where to look for the task's module.",
+)
+_steps = click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Stop once the global step is N.  [default: when the batches end]",
+)
+_on_drop = click.option(
+    "--on-drop",
+    type=click.Choice(["skip", "retry"]),
+    default="skip",
+    show_default=True,
+    help="After a drop go on with the next batch, or compute the same one again.",
+)
+_outage = click.option(
+    "--outage",
+    "outage_s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to go on trying while no server answers.",
+)
+
+
+class _ShardType(click.ParamType[Shard]):
+    name = "I/N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Shard:
+        try:
+            return value if isinstance(value, Shard) else Shard.parse(value)
+        except ValueError as error:
+            self.fail(str(error))
+
+
+@click.group()
+@click.version_option(package_name="asyncps")
+def main() -> None:
+    """Train a model whose variables a parameter server keeps."""
+
+
+@main.command(context_settings={"auto_envvar_prefix": "PSWORKER"})
+@click.argument("target", metavar="MODULE:TASK")
+@click.option("--server", required=True, metavar="HOST:PORT")
+@click.option(
+    "--shard",
+    type=_ShardType(),
+    default="0/1",
+    show_default=True,
+    metavar="I/N",
+    help="Which part of the data this worker reads.",
+)
+@click.option(
+    "--name",
+    help="The worker's name; a newer one of the same name supersedes this one.  "
+    "[default: host, process id and a number]",
+)
+@_steps
+@_on_drop
+@_outage
+@_app_dir
+def run(
+    target: str,
+    server: str,
+    shard: Shard,
+    name: str | None,
+    steps: int | None,
+    on_drop: Any,
+    outage_s: float,
+    app_dir: str,
+) -> None:
+    """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
+    with interruptible(), _clear_errors():
+        task = _load(target, app_dir)
+        from psworker.client import connect
+        from psworker.loop import Progress, train
+
+        latest = Progress()
+
+        def report(progress: Progress) -> None:
+            nonlocal latest
+            latest = progress
+            news(progress)
+
+        news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
+        log = logging.getLogger("psworker")
+        try:
+            with connect(server, name=name, outage_s=outage_s) as client:
+                log.info("joined %s as %s", server, client.name)
+                train(client, task, shard, steps=steps, on_drop=on_drop, report=report)
+        except KeyboardInterrupt:
+            log.info("stopped")
+        click.echo(_line(latest))
+
+
+@main.command(context_settings={"auto_envvar_prefix": "PSWORKER"})
+@click.argument("target", metavar="MODULE:TASK")
+@click.option("--server", required=True, metavar="HOST:PORT")
+@_outage
+@_app_dir
+def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
+    """Print what the task's `evaluate` says of the variables as they are now."""
+    with _clear_errors():
+        task = _load(target, app_dir)
+        if task.evaluate is None:
+            click.echo(f"{target} has nothing to evaluate", err=True)
+            return
+        from psworker.client import connect
+
+        with connect(server, outage_s=outage_s) as client:
+            snapshot = client.pull(like=task.init())
+        numbers = task.evaluate(snapshot.params)
+        found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        click.echo(f"at step {snapshot.step}: {found}")
+
+
+@main.command(context_settings={"auto_envvar_prefix": "PSWORKER"})
+@click.argument("target", metavar="MODULE:TASK")
+@click.option("--workers", type=click.IntRange(min=1), required=True, metavar="N")
+@click.option("--server", metavar="HOST:PORT", help="Of a server that runs already.")
+@click.option(
+    "--local-server",
+    is_flag=True,
+    help="Start a server too, with the options of `psserver serve` after a --.",
+)
+@click.argument("serve_options", nargs=-1, metavar="[-- SERVE OPTIONS]")
+@_steps
+@_on_drop
+@_outage
+@_app_dir
+@click.option(
+    "--log-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="psworker-logs",
+    show_default=True,
+    help="Where every process has its log.",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How often each worker may be restarted after a crash.",
+)
+def launch(
+    target: str,
+    workers: int,
+    server: str | None,
+    local_server: bool,
+    serve_options: tuple[str, ...],
+    steps: int | None,
+    on_drop: str,
+    outage_s: float,
+    app_dir: str,
+    log_dir: Path,
+    max_restarts: int,
+) -> None:
+    """Train with N worker processes on this machine, and sum up."""
+    if bool(server) == local_server:
+        raise click.UsageError("expected either --server or --local-server")
+    if serve_options and not local_server:
+        raise click.UsageError(
+            f"--local-server: expected beside serve options, got {serve_options[0]}"
+        )
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from psworker.launcher import LaunchError, Plan
+    from psworker.launcher import launch as run_plan
+
+    run_options = ["--on-drop", on_drop, "--outage", str(outage_s)]
+    if steps is not None:
+        run_options += ["--steps", str(steps)]
+    plan = Plan(
+        target=target,
+        workers=workers,
+        server=server,
+        serve_options=serve_options,
+        run_options=run_options,
+        # Launches on several machines must not take each other's names.
+        name="worker" if local_server else f"{socket.gethostname()}-{os.getpid()}",
+        app_dir=app_dir,
+        log_dir=log_dir,
+        max_restarts=max_restarts,
+    )
+    with interruptible():
+        try:
+            complete = run_plan(plan, lambda line: click.echo(line, err=True))
+        except LaunchError as error:
+            raise click.ClickException(str(error)) from error
+    sys.exit(0 if complete else 1)
+
+
+def _load(target: str, app_dir: str) -> Task:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("psworker").setLevel(logging.INFO)
+    sys.path.insert(0, app_dir)
+    try:
+        return load_task(target)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    from pswire.errors import ParameterServerError
+
+    try:
+        yield
+    except ParameterServerError as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+def _every(seconds: float, action: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return the action, left out where the last one was less than `seconds` ago."""
+    last = -seconds
+
+    def act(value: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= seconds:
+            last = now
+            action(value)
+
+    return act
+
+
+def _line(progress: Any) -> str:
+    loss = "none" if progress.loss is None else f"{progress.loss:.4g}"
+    return (
+        f"step {progress.step}, loss {loss}, "
+        f"{progress.applied} applied, {progress.dropped} dropped"
+    )

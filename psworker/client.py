@@ -1,0 +1,270 @@
+"""The worker's front door: pull, push, exchange and minimize, over pytrees."""
+
+import itertools
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+import numpy.typing as npt
+
+from psworker.connection import Connection
+from psworker.gradient import differentiate
+from pswire import trees
+from pswire.layout import Layout
+from pswire.status import Status
+from pswire.values import PushHeader, Snapshot, Verdict
+
+Params = TypeVar("Params")
+Arrays = Mapping[str, npt.NDArray[Any]]
+OnDrop = Literal["skip", "retry"]
+
+_numbers = itertools.count(1)
+
+
+def connect(
+    address: str,
+    *,
+    name: str | None = None,
+    timeout_s: float = 30.0,
+    outage_s: float = 60.0,
+) -> "Client":
+    """Join a parameter server as a worker, waiting for it if need be.
+
+    Args:
+        address: HOST:PORT.
+        name: The worker's name, under which the server counts; a newer client of the
+            same name supersedes this one. None: this host's name, the process id and
+            a number.
+        timeout_s: How long one attempt of a call may take, in seconds, and a second
+            more for every megabyte it moves.
+        outage_s: How long to go on trying while no server answers, in seconds.
+
+    Raises:
+        ServerUnavailableError: No server came in that time.
+    """
+    worker = name or f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
+    connection = Connection(
+        address,
+        worker=worker,
+        session=secrets.token_hex(8),
+        timeout_s=timeout_s,
+        outage_s=outage_s,
+    )
+    try:
+        connection.join()
+    except BaseException:
+        connection.close()
+        raise
+    return Client(connection)
+
+
+class Client:
+    """A worker's side of one session; made by `connect`, closed by `with`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._known: Snapshot[Arrays] | None = None
+        # Guards `_seq`, and keeps one push at a time: the server remembers the last.
+        self._pushing = threading.Lock()
+        self._seq = 0
+
+    @property
+    def name(self) -> str:
+        """The worker's name."""
+        return self._connection.worker
+
+    def initialize(self, params: Any) -> bool:
+        """Offer the first variables; the first worker's are taken.
+
+        Args:
+            params: Any pytree of arrays. Floating-point leaves are trained, integers
+                and bools only kept.
+
+        Returns:
+            True: these are the variables. False: another worker had been first.
+
+        Raises:
+            VariableMismatchError: A leaf is no array of a type that can travel.
+            InvalidRequestError: The server's rule cannot run on these variables.
+        """
+        initialized = self._connection.initialize(trees.flatten(params))
+        if self._connection.layout is None:
+            self._connection.join()  # For the layout, which is the first worker's.
+        return initialized
+
+    @overload
+    def pull(self, like: None = None) -> Snapshot[Arrays]: ...
+    @overload
+    def pull(self, like: Params) -> Snapshot[Params]: ...
+    def pull(self, like: Any = None) -> Snapshot[Any]:
+        """Return the newest snapshot.
+
+        Args:
+            like: A pytree of the form that `initialize` was given, or its
+                `jax.eval_shape`; None: the params will be a dict of names to arrays.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: They are not like the template.
+        """
+        return self._in_form(self._connection.pull(self._known), like)
+
+    def push(
+        self,
+        gradients: Any,
+        snapshot: Snapshot[Any] | None = None,
+        *,
+        step_read: int | None = None,
+        value: float | None = None,
+    ) -> Verdict:
+        """Offer gradients.
+
+        Args:
+            gradients: A pytree like the params, or a dict of names to arrays; float0
+                leaves, which integers have, are left out.
+            snapshot: What they were computed from.
+            step_read: Its step, in place of the snapshot, for callers who keep the
+                number themselves; the generation is then that of the last pull.
+            value: The loss there, which some rules need.
+
+        Returns:
+            Whether they were applied, and how stale they were.
+
+        Raises:
+            GenerationError: The server has another history now: pull again.
+            VariableMismatchError: They are not like the variables.
+            NonFiniteError: They hold NaN or an infinity.
+            ValueError: Neither or both of snapshot and step_read were given.
+        """
+        arrays = trees.flatten(gradients)
+        origin = self._origin(snapshot, step_read)
+        with self._pushing:
+            header = self._header(arrays, *origin, value)
+            return self._connection.push(header, arrays)
+
+    def exchange(
+        self,
+        gradients: Any,
+        snapshot: Snapshot[Params],
+        *,
+        value: float | None = None,
+    ) -> tuple[Verdict, Snapshot[Params]]:
+        """Push, then pull, in one call.
+
+        Args:
+            gradients: See `push`.
+            snapshot: What they were computed from; the new one has its form.
+            value: See `push`.
+
+        Raises:
+            ParameterServerError: As `push` and `pull` do.
+        """
+        arrays = trees.flatten(gradients)
+        with self._pushing:
+            header = self._header(arrays, snapshot.generation, snapshot.step, value)
+            verdict, new = self._connection.exchange(header, arrays)
+        if new is None:
+            return verdict, snapshot
+        return verdict, self._in_form(new, snapshot.params)
+
+    def minimize(
+        self,
+        loss: Callable[..., Any],
+        batch: Any,
+        *,
+        like: Any,
+        rng: Any = None,
+        has_aux: bool = False,
+        on_drop: OnDrop = "skip",
+        max_retries: int = 3,
+    ) -> tuple[Verdict, Any]:
+        """Pull, differentiate `loss(params, batch)`, and push.
+
+        Args:
+            loss: See `Task.loss`; pass the same function every time, since it is
+                compiled once for each.
+            batch: What it takes.
+            like: See `pull`.
+            rng: A JAX key, for a loss with a parameter `rng`.
+            has_aux: Whether `loss` returns a scalar and something else.
+            on_drop: "skip" returns the verdict of a dropped push; "retry" pulls and
+                computes the same batch again, at most `max_retries` times.
+            max_retries: See there.
+
+        Returns:
+            The last verdict, and what `loss` returned for it.
+
+        Raises:
+            ParameterServerError: As `push` and `pull` do.
+        """
+        compute = differentiate(loss, has_aux=has_aux)
+        for retries_left in reversed(range(max_retries + 1)):
+            snapshot = self.pull(like=like)
+            result, gradients = compute(snapshot.params, batch, rng)
+            value = float(result[0] if has_aux else result)
+            verdict = self.push(gradients, snapshot, value=value)
+            if verdict.applied or on_drop == "skip" or not retries_left:
+                break
+        return verdict, result
+
+    def status(self) -> Status:
+        """Return the server's counters."""
+        return self._connection.status()
+
+    def close(self) -> None:
+        """End the session; calls in flight are cancelled."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _origin(
+        self, snapshot: Snapshot[Any] | None, step_read: int | None
+    ) -> tuple[str, int]:
+        if (snapshot is None) == (step_read is None):
+            raise ValueError("push: expected either a snapshot or step_read")
+        if snapshot is not None:
+            return snapshot.generation, snapshot.step
+        assert step_read is not None
+        if self._known is None:
+            self.pull()
+        assert self._known is not None
+        return self._known.generation, step_read
+
+    def _header(
+        self, arrays: Arrays, generation: str, step_read: int, value: float | None
+    ) -> PushHeader:
+        self._seq += 1
+        layout = Layout.of(arrays)
+        variables = self._connection.layout
+        # What the server expects anyway need not be sent.
+        usual = variables is not None and layout == variables.trainable
+        return PushHeader(
+            session=self._connection.session,
+            seq=self._seq,
+            generation=generation,
+            step_read=step_read,
+            nbytes=layout.nbytes,
+            layout=None if usual else layout,
+            value=value,
+        )
+
+    def _in_form(self, new: Snapshot[Arrays] | None, like: Any) -> Snapshot[Any]:
+        if new is not None:
+            self._known = new
+        known = self._known
+        assert known is not None  # The server leaves out only what we know.
+        params = known.params if like is None else trees.unflatten(like, known.params)
+        return Snapshot(params, known.step, known.generation)

@@ -1,0 +1,302 @@
+"""One server's RPCs, each with a deadline, repeated while that can help."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any, TypeVar
+
+import grpc
+import numpy.typing as npt
+
+from pswire import body
+from pswire._generated import parameter_server_pb2 as pb
+from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.errors import (
+    DeadlineError,
+    ParameterServerError,
+    ServerUnavailableError,
+    SessionUnknownError,
+    TooLargeError,
+    from_status,
+)
+from pswire.layout import Layout
+from pswire.status import Status
+from pswire.values import PushHeader, Snapshot, Verdict
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Known = Snapshot[Any] | None
+"""The snapshot that the caller holds already, if any."""
+
+Answer = TypeVar("Answer")
+
+_SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
+_FIRST_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 2.0
+_NOTICE_S = 3.0
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", body.MAX_MESSAGE_NBYTES),
+    ("grpc.max_send_message_length", body.MAX_MESSAGE_NBYTES),
+    # A server that has just come should be found at once, not after gRPC's minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+_log = logging.getLogger("psworker")
+
+
+class Connection:
+    """One worker process's session with one server.
+
+    It speaks of named arrays and knows no JAX. Calls may come from several threads,
+    but for pushes: a session pushes one after another.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        worker: str,
+        session: str,
+        timeout_s: float,
+        outage_s: float,
+    ) -> None:
+        """Prepare to call; `join` is the first call.
+
+        Args:
+            address: HOST:PORT.
+            worker: The name to join under.
+            session: The id of this process's life, never used before.
+            timeout_s: How long one attempt may take, in seconds, and a second more
+                for every megabyte it moves.
+            outage_s: How long to repeat a call that finds no server, in seconds.
+        """
+        self.address = address
+        self.worker = worker
+        self.session = session
+        self.layout: Layout | None = None
+        """Of the variables; None: not known yet."""
+        self._max_model_nbytes = 0
+        self._timeout_s = timeout_s
+        self._outage_s = outage_s
+        self._closed = threading.Event()
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._stub = rpc.ParameterServerStub(self._channel)
+
+    def close(self) -> None:
+        """End the connection; calls in flight are cancelled."""
+        self._closed.set()
+        self._channel.close()
+
+    def join(self) -> None:
+        """Introduce this session, waiting for a server that is not there yet.
+
+        Raises:
+            ServerUnavailableError: None came within `outage_s`.
+            SessionSupersededError: A newer process has joined under the name.
+        """
+        request = pb.JoinRequest(worker=self.worker, session=self.session)
+        reply = self._call(lambda timeout: self._stub.Join(request, timeout=timeout))
+        has_layout = reply.HasField("layout")
+        self.layout = Layout.from_proto(reply.layout) if has_layout else None
+        self._max_model_nbytes = reply.limits.max_model_nbytes
+
+    def initialize(self, arrays: Arrays) -> bool:
+        """Offer the first variables.
+
+        Returns:
+            True: they were taken. False: another session had been first.
+
+        Raises:
+            TooLargeError: They are larger than the server takes; nothing is sent.
+        """
+        layout = Layout.of(arrays)
+        if layout.nbytes > self._max_model_nbytes:
+            raise TooLargeError(
+                f"variables: expected at most {self._max_model_nbytes} bytes, which "
+                f"is the server's memory, got {layout.nbytes}"
+            )
+        header = pb.InitializeHeader(session=self.session, layout=layout.to_proto())
+
+        def messages() -> Iterator[pb.InitializeRequest]:
+            yield pb.InitializeRequest(header=header)
+            for offset, data in body.cut(layout, arrays):
+                yield pb.InitializeRequest(offset=offset, data=data)
+
+        def attempt(timeout: float) -> pb.InitializeReply:
+            if layout.nbytes > body.MAX_UNARY_NBYTES:
+                return self._stub.InitializeStream(messages(), timeout=timeout)
+            request = pb.InitializeRequest(
+                header=header, data=body.join(layout, arrays)
+            )
+            return self._stub.Initialize(request, timeout=timeout)
+
+        return self._call_in_session(attempt, layout.nbytes).initialized
+
+    def pull(self, known: Known) -> Snapshot[Arrays] | None:
+        """Return the newest snapshot; None: it is the known one.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        request = pb.PullRequest(
+            session=self.session,
+            generation=known.generation if known else "",
+            step=known.step if known else 0,
+        )
+
+        def attempt(timeout: float) -> Snapshot[Arrays] | None:
+            if self._fits_one_message():
+                replies = iter((self._stub.Pull(request, timeout=timeout),))
+            else:
+                replies = self._stub.PullStream(request, timeout=timeout)
+            return self._read_snapshot(replies)
+
+        return self._call_in_session(attempt, self._model_nbytes())
+
+    def push(self, header: PushHeader, arrays: Arrays) -> Verdict:
+        """Offer gradients; a repeated attempt is the same push.
+
+        Args:
+            header: Its layout is that of the arrays, also if it does not name one.
+            arrays: The gradients.
+        """
+        layout = Layout.of(arrays)
+
+        def attempt(timeout: float) -> pb.PushReply:
+            if layout.nbytes > body.MAX_UNARY_NBYTES:
+                pieces = _push_in_pieces(header, layout, arrays)
+                return self._stub.PushStream(pieces, timeout=timeout)
+            return self._stub.Push(_push(header, layout, arrays), timeout=timeout)
+
+        reply = self._call_in_session(attempt, layout.nbytes)
+        return Verdict.from_proto(reply)
+
+    def exchange(
+        self, header: PushHeader, arrays: Arrays
+    ) -> tuple[Verdict, Snapshot[Arrays] | None]:
+        """Push, then pull, in one call.
+
+        Returns:
+            The verdict, and the newest snapshot; None: it is still the one that the
+            gradients were computed from.
+        """
+        layout = Layout.of(arrays)
+
+        def send(timeout: float) -> Iterator[pb.ExchangeReply]:
+            if self._fits_one_message():
+                request = pb.ExchangeRequest(push=_push(header, layout, arrays))
+                return iter((self._stub.Exchange(request, timeout=timeout),))
+            pieces = _push_in_pieces(header, layout, arrays)
+            requests = (pb.ExchangeRequest(push=piece) for piece in pieces)
+            return self._stub.ExchangeStream(requests, timeout=timeout)
+
+        def attempt(timeout: float) -> tuple[Verdict, Snapshot[Arrays] | None]:
+            replies = send(timeout)
+            first = next(replies)
+            pulls = chain((first.pull,), (reply.pull for reply in replies))
+            return Verdict.from_proto(first.push), self._read_snapshot(pulls)
+
+        return self._call_in_session(attempt, layout.nbytes + self._model_nbytes())
+
+    def status(self) -> Status:
+        """Return the server's counters."""
+        request = pb.StatusRequest()
+        return Status.from_proto(
+            self._call(lambda timeout: self._stub.Status(request, timeout=timeout))
+        )
+
+    def _read_snapshot(
+        self, replies: Iterator[pb.PullReply]
+    ) -> Snapshot[Arrays] | None:
+        first = next(replies)
+        header = first.header
+        if header.HasField("layout"):
+            self.layout = Layout.from_proto(header.layout)
+        if header.not_modified:
+            return None
+        assert self.layout is not None  # The server leaves out only what we know.
+        assembly = body.Assembly(self.layout)
+        for reply in chain((first,), replies):
+            assembly.add(reply.offset, reply.data)
+        return Snapshot(assembly.finish(), header.step, header.generation)
+
+    def _model_nbytes(self) -> int:
+        return self.layout.nbytes if self.layout else 0
+
+    def _fits_one_message(self) -> bool:
+        # Gradients are never larger than the variables.
+        return self.layout is not None and self.layout.nbytes <= body.MAX_UNARY_NBYTES
+
+    def _call_in_session(
+        self, attempt: Callable[[float], Answer], nbytes: int
+    ) -> Answer:
+        try:
+            return self._call(attempt, nbytes)
+        except SessionUnknownError:
+            # A server that has restarted: it judges the call itself once we joined.
+            self.join()
+            return self._call(attempt, nbytes)
+
+    def _call(self, attempt: Callable[[float], Answer], nbytes: int = 0) -> Answer:
+        timeout = self._timeout_s + nbytes / _SLOWEST_LINK
+        outage = _Outage(self.address, self._outage_s)
+        while True:
+            try:
+                with from_status():
+                    return attempt(timeout)
+            except (ServerUnavailableError, DeadlineError) as error:
+                if self._closed.wait(outage.next_pause_s(error)):
+                    raise
+
+
+class _Outage:
+    """The time during which one call finds no server."""
+
+    def __init__(self, address: str, patience_s: float) -> None:
+        self._address = address
+        self._patience_s = patience_s
+        self._began = self._noticed = time.monotonic()
+        self._backoff_s = _FIRST_BACKOFF_S
+
+    def next_pause_s(self, error: ParameterServerError) -> float:
+        """Return how long to wait before the next attempt, or give up.
+
+        Raises:
+            ParameterServerError: The error itself, once patience has run out.
+        """
+        now = time.monotonic()
+        waited = now - self._began
+        if waited >= self._patience_s:
+            raise type(error)(
+                f"{self._address}: no answer for {waited:.0f} s; last: {error}"
+            ) from error
+        if now - self._noticed >= _NOTICE_S:
+            self._noticed = now
+            _log.warning(
+                "waiting for the parameter server at %s for %.0f s (at most %.0f s): %s",
+                self._address,
+                waited,
+                self._patience_s,
+                error,
+            )
+        # Jitter: many workers that lost one server should not come back as one.
+        pause = self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+        return min(pause, self._patience_s - waited)
+
+
+def _push(header: PushHeader, layout: Layout, arrays: Arrays) -> pb.PushRequest:
+    return pb.PushRequest(header=header.to_proto(), data=body.join(layout, arrays))
+
+
+def _push_in_pieces(
+    header: PushHeader, layout: Layout, arrays: Arrays
+) -> Iterator[pb.PushRequest]:
+    yield pb.PushRequest(header=header.to_proto())
+    for offset, data in body.cut(layout, arrays):
+        yield pb.PushRequest(offset=offset, data=data)

@@ -1,0 +1,216 @@
+"""Many workers on this machine: started, watched, restarted, summed up."""
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from psworker.children import Children
+from psworker.connection import Connection
+from pswire import report
+from pswire.errors import ParameterServerError
+from pswire.status import Status
+
+_PROGRESS_S = 2.0
+_USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
+_SERVER = "server"
+
+Say = Callable[[str], None]
+
+
+class LaunchError(Exception):
+    """The run could not go on; the message says where to look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to launch.
+
+    Attributes:
+        target: The task's `module:attribute`.
+        workers: How many.
+        server: HOST:PORT; None: start one.
+        serve_options: Of `psserver serve`, for a server started here.
+        run_options: Of `psworker run`, for every worker.
+        name: What the workers' names begin with.
+        app_dir: Where the task's module is.
+        log_dir: Where the logs go.
+        max_restarts: How often each worker may be restarted.
+    """
+
+    target: str
+    workers: int
+    server: str | None
+    serve_options: Sequence[str]
+    run_options: Sequence[str]
+    name: str
+    app_dir: str
+    log_dir: Path
+    max_restarts: int
+
+
+def launch(plan: Plan, say: Say) -> bool:
+    """Run a plan to its end, or until Ctrl-C; leave no process behind.
+
+    Args:
+        plan: What to launch.
+        say: Takes a line of news at a time. The summary goes to stdout.
+
+    Returns:
+        Whether every worker came to its end.
+
+    Raises:
+        LaunchError: The server did not start, or ended in mid-run.
+    """
+    with Children(plan.log_dir) as children:
+        address = plan.server or _start_server(children, plan)
+        run = _Run(plan, children, address, say)
+        try:
+            run.start()
+            run.supervise()
+            interrupted = False
+        except KeyboardInterrupt:
+            say("stopping; once more stops at once")
+            interrupted = True
+        run.sum_up(evaluate=not interrupted)
+        return interrupted or not run.lost
+
+
+class _Run:
+    def __init__(self, plan: Plan, children: Children, address: str, say: Say) -> None:
+        self.lost: list[str] = []
+        self._plan = plan
+        self._children = children
+        self._address = address
+        self._say = say
+        self._restarts: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._names = [f"{plan.name}-{index}" for index in range(plan.workers)]
+
+    def start(self) -> None:
+        for name in self._names:
+            self._children.log(name).unlink(missing_ok=True)
+            self._start_worker(name)
+        self._say(
+            f"{self._plan.workers} workers of {self._plan.target}, server "
+            f"{self._address}, logs in {self._plan.log_dir}/"
+        )
+
+    def supervise(self) -> None:
+        """Watch until every worker has ended, restarting those that crash."""
+        left = set(self._names)
+        next_news = time.monotonic() + _PROGRESS_S
+        while left:
+            ended = self._children.wait(max(0.0, next_news - time.monotonic()))
+            if ended is None:
+                self._tell_progress(len(left))
+                next_news = time.monotonic() + _PROGRESS_S
+                continue
+            name, code = ended
+            if name == _SERVER:
+                raise LaunchError(_obituary(self._children, name, code))
+            if code == 0:
+                left.discard(name)
+            elif self._may_restart(name, code):
+                self._start_worker(name)
+            else:
+                self.lost.append(name)
+                left.discard(name)
+
+    def sum_up(self, *, evaluate: bool) -> None:
+        """Print what the server has counted, and what the task makes of the result."""
+        elapsed = time.monotonic() - self._began
+        status = self._status()
+        if status is None:
+            self._say(f"{self._address}: no answer, so there is no summary")
+            return
+        report.show(status, sys.stdout)
+        judged = status.counts.judged
+        print(
+            f"{judged} pushes in {elapsed:.1f} s, start-up included; "
+            f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
+            flush=True,
+        )
+        if evaluate and status.initialized:
+            self._evaluate()
+
+    def _start_worker(self, name: str) -> None:
+        index = self._names.index(name)
+        self._children.start(
+            name,
+            "psworker",
+            (
+                *("run", self._plan.target, "--server", self._address),
+                *("--name", name, "--shard", f"{index}/{self._plan.workers}"),
+                *("--app-dir", self._plan.app_dir, *self._plan.run_options),
+            ),
+        )
+
+    def _may_restart(self, name: str, code: int) -> bool:
+        self._say(_obituary(self._children, name, code))
+        if code == _USAGE_ERROR:
+            return False
+        if self._restarts[name] == self._plan.max_restarts:
+            self._say(f"{name}: no restart is left of {self._plan.max_restarts}")
+            return False
+        self._restarts[name] += 1
+        self._say(
+            f"{name}: restart {self._restarts[name]} of {self._plan.max_restarts}"
+        )
+        return True
+
+    def _tell_progress(self, workers: int) -> None:
+        status = self._status()
+        if status is None:
+            self._say(f"{self._address}: no answer yet")
+            return
+        self._say(
+            f"{time.monotonic() - self._began:.0f} s: step {status.step}, "
+            f"{status.pushes_per_s:.0f} pushes/s, drop rate "
+            f"{status.counts.drop_rate:.1%}, {workers} workers"
+        )
+
+    def _status(self) -> Status | None:
+        connection = Connection(
+            self._address, worker="", session="", timeout_s=5.0, outage_s=0.0
+        )
+        try:
+            return connection.status()
+        except ParameterServerError:
+            return None
+        finally:
+            connection.close()
+
+    def _evaluate(self) -> None:
+        line = self._children.start_and_read_line(
+            "evaluate",
+            "psworker",
+            (
+                *("evaluate", self._plan.target, "--server", self._address),
+                *("--app-dir", self._plan.app_dir),
+            ),
+        )
+        print(line, end="", flush=True)
+
+
+def _start_server(children: Children, plan: Plan) -> str:
+    children.log(_SERVER).unlink(missing_ok=True)
+    options = ("--app-dir", plan.app_dir, "--port", "0", *plan.serve_options)
+    line = children.start_and_read_line(_SERVER, "psserver", ("serve", *options))
+    said, _, address = line.strip().partition("listening on ")
+    if said or not address:
+        raise LaunchError(_obituary(children, _SERVER, None))
+    return address
+
+
+def _obituary(children: Children, name: str, code: int | None) -> str:
+    how = ""
+    if code is not None:
+        how = f" with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    return (
+        f"{name}: ended{how}; last: {children.last_words(name)} "
+        f"(see {children.log(name)})"
+    )

@@ -1,0 +1,34 @@
+"""Runs a command that ends when the process that started it does.
+
+`python -m psworker.leash FD MODULE ARGUMENTS` runs `python -m MODULE ARGUMENTS` in this
+very process. FD is the reading end of a pipe whose writing end only the starter holds:
+however the starter ends, even by SIGKILL, the pipe closes, and this process goes too.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+_GRACE_S = 5.0
+
+
+def main() -> None:
+    """Watch the pipe, and run the command."""
+    pipe, module = int(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=_watch, args=(pipe,), name="leash", daemon=True).start()
+    sys.argv = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _watch(pipe: int) -> None:
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
