@@ -18,7 +18,7 @@ class _Malformed:
         return InvalidRequestError(f"request: expected a message of ps.v1, {self.text}")
 
 
-class RefuseMalformed(grpc.ServerInterceptor):  # type: ignore[misc]
+class RefuseMalformed(grpc.ServerInterceptor):
     """Turns bytes that do not decode into INVALID_ARGUMENT.
 
     Left alone, gRPC answers INTERNAL, which would say that the server has a bug.

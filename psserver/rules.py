@@ -14,16 +14,14 @@ import optax
 
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 
-try:
-    from jax import enable_x64
-except ImportError:  # jax < 0.8
-    from jax.experimental import enable_x64
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 Slots = Any
 """A rule's state: a pytree that only the rule understands."""
 
 _log = logging.getLogger("psserver")
+
+# It moved out of `jax.experimental` in jax 0.8.
+_enable_x64: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
 
 
 def require_rule(rule: object) -> optax.GradientTransformationExtraArgs:
@@ -126,7 +124,7 @@ class CompiledRule:
     @contextmanager
     def _environment(self) -> Iterator[None]:
         cpu = jax.local_devices(backend="cpu")[0]
-        with jax.default_device(cpu), enable_x64(self._x64):
+        with jax.default_device(cpu), _enable_x64(self._x64):
             yield
 
 

@@ -136,7 +136,7 @@ class Server:
     def _build(self, config: ServerConfig) -> grpc.Server:
         server = grpc.server(
             self._pool,
-            interceptors=(RefuseMalformed(),),
+            interceptors=[RefuseMalformed()],
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),

@@ -122,9 +122,10 @@ class ParameterServer(rpc.ParameterServerServicer):
         with to_status(context):
             first = _first(requests).push
             push = self._push(first, (request.push for request in requests), context)
-            for pull in self._pieces(_pull_after(first.header)):
-                yield pb.ExchangeReply(push=push, pull=pull)
-                push = None
+            pieces = self._pieces(_pull_after(first.header))
+            yield pb.ExchangeReply(push=push, pull=next(pieces))
+            for piece in pieces:
+                yield pb.ExchangeReply(pull=piece)
 
     def Status(
         self, request: pb.StatusRequest, context: grpc.ServicerContext

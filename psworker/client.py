@@ -11,12 +11,12 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy.typing as npt
 
-from psworker.connection import Connection
-from psworker.gradient import differentiate
 from pswire import trees
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
+from psworker.connection import Connection
+from psworker.gradient import differentiate
 
 Params = TypeVar("Params")
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -278,7 +278,7 @@ class _Outage:
         if now - self._noticed >= _NOTICE_S:
             self._noticed = now
             _log.warning(
-                "waiting for the parameter server at %s for %.0f s (at most %.0f s): %s",
+                "waiting for the parameter server at %s, %.0f of %.0f s: %s",
                 self._address,
                 waited,
                 self._patience_s,

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from psworker.children import Children
-from psworker.connection import Connection
 from pswire import report
 from pswire.errors import ParameterServerError
 from pswire.status import Status
+from psworker.children import Children
+from psworker.connection import Connection
 
 _PROGRESS_S = 2.0
 _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import jax
 
+from pswire.errors import GenerationError, NotInitializedError
+from pswire.values import Snapshot, Verdict
 from psworker.client import OnDrop
 from psworker.gradient import differentiate, takes_rng
 from psworker.task import Shard, Task
-from pswire.errors import GenerationError, NotInitializedError
-from pswire.values import Snapshot, Verdict
 
 _log = logging.getLogger("psworker")
 

@@ -62,7 +62,7 @@ def _runs(layout: Layout, arrays: Arrays) -> Iterator[memoryview]:
 def _bytes_of(array: npt.NDArray[Any], spec: ArraySpec) -> memoryview:
     # bfloat16 has no buffer format, so the bytes are viewed as bytes by numpy first.
     stored = np.ascontiguousarray(array, dtype=spec.dtype.newbyteorder("<"))
-    return memoryview(stored.reshape(-1).view(np.uint8))
+    return stored.reshape(-1).view(np.uint8).data
 
 
 class Assembly:

@@ -25,7 +25,8 @@ def load(target: str) -> Any:
             found = getattr(found, name)
         except AttributeError:
             raise ValueError(
-                f"{target}: expected {name!r} in {module_name}, got {_near(name, found)}"
+                f"{target}: expected {name!r} in {module_name}, "
+                f"got {_near(name, found)}"
             ) from None
     return found
 

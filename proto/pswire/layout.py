@@ -20,13 +20,13 @@ _MAX_NAME_NBYTES = 1024
 _MAX_NBYTES = 2**62
 _MAX_RANK = 64  # numpy's own
 
-_FLOATS = {
+_FLOATS: dict[pb.DType, np.dtype[Any]] = {
     pb.FLOAT16: np.dtype(np.float16),
     pb.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
     pb.FLOAT32: np.dtype(np.float32),
     pb.FLOAT64: np.dtype(np.float64),
 }
-_DTYPES: dict[int, np.dtype[Any]] = _FLOATS | {
+_DTYPES: dict[pb.DType, np.dtype[Any]] = _FLOATS | {
     pb.INT8: np.dtype(np.int8),
     pb.INT16: np.dtype(np.int16),
     pb.INT32: np.dtype(np.int32),
