@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,7 +34,7 @@ def is_healthy(address: str) -> bool:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
     with _channel(address) as channel, from_status():
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
         return reply.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -21,7 +21,7 @@ Slots = Any
 _log = logging.getLogger("psserver")
 
 # It moved out of `jax.experimental` in jax 0.8.
-_enable_x64: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+_x64_home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
 
 
 def require_rule(rule: object) -> optax.GradientTransformationExtraArgs:
@@ -124,7 +124,7 @@ class CompiledRule:
     @contextmanager
     def _environment(self) -> Iterator[None]:
         cpu = jax.local_devices(backend="cpu")[0]
-        with jax.default_device(cpu), _enable_x64(self._x64):
+        with jax.default_device(cpu), _x64_home.enable_x64(self._x64):
             yield
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -124,7 +125,7 @@ def _to_proto(error: ParameterServerError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=str(error), details=[detail])
 
 
-def _kind(failure: grpc.RpcError) -> type[ParameterServerError]:
+def _kind(failure: Any) -> type[ParameterServerError]:
     status = rpc_status.from_call(failure)
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
