@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import optax
+import pytest
+
 import psserver
 import psworker
-import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
