@@ -1,9 +1,39 @@
-# Every target makes what it needs: `make test` on a fresh clone is enough.
+# Every target makes the environment that it needs: `make test` in a fresh clone is enough.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LIMIT ?= 12
 
 .PHONY: demo test test-all lint check stubs
+
+demo: $(VENV)/.demo
+	$(BIN)/psworker launch digits:task --app-dir examples --workers 4 --steps 1500 \
+	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT)
+	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+# The same on every supported Python that this machine has.
+test-all:
+	@for version in 3.11 3.12 3.13; do \
+	  if python$$version -c '' 2>/dev/null; then \
+	    $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	  else echo "python$$version: not found, left out"; fi; \
+	done
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+check: lint test
+
+# A test compares what this makes with what is committed.
+stubs: $(VENV)/.dev
+	cd proto && $(abspath $(BIN))/python -m grpc_tools.protoc \
+	  -Ipswire/_generated=. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  pswire/_generated/parameter_server.proto
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -6,7 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,12 @@ def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) 
         click.echo(f"listening on {server.address}")
         click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
         sys.stdout.flush()
-        try:
+        log = logging.getLogger("psserver")
+        limit = settings["max_staleness"]
+        log.info("rule %s, limit %s", described, "off" if limit is None else limit)
+        with suppress(KeyboardInterrupt):
             server.wait()
-        except KeyboardInterrupt:
-            logging.getLogger("psserver").info("stopping; once more stops at once")
-            server.stop()
+        log.info("stopping; Ctrl-C stops at once")
 
 
 @main.command()

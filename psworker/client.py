@@ -85,7 +85,7 @@ class Client:
                 and bools only kept.
 
         Returns:
-            True: these are the variables. False: another worker had been first.
+            True: this session's were taken. False: another worker had been first.
 
         Raises:
             VariableMismatchError: A leaf is no array of a type that can travel.

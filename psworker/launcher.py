@@ -165,13 +165,15 @@ class _Run:
     def _tell_progress(self, workers: int) -> None:
         status = self._status()
         if status is None:
-            self._say(f"{self._address}: no answer yet")
-            return
-        self._say(
-            f"{time.monotonic() - self._began:.0f} s: step {status.step}, "
-            f"{status.pushes_per_s:.0f} pushes/s, drop rate "
-            f"{status.counts.drop_rate:.1%}, {workers} workers"
-        )
+            news = f"no answer from {self._address} yet"
+        elif not status.counts.judged:
+            news = f"no push yet, {len(status.workers)} workers have joined"
+        else:
+            news = (
+                f"step {status.step}, {status.pushes_per_s:.0f} pushes/s, "
+                f"drop rate {status.counts.drop_rate:.1%}, {workers} workers"
+            )
+        self._say(f"{time.monotonic() - self._began:.0f} s: {news}")
 
     def _status(self) -> Status | None:
         connection = Connection(
