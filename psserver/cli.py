@@ -20,18 +20,17 @@ from pswire.signals import interruptible
 _ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
 
 
-class _Steps(click.ParamType[int | None]):
-    """A whole number of steps, or `off`."""
-
-    name = "steps"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        if value is None or value == "off":
-            return None
-        try:
-            return int(str(value))
-        except ValueError:
-            self.fail(f"expected a whole number of steps or off, got {value!r}")
+def _read_steps(
+    context: click.Context, parameter: click.Parameter, text: str
+) -> int | None:
+    if text == "off":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"expected a whole number of steps or off, got {text!r}"
+        ) from None
 
 
 def _read_config(
@@ -74,7 +73,7 @@ def main() -> None:
 )
 @click.option(
     "--max-staleness",
-    type=_Steps(),
+    callback=_read_steps,
     default=str(ServerConfig.max_staleness),
     show_default=True,
     metavar="STEPS|off",

@@ -55,28 +55,27 @@ class Children:
         self._run(f"{name}-output", self._copy, process.stdout, name)
         return line.decode()
 
-    def wait(self, timeout_s: float) -> tuple[str, int] | None:
+    def wait(self, timeout_s: float | None) -> tuple[str, int] | None:
         """Return the name and exit code of the next child to end; None: none did."""
         try:
             name, code = self._ended.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        del self._running[name]
+        self._running.pop(name, None)
         return name, code
 
-    def stop(self) -> None:
-        """End all children: first asked, then made to."""
-        for process in self._running.values():
+    def stop(self, names: Sequence[str] | None = None) -> None:
+        """End some children, or all: first asked, then made to."""
+        chosen = list(self._running) if names is None else names
+        stopped = [self._running.pop(name) for name in chosen if name in self._running]
+        for process in stopped:
             process.terminate()
-        for process in self._running.values():
+        for process in stopped:
             try:
                 process.wait(_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for thread in self._threads:
-            thread.join()
-        self._running.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +87,8 @@ class Children:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        for thread in self._threads:
+            thread.join()
         os.close(self._pipe)
         os.close(self._leash)
 

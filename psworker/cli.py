@@ -50,14 +50,11 @@ _outage = click.option(
 )
 
 
-class _ShardType(click.ParamType[Shard]):
-    name = "I/N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Shard:
-        try:
-            return value if isinstance(value, Shard) else Shard.parse(value)
-        except ValueError as error:
-            self.fail(str(error))
+def _read_shard(context: click.Context, parameter: click.Parameter, text: str) -> Shard:
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.group()
@@ -71,7 +68,7 @@ def main() -> None:
 @click.option("--server", required=True, metavar="HOST:PORT")
 @click.option(
     "--shard",
-    type=_ShardType(),
+    callback=_read_shard,
     default="0/1",
     show_default=True,
     metavar="I/N",
@@ -97,27 +94,27 @@ def run(
     app_dir: str,
 ) -> None:
     """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
+    log = logging.getLogger("psworker")
+    latest: Any = None
+
+    def report(progress: Any) -> None:
+        nonlocal latest
+        latest = progress
+        news(progress)
+
+    news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
     with interruptible(), _clear_errors():
-        task = _load(target, app_dir)
-        from psworker.client import connect
-        from psworker.loop import Progress, train
-
-        latest = Progress()
-
-        def report(progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
-            news(progress)
-
-        news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
-        log = logging.getLogger("psworker")
         try:
+            task = _load(target, app_dir)
+            from psworker.client import connect
+            from psworker.loop import train
+
             with connect(server, name=name, outage_s=outage_s) as client:
                 log.info("joined %s as %s", server, client.name)
                 train(client, task, shard, steps=steps, on_drop=on_drop, report=report)
         except KeyboardInterrupt:
             log.info("stopped")
-        click.echo(_line(latest))
+    click.echo(_line(latest) if latest else "no push")
 
 
 @main.command(context_settings={"auto_envvar_prefix": "PSWORKER"})
@@ -132,10 +129,9 @@ def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
         if task.evaluate is None:
             click.echo(f"{target} has nothing to evaluate", err=True)
             return
-        from psworker.client import connect
+        from psworker.client import read
 
-        with connect(server, outage_s=outage_s) as client:
-            snapshot = client.pull(like=task.init())
+        snapshot = read(server, like=task.init(), outage_s=outage_s)
         numbers = task.evaluate(snapshot.params)
         found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         click.echo(f"at step {snapshot.step}: {found}")
@@ -190,6 +186,8 @@ def launch(
             f"--local-server: expected beside serve options, got {serve_options[0]}"
         )
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # Several workers may share one accelerator: none takes all its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from psworker.launcher import LaunchError, Plan
     from psworker.launcher import launch as run_plan
 

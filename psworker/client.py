@@ -62,6 +62,30 @@ def connect(
     return Client(connection)
 
 
+def read(
+    address: str, *, like: Params, timeout_s: float = 30.0, outage_s: float = 60.0
+) -> Snapshot[Params]:
+    """Return the newest snapshot without joining: nobody is counted as a worker.
+
+    Args:
+        address: See `connect`.
+        like: See `Client.pull`.
+        timeout_s: See `connect`.
+        outage_s: See there.
+
+    Raises:
+        ParameterServerError: As `connect` and `Client.pull` do.
+    """
+    connection = Connection(address, timeout_s=timeout_s, outage_s=outage_s)
+    try:
+        snapshot = connection.pull(known=None)
+    finally:
+        connection.close()
+    assert snapshot is not None  # Nothing is known, so nothing is left out.
+    params = trees.unflatten(like, snapshot.params)
+    return Snapshot(params, snapshot.step, snapshot.generation)
+
+
 class Client:
     """A worker's side of one session; made by `connect`, closed by `with`."""
 

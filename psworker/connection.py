@@ -33,6 +33,7 @@ Known = Snapshot[Any] | None
 Answer = TypeVar("Answer")
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
+_UNKNOWN_NBYTES = 10**9  # Left time for, where the model's size is not known yet.
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 2.0
 _NOTICE_S = 3.0
@@ -60,8 +61,8 @@ class Connection:
         self,
         address: str,
         *,
-        worker: str,
-        session: str,
+        worker: str = "",
+        session: str = "",
         timeout_s: float,
         outage_s: float,
     ) -> None:
@@ -69,8 +70,9 @@ class Connection:
 
         Args:
             address: HOST:PORT.
-            worker: The name to join under.
-            session: The id of this process's life, never used before.
+            worker: The name to join under; empty: this one only reads, and never
+                joins.
+            session: The id of this process's life, never used before; empty likewise.
             timeout_s: How long one attempt may take, in seconds, and a second more
                 for every megabyte it moves.
             outage_s: How long to repeat a call that finds no server, in seconds.
@@ -226,7 +228,7 @@ class Connection:
         return Snapshot(assembly.finish(), header.step, header.generation)
 
     def _model_nbytes(self) -> int:
-        return self.layout.nbytes if self.layout else 0
+        return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES
 
     def _fits_one_message(self) -> bool:
         # Gradients are never larger than the variables.

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from psworker.connection import Connection
 _PROGRESS_S = 2.0
 _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
 _SERVER = "server"
+_EVALUATE = "evaluate"
 
 Say = Callable[[str], None]
 
@@ -71,12 +73,15 @@ def launch(plan: Plan, say: Say) -> bool:
         try:
             run.start()
             run.supervise()
-            interrupted = False
         except KeyboardInterrupt:
             say("stopping; once more stops at once")
-            interrupted = True
-        run.sum_up(evaluate=not interrupted)
-        return interrupted or not run.lost
+            run.stop()
+            run.sum_up()
+            return True
+        if run.sum_up():
+            with suppress(KeyboardInterrupt):
+                run.evaluate()
+        return not run.lost
 
 
 class _Run:
@@ -120,13 +125,17 @@ class _Run:
                 self.lost.append(name)
                 left.discard(name)
 
-    def sum_up(self, *, evaluate: bool) -> None:
-        """Print what the server has counted, and what the task makes of the result."""
+    def stop(self) -> None:
+        """Stop the workers, not the server."""
+        self._children.stop(self._names)
+
+    def sum_up(self) -> bool:
+        """Print what the server has counted; say whether there are variables."""
         elapsed = time.monotonic() - self._began
         status = self._status()
         if status is None:
             self._say(f"{self._address}: no answer, so there is no summary")
-            return
+            return False
         report.show(status, sys.stdout)
         judged = status.counts.judged
         print(
@@ -134,8 +143,19 @@ class _Run:
             f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
             flush=True,
         )
-        if evaluate and status.initialized:
-            self._evaluate()
+        return status.initialized
+
+    def evaluate(self) -> None:
+        """Print what the task makes of the variables, if it has an opinion."""
+        arguments = ("evaluate", self._plan.target, "--server", self._address)
+        line = self._children.start_and_read_line(
+            _EVALUATE, "psworker", (*arguments, "--app-dir", self._plan.app_dir)
+        )
+        print(line, end="", flush=True)
+        while (ended := self._children.wait(None)) and ended[0] != _EVALUATE:
+            pass
+        if ended and ended[1]:
+            self._say(_obituary(self._children, *ended))
 
     def _start_worker(self, name: str) -> None:
         index = self._names.index(name)
@@ -176,26 +196,13 @@ class _Run:
         self._say(f"{time.monotonic() - self._began:.0f} s: {news}")
 
     def _status(self) -> Status | None:
-        connection = Connection(
-            self._address, worker="", session="", timeout_s=5.0, outage_s=0.0
-        )
+        connection = Connection(self._address, timeout_s=5.0, outage_s=0.0)
         try:
             return connection.status()
         except ParameterServerError:
             return None
         finally:
             connection.close()
-
-    def _evaluate(self) -> None:
-        line = self._children.start_and_read_line(
-            "evaluate",
-            "psworker",
-            (
-                *("evaluate", self._plan.target, "--server", self._address),
-                *("--app-dir", self._plan.app_dir),
-            ),
-        )
-        print(line, end="", flush=True)
 
 
 def _start_server(children: Children, plan: Plan) -> str:

@@ -55,7 +55,7 @@ def _headline(status: Status) -> Text:
 def _workers(status: Status) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("worker")
-    for name in ("applied", "dropped", "drop rate", "in a row", "last seen"):
+    for name in ("applied", "dropped", "drop rate", "drops in a row", "last seen"):
         table.add_column(name, justify="right")
     for worker in status.workers:
         counts = worker.counts
