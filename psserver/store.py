@@ -282,7 +282,9 @@ class Store:
         trainable = {spec.name: variables[spec.name] for spec in layout.trainable}
         rule = CompiledRule(self._rule, trainable)
         self._slots = rule.init(trainable)
-        self._snapshot = Snapshot(variables, 0, self.generation)
+        # Copied, what never changes does not keep the body that all came in alive.
+        kept = {k: a.copy() for k, a in variables.items() if k not in trainable}
+        self._snapshot = Snapshot({**variables, **kept}, 0, self.generation)
         self._model = Model(layout, rule, session)
         _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
 

@@ -3,7 +3,8 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ Connect = Callable[..., psworker.Client]
 
 
 def _threads() -> set[threading.Thread]:
-    # gRPC's own daemons and JAX's pools live as long as the process.
-    return {t for t in threading.enumerate() if t.name.startswith("psserver")}
+    # gRPC's own daemons end by themselves, some time after their channel.
+    return {thread for thread in threading.enumerate() if not thread.daemon}
 
 
 def _children() -> set[str]:
@@ -32,15 +33,32 @@ def _children() -> set[str]:
         return set(children.read().split())
 
 
+def _ports() -> set[str]:
+    """Return the addresses that this process listens on, as the kernel writes them."""
+    mine = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            mine.add(os.readlink(descriptor))
+    rows = [
+        line.split()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+    ]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in mine}
+
+
 @pytest.fixture(autouse=True)
 def nothing_outlives_a_test() -> Iterator[None]:
-    """Fail a test that leaves a server's thread or a child process behind."""
-    threads, children = _threads(), _children()
+    """Fail a test that leaves a thread, a child process or an open port behind."""
+    threads, children, ports = _threads(), _children(), _ports()
 
     yield
 
+    for thread in _threads() - threads:
+        thread.join(5)  # gRPC's own last one ends shortly after `stop`.
     assert _threads() <= threads
     assert _children() <= children
+    assert _ports() <= ports
 
 
 @pytest.fixture
