@@ -42,5 +42,5 @@ $(VENV)/.demo: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --group dev --editable ".[examples]"
 	touch $@
