@@ -65,10 +65,7 @@ def decide(
         VariableMismatchError: The gradients are not those of the variables.
     """
     if session.superseded:
-        raise SessionSupersededError(
-            f"session: expected the newest of worker {session.worker}, got "
-            f"{header.session}; another process has joined under that name"
-        )
+        raise superseded(session.worker, header.session)
     if session.last_verdict and header.seq == session.last_seq:
         return session.last_verdict.repeated()
     if header.seq <= session.last_seq:
@@ -91,6 +88,14 @@ def decide(
         staleness=staleness,
         step=present.step + judgement.apply,
         reason=judgement.reason,
+    )
+
+
+def superseded(worker: str, session: str) -> SessionSupersededError:
+    """Return the error for a session whose worker's name another one has taken."""
+    return SessionSupersededError(
+        f"session: expected the newest of worker {worker}, got {session}; another "
+        "process has joined under that name"
     )
 
 

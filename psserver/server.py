@@ -6,7 +6,6 @@ import secrets
 import threading
 import time
 from concurrent import futures
-from types import TracebackType
 from typing import Self
 
 import grpc
@@ -125,12 +124,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def _build(self, config: ServerConfig) -> grpc.Server:

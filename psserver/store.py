@@ -3,24 +3,22 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
 from psserver import gradients as checks
 from psserver.counters import Counters
-from psserver.decision import Present, Session, decide
+from psserver.decision import Present, decide
 from psserver.rules import CompiledRule, Slots, require_rule
+from psserver.sessions import Sessions
 from psserver.staleness import DropStale
 from pswire.errors import (
     CallCancelledError,
     InternalError,
-    InvalidRequestError,
     NotInitializedError,
     ParameterServerError,
-    SessionSupersededError,
-    SessionUnknownError,
     TooLargeError,
     VariableMismatchError,
 )
@@ -31,9 +29,6 @@ from pswire.values import PushHeader, Snapshot, Verdict
 Arrays = Mapping[str, npt.NDArray[Any]]
 Receive = Callable[[Layout], Arrays]
 """Reads a body of the layout; called only when the body is wanted."""
-
-_MAX_WORKER_NBYTES = 256
-_MAX_SESSION_NBYTES = 64
 
 _log = logging.getLogger("psserver")
 
@@ -88,14 +83,14 @@ class Store:
         self._policy = DropStale(limits.max_staleness)
         self._started = now
 
-        # Guards all fields below. A pull takes no lock: it reads `_model`, which is
-        # set once, then `_snapshot`, which is set before it and only ever replaced.
+        # Guards all fields below. A pull takes no lock: it finds its session, then
+        # reads `_model`, which is set once, then `_snapshot`, which is set before it
+        # and only ever replaced.
         self._lock = threading.Lock()
         self._model: Model | None = None
         self._snapshot: Snapshot[Arrays] = Snapshot({}, 0, generation)
         self._slots: Slots = None
-        self._sessions: dict[str, Session] = {}
-        self._newest: dict[str, str] = {}  # Worker -> its newest session.
+        self._sessions = Sessions()
         self._counters = Counters()
 
     def join(self, worker: str, session: str, now: float) -> Joined:
@@ -106,10 +101,8 @@ class Store:
                 to another worker.
             SessionSupersededError: A newer session has taken the name over.
         """
-        _require_name("worker", worker, _MAX_WORKER_NBYTES)
-        _require_name("session", session, _MAX_SESSION_NBYTES)
         with self._lock:
-            self._enter(worker, session)
+            self._sessions.join(worker, session)
             self._counters.join(worker, now)
             return Joined(
                 generation=self.generation,
@@ -208,7 +201,7 @@ class Store:
     def reject(self, session: str, error: ParameterServerError, now: float) -> None:
         """Count a push that never got a verdict."""
         with self._lock:
-            known = self._sessions.get(session)
+            known = self._sessions.find(session)
             self._counters.add(known.worker if known else None, error, now)
 
     def status(self, now: float) -> Status:
@@ -229,34 +222,8 @@ class Store:
                 workers=self._counters.workers(now),
             )
 
-    def _enter(self, worker: str, session: str) -> None:
-        known = self._sessions.get(session)
-        if known is None:
-            previous = self._newest.get(worker)
-            if previous is not None:
-                old = self._sessions[previous]
-                self._sessions[previous] = replace(old, superseded=True)
-                _log.info("worker %s: session %s takes over", worker, session)
-            self._sessions[session] = Session(worker)
-            self._newest[worker] = session
-        elif known.worker != worker:
-            raise InvalidRequestError(
-                f"worker: expected {known.worker}, whose session {session} is, "
-                f"got {worker}"
-            )
-        elif known.superseded:
-            raise SessionSupersededError(
-                f"session: expected the newest of worker {worker}, got {session}; "
-                "another process has joined under that name"
-            )
-
     def _see(self, session: str, now: float) -> None:
-        known = self._sessions.get(session)
-        if known is None:
-            raise SessionUnknownError(
-                f"session: expected one that has joined, got {session[:64]!r}"
-            )
-        self._counters.see(known.worker, now)
+        self._counters.see(self._sessions.get(session).worker, now)
 
     def _initialized(self) -> Model:
         if self._model is None:
@@ -297,7 +264,8 @@ class Store:
         present = Present(
             self.generation, self._snapshot.step, self._initialized().layout.trainable
         )
-        return decide(header, self._sessions[header.session], present, self._policy)
+        session = self._sessions.get(header.session)
+        return decide(header, session, present, self._policy)
 
     def _apply(self, gradients: Arrays, value: float | None) -> None:
         rule, variables = self._initialized().rule, self._snapshot.params
@@ -314,20 +282,8 @@ class Store:
         )
 
     def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
-        session = self._sessions[header.session]
         if not verdict.duplicate:
-            self._sessions[header.session] = replace(
-                session, last_seq=header.seq, last_verdict=verdict
-            )
-        self._counters.add(session.worker, verdict, now)
+            self._sessions.settle(header.session, header.seq, verdict)
+        worker = self._sessions.get(header.session).worker
+        self._counters.add(worker, verdict, now)
         return verdict
-
-
-def _require_name(what: str, name: str, max_nbytes: int) -> None:
-    if not 0 < len(name.encode()) <= max_nbytes:
-        raise InvalidRequestError(
-            f"{what}: expected a name of 1 to {max_nbytes} bytes, "
-            f"got {len(name.encode())}"
-        )
-    if not name.isprintable():
-        raise InvalidRequestError(f"{what}: expected printable letters, got {name!r}")

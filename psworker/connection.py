@@ -1,9 +1,6 @@
 """One server's RPCs, each with a deadline, repeated while that can help."""
 
-import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, TypeVar
@@ -16,7 +13,6 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.errors import (
     DeadlineError,
-    ParameterServerError,
     ServerUnavailableError,
     SessionUnknownError,
     TooLargeError,
@@ -25,6 +21,7 @@ from pswire.errors import (
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
+from psworker.outage import Outage
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Known = Snapshot[Any] | None
@@ -34,9 +31,6 @@ Answer = TypeVar("Answer")
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 10**9  # Left time for, where the model's size is not known yet.
-_FIRST_BACKOFF_S = 0.05
-_MAX_BACKOFF_S = 2.0
-_NOTICE_S = 3.0
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", body.MAX_MESSAGE_NBYTES),
@@ -46,8 +40,6 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
-
-_log = logging.getLogger("psworker")
 
 
 class Connection:
@@ -246,7 +238,7 @@ class Connection:
 
     def _call(self, attempt: Callable[[float], Answer], nbytes: int = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK
-        outage = _Outage(self.address, self._outage_s)
+        outage = Outage(self.address, self._outage_s)
         while True:
             try:
                 with from_status():
@@ -254,42 +246,6 @@ class Connection:
             except (ServerUnavailableError, DeadlineError) as error:
                 if self._closed.wait(outage.next_pause_s(error)):
                     raise
-
-
-class _Outage:
-    """The time during which one call finds no server."""
-
-    def __init__(self, address: str, patience_s: float) -> None:
-        self._address = address
-        self._patience_s = patience_s
-        self._began = self._noticed = time.monotonic()
-        self._backoff_s = _FIRST_BACKOFF_S
-
-    def next_pause_s(self, error: ParameterServerError) -> float:
-        """Return how long to wait before the next attempt, or give up.
-
-        Raises:
-            ParameterServerError: The error itself, once patience has run out.
-        """
-        now = time.monotonic()
-        waited = now - self._began
-        if waited >= self._patience_s:
-            raise type(error)(
-                f"{self._address}: no answer for {waited:.0f} s; last: {error}"
-            ) from error
-        if now - self._noticed >= _NOTICE_S:
-            self._noticed = now
-            _log.warning(
-                "waiting for the parameter server at %s, %.0f of %.0f s: %s",
-                self._address,
-                waited,
-                self._patience_s,
-                error,
-            )
-        # Jitter: many workers that lost one server should not come back as one.
-        pause = self._backoff_s * random.uniform(0.5, 1.0)
-        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
-        return min(pause, self._patience_s - waited)
 
 
 def _push(header: PushHeader, layout: Layout, arrays: Arrays) -> pb.PushRequest:

@@ -1,0 +1,82 @@
+"""Which sessions have joined, and what the server remembers of each."""
+
+import logging
+from dataclasses import replace
+
+from psserver.decision import Session, superseded
+from pswire.errors import InvalidRequestError, SessionUnknownError
+from pswire.values import Verdict
+
+_MAX_WORKER_NBYTES = 256
+_MAX_SESSION_NBYTES = 64
+
+_log = logging.getLogger("psserver")
+
+
+class Sessions:
+    """One row a session; whoever owns it guards it, but for `find` and `get`."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Session] = {}
+        self._newest: dict[str, str] = {}  # Worker -> its newest session.
+
+    def find(self, session: str) -> Session | None:
+        """Return a session's row; None: it has not joined."""
+        return self._rows.get(session)
+
+    def get(self, session: str) -> Session:
+        """Return a session's row.
+
+        Raises:
+            SessionUnknownError: It has not joined.
+        """
+        row = self.find(session)
+        if row is None:
+            raise SessionUnknownError(
+                f"session: expected one that has joined, got {session[:64]!r}"
+            )
+        return row
+
+    def join(self, worker: str, session: str) -> None:
+        """Enter a session, which takes its worker's name over from any other.
+
+        Raises:
+            InvalidRequestError: A name is empty or too long, or the session belongs
+                to another worker.
+            SessionSupersededError: A newer session has taken the name over.
+        """
+        _require_name("worker", worker, _MAX_WORKER_NBYTES)
+        _require_name("session", session, _MAX_SESSION_NBYTES)
+        known = self.find(session)
+        if known is None:
+            self._enter(worker, session)
+        elif known.worker != worker:
+            raise InvalidRequestError(
+                f"worker: expected {known.worker}, whose session {session} is, "
+                f"got {worker}"
+            )
+        elif known.superseded:
+            raise superseded(worker, session)
+
+    def settle(self, session: str, seq: int, verdict: Verdict) -> None:
+        """Remember the verdict on a session's newest push."""
+        row = self._rows[session]
+        self._rows[session] = replace(row, last_seq=seq, last_verdict=verdict)
+
+    def _enter(self, worker: str, session: str) -> None:
+        previous = self._newest.get(worker)
+        if previous is not None:
+            self._rows[previous] = replace(self._rows[previous], superseded=True)
+            _log.info("worker %s: session %s takes over", worker, session)
+        self._rows[session] = Session(worker)
+        self._newest[worker] = session
+
+
+def _require_name(what: str, name: str, max_nbytes: int) -> None:
+    nbytes = len(name.encode())
+    if not 0 < nbytes <= max_nbytes:
+        raise InvalidRequestError(
+            f"{what}: expected a name of 1 to {max_nbytes} bytes, got {nbytes}"
+        )
+    if not name.isprintable():
+        raise InvalidRequestError(f"{what}: expected printable letters, got {name!r}")
