@@ -22,7 +22,7 @@ def status(address: str) -> Status:
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status():
+    with _channel(address) as channel, from_status(address):
         stub = rpc.ParameterServerStub(channel)
         return Status.from_proto(stub.Status(pb.StatusRequest(), timeout=_TIMEOUT_S))
 
@@ -33,7 +33,7 @@ def is_healthy(address: str) -> bool:
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status():
+    with _channel(address) as channel, from_status(address):
         stub: Any = health_pb2_grpc.HealthStub(channel)
         reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
         return reply.status == health_pb2.HealthCheckResponse.SERVING
@@ -45,7 +45,7 @@ def stop(address: str) -> None:
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status():
+    with _channel(address) as channel, from_status(address):
         rpc.AdminStub(channel).Stop(pb.StopRequest(), timeout=_TIMEOUT_S)
 
 

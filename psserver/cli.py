@@ -157,7 +157,7 @@ def status(address: str, as_json: bool) -> None:
     from psserver import admin
     from pswire import report
 
-    with _clear_errors(address):
+    with _clear_errors():
         current = admin.status(address)
     if as_json:
         click.echo(json.dumps(current.to_json(), indent=2))
@@ -171,7 +171,7 @@ def health(address: str) -> None:
     """Exit with 0 if the server is serving, with 1 if not."""
     from psserver import admin
 
-    with _clear_errors(address):
+    with _clear_errors():
         healthy = admin.is_healthy(address)
     click.echo("serving" if healthy else "not serving")
     sys.exit(0 if healthy else 1)
@@ -183,17 +183,17 @@ def stop(address: str) -> None:
     """Stop the server, with grace: pushes in flight finish."""
     from psserver import admin
 
-    with _clear_errors(address):
+    with _clear_errors():
         admin.stop(address)
     click.echo(f"{address} is stopping")
 
 
 @contextmanager
-def _clear_errors(address: str) -> Iterator[None]:
+def _clear_errors() -> Iterator[None]:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from pswire.errors import ParameterServerError
 
     try:
         yield
     except ParameterServerError as error:
-        raise click.ClickException(f"{address}: {error}") from error
+        raise click.ClickException(str(error)) from error

@@ -42,7 +42,7 @@ def require_norm(
     Raises:
         GradientNormError: It is more.
     """
-    squares = math.fsum(map(_sum_of_squares, gradients.values()))
+    squares = sum(map(_sum_of_squares, gradients.values()))
     if (norm := math.sqrt(squares)) > max_grad_norm:
         raise GradientNormError(
             f"gradients: expected a global norm of at most {max_grad_norm:g}, "
@@ -53,7 +53,7 @@ def require_norm(
 def _sum_of_squares(array: npt.NDArray[Any]) -> float:
     flat = array.reshape(-1)
     with np.errstate(over="ignore"):
-        return math.fsum(
+        return sum(
             float(np.square(flat[start : start + _BLOCK], dtype=np.float64).sum())
             for start in range(0, flat.size, _BLOCK)
         )

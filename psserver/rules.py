@@ -83,14 +83,11 @@ class CompiledRule:
             NonFiniteError: The rule would make a finite number NaN or infinite.
             InternalError: The rule failed.
         """
-        if self.needs_value and (value is None or not math.isfinite(value)):
-            raise InvalidRequestError(
-                f"value: expected the loss, which this rule needs, got {value}"
-            )
+        loss = self._loss(value)
         with self._environment():
             try:
                 new_variables, new_slots, sound = jax.block_until_ready(
-                    self._update(variables, slots, gradients, np.float32(value or 0))
+                    self._update(variables, slots, gradients, loss)
                 )
             except Exception as error:
                 _log.exception("the rule failed")
@@ -105,12 +102,24 @@ class CompiledRule:
         # On a CPU this is a view: nothing is copied.
         return {name: np.asarray(a) for name, a in new_variables.items()}, new_slots
 
+    def _loss(self, value: float | None) -> np.float32:
+        if not self.needs_value:
+            return np.float32(0)
+        with np.errstate(over="ignore"):
+            loss = np.float32(math.nan if value is None else value)
+        if not np.isfinite(loss):
+            raise InvalidRequestError(
+                f"value: expected the loss, which this rule needs, got {value}"
+            )
+        return loss
+
     def _traced_update(
         self, variables: Any, slots: Slots, gradients: Any, value: Any
     ) -> tuple[Any, Slots, Any]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
         new_variables = optax.apply_updates(variables, updates)
+        new_slots = jax.tree.map(jnp.asarray, new_slots)  # Plain numbers are slots too.
         sound = _stays_finite((variables, slots), (new_variables, new_slots))
         return new_variables, new_slots, sound
 
@@ -152,7 +161,7 @@ def _needs_value(
 
 def _stays_finite(before: Any, after: Any) -> Any:
     """Say whether no number has become NaN or infinite that was not so before."""
-    old, new = jax.tree.leaves(before), jax.tree.leaves(after)
+    old, new = map(jax.tree.leaves, (before, after))
     same_shapes = len(old) == len(new) and all(
         o.shape == n.shape for o, n in zip(old, new, strict=True)
     )

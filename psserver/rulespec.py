@@ -91,7 +91,13 @@ def _make(
         parameter: _number(signature.parameters[parameter], value)
         for parameter, value in arguments.items()
     }
-    rule = factory(**given)
+    try:
+        rule = factory(**given)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: expected to be made of {dict(arguments)}, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(rule, optax.GradientTransformation):
         raise ValueError(
             f"{name}: expected it to return an optax rule, got {type(rule).__name__}"

@@ -81,8 +81,7 @@ def read(
     finally:
         connection.close()
     assert snapshot is not None  # Nothing is known, so nothing is left out.
-    params = trees.unflatten(like, snapshot.params)
-    return Snapshot(params, snapshot.step, snapshot.generation)
+    return _in_form(snapshot, like)
 
 
 class Client:
@@ -134,7 +133,12 @@ class Client:
             NotInitializedError: There are no variables yet.
             VariableMismatchError: They are not like the template.
         """
-        return self._in_form(self._connection.pull(self._known), like)
+        known = self._known
+        new = self._connection.pull(known)
+        if new is not None:
+            self._known = known = new
+        assert known is not None  # The server leaves out only what we know.
+        return _in_form(known, like)
 
     def push(
         self,
@@ -192,7 +196,8 @@ class Client:
             verdict, new = self._connection.exchange(header, arrays)
         if new is None:
             return verdict, snapshot
-        return verdict, self._in_form(new, snapshot.params)
+        self._known = new
+        return verdict, _in_form(new, snapshot.params)
 
     def minimize(
         self,
@@ -279,10 +284,9 @@ class Client:
             value=value,
         )
 
-    def _in_form(self, new: Snapshot[Arrays] | None, like: Any) -> Snapshot[Any]:
-        if new is not None:
-            self._known = new
-        known = self._known
-        assert known is not None  # The server leaves out only what we know.
-        params = known.params if like is None else trees.unflatten(like, known.params)
-        return Snapshot(params, known.step, known.generation)
+
+def _in_form(snapshot: Snapshot[Arrays], like: Any) -> Snapshot[Any]:
+    if like is None:
+        return snapshot
+    params = trees.unflatten(like, snapshot.params)
+    return Snapshot(params, snapshot.step, snapshot.generation)

@@ -241,7 +241,7 @@ class Connection:
         outage = Outage(self.address, self._outage_s)
         while True:
             try:
-                with from_status():
+                with from_status(self.address):
                     return attempt(timeout)
             except (ServerUnavailableError, DeadlineError) as error:
                 if self._closed.wait(outage.next_pause_s(error)):

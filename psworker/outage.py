@@ -40,8 +40,9 @@ class Outage:
         now = time.monotonic()
         waited = now - self._began
         if waited >= self._patience_s:
+            last = str(error).removeprefix(f"{self._address}: ")
             raise type(error)(
-                f"{self._address}: no answer for {waited:.0f} s; last: {error}"
+                f"{self._address}: no answer for {waited:.0f} s; last: {last}"
             ) from error
         if now - self._noticed >= _NOTICE_S:
             self._noticed = now

@@ -12,6 +12,9 @@ from grpc_status import rpc_status
 
 DOMAIN = "ps.v1"
 
+# gRPC sends an error's text as a header, twice, and clients take 8 KB of headers.
+_MAX_TEXT = 1000
+
 _log = logging.getLogger("pswire")
 
 
@@ -121,17 +124,30 @@ _ERRORS = {reason(error): error for error in _CODES}
 def _to_proto(error: ParameterServerError) -> status_pb2.Status:
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason(error), domain=DOMAIN))
-    code = _CODES[type(error)].value[0]
-    return status_pb2.Status(code=code, message=str(error), details=[detail])
+    code, text = _CODES[type(error)].value[0], str(error)
+    if len(text) > _MAX_TEXT:
+        text = f"{text[:_MAX_TEXT]}..."
+    return status_pb2.Status(code=code, message=text, details=[detail])
 
 
-def _kind(failure: Any) -> type[ParameterServerError]:
-    status = rpc_status.from_call(failure)
+def _said(failure: Any) -> type[ParameterServerError] | None:
+    try:
+        status = rpc_status.from_call(failure)
+    except ValueError:  # A stranger whose two accounts of the failure differ.
+        return None
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _ERRORS:
             return _ERRORS[info.reason]
-    return _BARE.get(failure.code(), InternalError)
+    return None
+
+
+def _guessed(failure: Any, address: str) -> ParameterServerError:
+    text = failure.details() or failure.code().name
+    if failure.code() is grpc.StatusCode.UNIMPLEMENTED:
+        text = f"expected a parameter server, got a server of another kind; {text}"
+    kind = _BARE.get(failure.code(), InternalError)
+    return kind(f"{address}: {text}" if address else text)
 
 
 @contextmanager
@@ -154,10 +170,15 @@ def to_status(context: grpc.ServicerContext) -> Iterator[None]:
 
 
 @contextmanager
-def from_status() -> Iterator[None]:
-    """Raise the project error that a failed call's status stands for."""
+def from_status(address: str = "") -> Iterator[None]:
+    """Raise the project error that a failed call's status stands for.
+
+    Args:
+        address: Whom the block calls: gRPC's own messages do not begin with it.
+    """
     try:
         yield
     except grpc.RpcError as failure:
-        text = failure.details() or failure.code().name
-        raise _kind(failure)(text) from failure
+        kind = _said(failure)
+        error = kind(failure.details()) if kind else _guessed(failure, address)
+        raise error from failure

@@ -72,9 +72,10 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _array(name: str, leaf: Any) -> Any:
-    if isinstance(leaf, bool | int | float):
+    if type(leaf) in (bool, int, float):
         return jax.numpy.asarray(leaf)
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+    has_form = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    if not has_form or jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
         raise VariableMismatchError(
             f"{name}: expected an array, got {type(leaf).__name__}"
         )
