@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import grpc
 import numpy.typing as npt
@@ -21,7 +19,9 @@ from pswire.errors import (
     to_status,
 )
 from pswire.layout import Layout
-from pswire.values import PushHeader, Snapshot
+from pswire.values import PushHeader, Snapshot, Verdict
+
+Message = TypeVar("Message")
 
 
 class _Piece(Protocol):
@@ -29,6 +29,7 @@ class _Piece(Protocol):
     def offset(self) -> int: ...
     @property
     def data(self) -> bytes: ...
+    def HasField(self, field_name: Literal["header"]) -> bool: ...
 
 
 class ParameterServer(rpc.ParameterServerServicer):
@@ -67,11 +68,12 @@ class ParameterServer(rpc.ParameterServerServicer):
         context: grpc.ServicerContext,
     ) -> pb.InitializeReply:
         with to_status(context):
-            first = _first(requests)
+            messages = _arriving(requests)
+            first = _first(messages)
             initialized = self._store.initialize(
                 first.header.session,
                 Layout.from_proto(first.header.layout),
-                lambda layout: _receive(layout, chain((first,), requests)),
+                lambda layout: _receive(layout, first, messages),
                 self._clock(),
             )
             return pb.InitializeReply(
@@ -102,28 +104,27 @@ class ParameterServer(rpc.ParameterServerServicer):
         self, requests: Iterator[pb.PushRequest], context: grpc.ServicerContext
     ) -> pb.PushReply:
         with to_status(context):
-            return self._push(_first(requests), requests, context)
+            _, verdict = self._push(_arriving(requests), context)
+            return verdict.to_proto()
 
     def Exchange(
         self, request: pb.ExchangeRequest, context: grpc.ServicerContext
     ) -> pb.ExchangeReply:
         with to_status(context):
-            session = request.push.header.session
-            with self._counting(session):
-                # Asked first: once the push is applied it is too late to refuse.
-                self._require_unary(session)
-            push = self._push(request.push, iter(()), context)
-            pull = self._whole(_pull_after(request.push.header))
-            return pb.ExchangeReply(push=push, pull=pull)
+            # Asked first: once the push is applied it is too late to refuse.
+            header, verdict = self._push(
+                _pushes(iter((request,))), context, self._require_unary
+            )
+            pull = self._whole(_pull_after(header))
+            return pb.ExchangeReply(push=verdict.to_proto(), pull=pull)
 
     def ExchangeStream(
         self, requests: Iterator[pb.ExchangeRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ExchangeReply]:
         with to_status(context):
-            first = _first(requests).push
-            push = self._push(first, (request.push for request in requests), context)
-            pieces = self._pieces(_pull_after(first.header))
-            yield pb.ExchangeReply(push=push, pull=next(pieces))
+            header, verdict = self._push(_pushes(_arriving(requests)), context)
+            pieces = self._pieces(_pull_after(header))
+            yield pb.ExchangeReply(push=verdict.to_proto(), pull=next(pieces))
             for piece in pieces:
                 yield pb.ExchangeReply(pull=piece)
 
@@ -135,18 +136,26 @@ class ParameterServer(rpc.ParameterServerServicer):
 
     def _push(
         self,
-        first: pb.PushRequest,
-        rest: Iterator[pb.PushRequest],
+        messages: Iterator[pb.PushRequest],
         context: grpc.ServicerContext,
-    ) -> pb.PushReply:
-        with self._counting(first.header.session):
+        require: Callable[[str], None] = lambda session: None,
+    ) -> tuple[PushHeader, Verdict]:
+        session = ""
+        try:
+            first = _first(messages)
+            session = first.header.session
             header = PushHeader.from_proto(first.header)
-        return self._store.push(
+            require(session)
+        except ParameterServerError as error:
+            self._store.reject(session, error, self._clock())
+            raise
+        verdict = self._store.push(
             header,
-            lambda layout: _receive(layout, chain((first,), rest)),
+            lambda layout: _receive(layout, first, messages),
             self._clock(),
             context.is_active,
-        ).to_proto()
+        )
+        return header, verdict
 
     def _whole(self, request: pb.PullRequest) -> pb.PullReply:
         layout, snapshot = self._store.pull(request.session, self._clock())
@@ -182,32 +191,39 @@ class ParameterServer(rpc.ParameterServerServicer):
                 f"message, got {nbytes}; the Stream calls carry them"
             )
 
-    @contextmanager
-    def _counting(self, session: str) -> Iterator[None]:
-        try:
-            yield
-        except ParameterServerError as error:
-            self._store.reject(session, error, self._clock())
-            raise
 
-
-def _pull_after(header: pb.PushHeader) -> pb.PullRequest:
+def _pull_after(header: PushHeader) -> pb.PullRequest:
     return pb.PullRequest(
         session=header.session, generation=header.generation, step=header.step_read
     )
 
 
-def _first(requests: Iterator[Any]) -> Any:
-    for request in requests:
-        return request
+def _pushes(requests: Iterator[pb.ExchangeRequest]) -> Iterator[pb.PushRequest]:
+    return (request.push for request in requests)
+
+
+def _arriving(requests: Iterator[Message]) -> Iterator[Message]:
+    try:
+        yield from requests
+    except grpc.RpcError as error:
+        raise CallCancelledError("stream: the caller went away") from error
+
+
+def _first(messages: Iterator[Message]) -> Message:
+    for message in messages:
+        return message
     raise InvalidRequestError("stream: expected a message with a header, got none")
 
 
-def _receive(layout: Layout, pieces: Iterable[_Piece]) -> dict[str, npt.NDArray[Any]]:
+def _receive(
+    layout: Layout, first: _Piece, rest: Iterable[_Piece]
+) -> dict[str, npt.NDArray[Any]]:
     assembly = body.Assembly(layout)
-    try:
-        for piece in pieces:
-            assembly.add(piece.offset, piece.data)
-    except grpc.RpcError as error:
-        raise CallCancelledError("stream: the caller went away") from error
+    assembly.add(first.offset, first.data)
+    for piece in rest:
+        if piece.HasField("header"):
+            raise InvalidRequestError(
+                "header: expected in the first message alone, got another one"
+            )
+        assembly.add(piece.offset, piece.data)
     return assembly.finish()

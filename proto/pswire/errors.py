@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -121,19 +122,27 @@ def reason(error: ParameterServerError | type[ParameterServerError]) -> str:
 _ERRORS = {reason(error): error for error in _CODES}
 
 
+def _in_table(error: Exception) -> ParameterServerError:
+    if isinstance(error, ParameterServerError) and type(error) in _CODES:
+        return error
+    _log.error("a call failed", exc_info=error)
+    return InternalError(f"{type(error).__name__}: {error}")
+
+
 def _to_proto(error: ParameterServerError) -> status_pb2.Status:
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason(error), domain=DOMAIN))
-    code, text = _CODES[type(error)].value[0], str(error)
+    text = str(error).encode(errors="backslashreplace").decode()
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}..."
+    code = _CODES[type(error)].value[0]
     return status_pb2.Status(code=code, message=text, details=[detail])
 
 
 def _said(failure: Any) -> type[ParameterServerError] | None:
     try:
         status = rpc_status.from_call(failure)
-    except ValueError:  # A stranger whose two accounts of the failure differ.
+    except (ValueError, DecodeError):  # A stranger's, of another kind or of none.
         return None
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
@@ -159,11 +168,8 @@ def to_status(context: grpc.ServicerContext) -> Iterator[None]:
     """
     try:
         yield
-    except ParameterServerError as error:
-        failure = error
     except Exception as error:
-        _log.exception("a call failed")
-        failure = InternalError(f"{type(error).__name__}: {error}")
+        failure = _in_table(error)
     else:
         return
     context.abort_with_status(rpc_status.to_status(_to_proto(failure)))

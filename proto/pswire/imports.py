@@ -17,7 +17,7 @@ def load(target: str) -> Any:
             attribute. An error from inside the module itself comes through as it is.
     """
     module_name, colon, path = target.partition(":")
-    if not (module_name and colon and path):
+    if not (module_name and colon and path) or module_name.startswith("."):
         raise ValueError(f"{target}: expected module:attribute, got {target!r}")
     found: Any = _module(module_name)
     for name in path.split("."):

@@ -195,7 +195,12 @@ def _read_spec(message: pb.ArraySpec) -> ArraySpec:
 
 
 def _checked(spec: ArraySpec) -> ArraySpec:
-    nbytes = len(spec.name.encode())
+    try:
+        nbytes = len(spec.name.encode())
+    except UnicodeEncodeError as error:
+        raise VariableMismatchError(
+            f"{spec.name!r}: expected a name of Unicode characters, got {error.reason}"
+        ) from None
     if not 0 < nbytes <= _MAX_NAME_NBYTES:
         raise VariableMismatchError(
             f"name: expected 1 to {_MAX_NAME_NBYTES} bytes, got {nbytes}"

@@ -11,12 +11,18 @@ from pswire.status import Counts, Limits, Status
 
 _BAR_CELLS = 40
 _MAX_BARS = 16
+_ENDLESS = 10_000
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def show(status: Status, file: TextIO) -> None:
     """Print a status: in colour on a terminal, as plain text elsewhere."""
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = Console(
+        file=file,
+        highlight=False,
+        # Where nobody looks at columns, nothing is folded to fit them.
+        width=None if file.isatty() else _ENDLESS,
+    )
     console.print(draw(status))
 
 
@@ -60,7 +66,7 @@ def _workers(status: Status) -> Table:
     for worker in status.workers:
         counts = worker.counts
         table.add_row(
-            worker.name,
+            Text(worker.name),
             str(counts.applied),
             str(counts.dropped),
             f"{counts.drop_rate:.1%}",

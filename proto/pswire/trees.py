@@ -73,7 +73,12 @@ def _named(tree: Any) -> dict[str, Any]:
 
 def _array(name: str, leaf: Any) -> Any:
     if type(leaf) in (bool, int, float):
-        return jax.numpy.asarray(leaf)
+        try:
+            return jax.numpy.asarray(leaf)
+        except OverflowError as error:
+            raise VariableMismatchError(
+                f"{name}: expected a number of JAX's default type, got {leaf}"
+            ) from error
     has_form = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
     if not has_form or jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
         raise VariableMismatchError(
