@@ -16,9 +16,22 @@ class _Malformed:
         self._error = error
 
     def __getattr__(self, name: str) -> Any:
-        raise InvalidRequestError(
+        raise self.refusal() from self._error
+
+    def refusal(self) -> InvalidRequestError:
+        return InvalidRequestError(
             f"request: expected a message of ps.v1, {self._error}"
-        ) from self._error
+        )
+
+
+def require_message(request: object) -> None:
+    """Check a request that has no field, and whose reading would tell nothing.
+
+    Raises:
+        InvalidRequestError: It did not decode.
+    """
+    if isinstance(request, _Malformed):
+        raise request.refusal()
 
 
 class RefuseMalformed(grpc.ServerInterceptor):

@@ -14,12 +14,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from psserver.config import ServerConfig
-from psserver.malformed import RefuseMalformed
+from psserver.malformed import RefuseMalformed, require_message
 from psserver.service import ParameterServer
 from psserver.store import Store
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES
+from pswire.errors import to_status
 from pswire.status import Limits, Status
 
 _MAX_CALLS = 128  # At once: every stream holds a thread for as long as it lasts.
@@ -167,9 +168,11 @@ class _Admin(rpc.AdminServicer):
     def Stop(  # noqa: N802 - gRPC names the methods.
         self, request: pb.StopRequest, context: grpc.ServicerContext
     ) -> pb.StopReply:
-        _log.info("asked to stop by %s", context.peer())
-        self._stopping.set()
-        return pb.StopReply()
+        with to_status(context):
+            require_message(request)
+            _log.info("asked to stop by %s", context.peer())
+            self._stopping.set()
+            return pb.StopReply()
 
 
 def _memory_nbytes() -> int:

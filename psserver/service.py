@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import grpc
 import numpy.typing as npt
 
+from psserver.malformed import require_message
 from psserver.store import Store
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
@@ -132,6 +133,7 @@ class ParameterServer(rpc.ParameterServerServicer):
         self, request: pb.StatusRequest, context: grpc.ServicerContext
     ) -> pb.StatusReply:
         with to_status(context):
+            require_message(request)
             return self._store.status(self._clock()).to_proto()
 
     def _push(
