@@ -8,12 +8,15 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from psserver.config import ServerConfig
 from pswire.signals import interruptible
+
+if TYPE_CHECKING:
+    from psserver.server import Server
 
 # JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
 
@@ -125,6 +128,16 @@ def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) 
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psserver").setLevel(logging.INFO)
     sys.path.insert(0, app_dir)
+    # The KeyboardInterrupt passes through the server, which stops with grace.
+    with interruptible(), suppress(KeyboardInterrupt):
+        with _start(rule, arguments, settings) as server:
+            click.echo(f"listening on {server.address}")
+            click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
+            sys.stdout.flush()
+            server.wait()
+
+
+def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "Server":
     try:
         ServerConfig(**settings)  # Before the imports below, which take seconds.
         from psserver.rulespec import parse_arguments, resolve
@@ -132,21 +145,11 @@ def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) 
 
         resolved = resolve(rule, parse_arguments(arguments))
         described = rule + (f"({', '.join(arguments)})" if arguments else "")
-        server = Server(resolved, rule_name=described, **settings)
+        return Server(resolved, rule_name=described, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(str(error)) from error
-    with interruptible(), server:
-        click.echo(f"listening on {server.address}")
-        click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
-        sys.stdout.flush()
-        log = logging.getLogger("psserver")
-        limit = settings["max_staleness"]
-        log.info("rule %s, limit %s", described, "off" if limit is None else limit)
-        with suppress(KeyboardInterrupt):
-            server.wait()
-        log.info("stopping; Ctrl-C stops at once")
 
 
 @main.command()

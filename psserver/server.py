@@ -100,6 +100,8 @@ class Server:
         self._grpc.start()
         for service in ("", *_SERVICES):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        limit = "off" if max_staleness is None else f"{max_staleness} steps"
+        _log.info("serving %s on %s, limit %s", rule_name, self.address, limit)
 
     def status(self) -> Status:
         """Return all counters as of one moment."""
@@ -116,6 +118,7 @@ class Server:
             grace_s: How long to wait for calls in flight, in seconds; those that
                 last longer are cancelled.
         """
+        _log.info("stopping, with %g s of grace", grace_s)
         self._stopping.set()
         self._health.enter_graceful_shutdown()
         self._grpc.stop(grace_s).wait()

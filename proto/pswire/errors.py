@@ -13,8 +13,9 @@ from grpc_status import rpc_status
 
 DOMAIN = "ps.v1"
 
-# gRPC sends an error's text as a header, twice, and clients take 8 KB of headers.
-_MAX_TEXT = 1000
+# gRPC sends an error's text in headers, once with three letters for a byte that is not
+# ASCII, once more in the details; clients take 8 KiB of headers.
+_MAX_TEXT_NBYTES = 1_800
 
 _log = logging.getLogger("pswire")
 
@@ -132,9 +133,10 @@ def _in_table(error: Exception) -> ParameterServerError:
 def _to_proto(error: ParameterServerError) -> status_pb2.Status:
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=reason(error), domain=DOMAIN))
-    text = str(error).encode(errors="backslashreplace").decode()
-    if len(text) > _MAX_TEXT:
-        text = f"{text[:_MAX_TEXT]}..."
+    said = str(error).encode(errors="backslashreplace")
+    text = said[:_MAX_TEXT_NBYTES].decode(errors="ignore")
+    if len(said) > _MAX_TEXT_NBYTES:
+        text += "..."
     code = _CODES[type(error)].value[0]
     return status_pb2.Status(code=code, message=text, details=[detail])
 

@@ -104,10 +104,9 @@ def _bars(status: Status) -> list[tuple[int, int, int]]:
     bars = []
     for first in range(start, worst + 1, width):
         last = first + width - 1
-        ages = range(max(first, 0), last + 1)
-        pushes = sum(status.staleness.get(age, 0) for age in ages)
+        pushes = sum(n for age, n in status.staleness.items() if first <= age <= last)
         if last >= 0:
-            bars.append((ages.start, last, pushes))
+            bars.append((max(first, 0), last, pushes))
     return bars
 
 

@@ -29,6 +29,12 @@ class Reason(enum.Enum):
     """Why a push was dropped."""
 
     STALE = pb.STALE
+    OTHER = pb.REASON_UNSPECIFIED
+    """One that this version of the contract does not know."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Reason":
+        return cls.OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Verdict:
             applied=message.applied,
             staleness=message.staleness,
             step=message.step,
-            reason=Reason(message.reason) if message.reason else None,
+            reason=None if message.applied else Reason(message.reason),
             duplicate=message.duplicate,
         )
 

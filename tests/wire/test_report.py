@@ -1,0 +1,162 @@
+"""The text of a status: every number that a person needs, and none that is cut off."""
+
+import io
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pswire import report
+from pswire.status import Counts, Limits, Status, WorkerStatus
+
+ROW = re.compile(
+    r" *staleness +(\d+)(?:-(\d+))? +[█▏▎▍▌▋▊▉…]* +(\d+) (applied|dropped)"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_terminal() -> Any:
+    """Keep what the tests' own terminal is like out of the text."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+QUIET = Status(
+    generation="g",
+    incarnation="i",
+    step=0,
+    limits=Limits(2, None, 1, 1),
+    rule="sgd",
+    initialized=True,
+    uptime_s=1.0,
+    pushes_per_s=0.0,
+    counts=Counts(),
+    staleness={},
+    workers=(),
+)
+
+
+def lines(status: Status) -> list[str]:
+    """Return the text's lines, without the blanks that fill them up."""
+    file = io.StringIO()
+    report.show(status, file)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def rows(status: Status) -> list[tuple[int, int, int, str]]:
+    """Return the drawn bars: first and last staleness, pushes, what became of them."""
+    found = [ROW.fullmatch(line) for line in lines(status)[4:]]
+    assert None not in found
+    return [(int(r[1]), int(r[2] or r[1]), int(r[3]), r[4]) for r in found if r]
+
+
+def test_a_status_is_told_in_full() -> None:
+    """Exactly this text; off a terminal there is no colour in it."""
+    counts = Counts(5, 3, 1, {"NON_FINITE": 1, "STEP_READ": 2})
+
+    got = lines(
+        replace(
+            QUIET,
+            step=5,
+            rule="sgd(learning_rate=1)",
+            pushes_per_s=0.84,
+            counts=counts,
+            staleness={0: 4, 2: 1, 3: 3},
+            workers=(
+                WorkerStatus("anna", Counts(5, 1), 0, 0.25),
+                WorkerStatus("bo", Counts(0, 2), 2, 61.0),
+            ),
+        )
+    )
+
+    assert got == [
+        "step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
+        "pushes: 5 applied, 3 dropped, 1 duplicate, "
+        "3 rejected (1 NON_FINITE, 2 STEP_READ)",
+        "drop rate 37.5% of 8 judged pushes, 0.8 pushes/s",
+        "staleness: median 0, p90 3, p99 3, most 3 steps",
+        "",
+        " worker   applied   dropped   drop rate   drops in a row    last seen",
+        " ────────────────────────────────────────────────────────────────────",
+        " anna           5         1       16.7%                0    0.2 s ago",
+        " bo             0         2      100.0%                2   61.0 s ago",
+        "",
+        f"staleness 0  {'█' * 40}  4 applied",
+        f"staleness 1  {' ' * 40}  0 applied",
+        f"staleness 2  {'█' * 10:40}  1 applied",
+        f"staleness 3  {'█' * 30:40}  3 dropped",
+    ]
+
+
+def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
+    """There are no tables, and nothing is divided by zero."""
+    got = lines(replace(QUIET, initialized=False, limits=Limits(None, None, 1, 1)))
+
+    assert got == [
+        "step 0, rule sgd, limit off, generation g",
+        "no variables yet: the first worker brings them",
+        "pushes: 0 applied, 0 dropped, 0 duplicate, 0 rejected",
+        "drop rate 0.0% of 0 judged pushes, 0.0 pushes/s",
+    ]
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    histogram=st.dictionaries(
+        st.one_of(st.integers(0, 40), st.integers(0, 5000)),
+        st.integers(1, 10**6),
+        min_size=1,
+        max_size=30,
+    ),
+    limit=st.one_of(st.none(), st.integers(-3, 40), st.integers(-100, 6000)),
+)
+@example(histogram={0: 1, 17: 1}, limit=0)
+@example(histogram={0: 3, 31: 2}, limit=8)
+@example(histogram={5: 2}, limit=-1)
+def test_every_push_is_in_one_bar_and_no_bar_crosses_the_limit(
+    histogram: dict[int, int], limit: int | None
+) -> None:
+    """The bars lie side by side from 0 on, and are so few that they fit a screen."""
+    bars = rows(
+        replace(
+            QUIET,
+            staleness=dict(sorted(histogram.items())),
+            limits=Limits(limit, None, 1, 1),
+        )
+    )
+
+    ends = [last for _, last, _, _ in bars]
+    assert [first for first, _, _, _ in bars] == [0, *(end + 1 for end in ends[:-1])]
+    assert ends[-1] >= max(histogram)
+    assert len(bars) <= 17
+    for first, last, pushes, fate in bars:
+        ages = range(first, last + 1)
+        assert pushes == sum(n for age, n in histogram.items() if age in ages)
+        late = {limit is not None and age > limit for age in (first, last)}
+        assert late == {fate == "dropped"}
+
+
+@pytest.mark.parametrize(
+    "name", ["[bold]x", "a[/b]", ":warning:", "gpu[0]", f"trainer-{'x' * 60}-0"]
+)
+def test_a_worker_s_name_is_told_as_it_is(name: str) -> None:
+    """A worker names itself, so it may look like a command to colour the text."""
+    got = lines(replace(QUIET, workers=(WorkerStatus(name, Counts(), 0, 0.0),)))
+
+    assert any(line.startswith(f" {name} ") for line in got)
+
+
+def test_large_numbers_are_not_cut_off() -> None:
+    """A number that lost its end would be believed."""
+    bars = rows(
+        replace(
+            QUIET, staleness={123_456: 123_456_789_012}, limits=Limits(None, None, 1, 1)
+        )
+    )
+
+    assert bars[-1][2:] == (123_456_789_012, "applied")

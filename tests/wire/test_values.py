@@ -1,0 +1,183 @@
+"""Values and their messages say the same, and statuses add up."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from pswire.layout import ArraySpec, Layout
+from pswire.status import Counts, Limits, Status, WorkerStatus
+from pswire.values import PushHeader, Reason, Verdict
+
+LIMITS = Limits(
+    max_staleness=4, max_grad_norm=1.5, max_model_nbytes=2**40, max_unary_nbytes=4
+)
+COUNTS = Counts(
+    applied=6, dropped=2, duplicate=3, rejected={"NON_FINITE": 1, "STEP_READ": 4}
+)
+WORKERS = (
+    WorkerStatus(name="a", counts=COUNTS, consecutive_drops=2, last_seen_s=0.12345),
+    WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
+)
+LAYOUT = Layout((ArraySpec("w", np.dtype(np.float32), (2, 3)),))
+
+
+BUSY = Status(
+    generation="g",
+    incarnation="i",
+    step=6,
+    limits=LIMITS,
+    rule="sgd(learning_rate=1)",
+    initialized=True,
+    uptime_s=12.34567,
+    pushes_per_s=0.66666,
+    counts=COUNTS,
+    staleness={0: 4, 3: 2, 5: 2},
+    workers=WORKERS,
+)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Verdict(applied=True, staleness=0, step=1),
+        Verdict(applied=False, staleness=2**62, step=2**62, reason=Reason.STALE),
+        Verdict(applied=True, staleness=3, step=9, duplicate=True),
+        PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
+        PushHeader(
+            session="s",
+            seq=2**64 - 1,
+            generation="g",
+            step_read=-1,
+            nbytes=2**62,
+            layout=LAYOUT,
+            value=-2.5,
+        ),
+        PushHeader(
+            session="s",
+            seq=1,
+            generation="g",
+            step_read=0,
+            nbytes=0,
+            layout=Layout(()),
+            value=0.0,
+        ),
+        LIMITS,
+        Limits(None, None, 0, 0),
+        Limits(0, 0.0, 2**64 - 1, 2**64 - 1),
+        Limits(-1, None, 1, 1),
+        COUNTS,
+        Counts(),
+        *WORKERS,
+        BUSY,
+        replace(BUSY, initialized=False, workers=(), staleness={}, counts=Counts()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_survives_the_wire(value: Any) -> None:
+    """What is absent stays apart from what is zero."""
+    message: Message = value.to_proto()
+
+    wire = message.SerializeToString()
+
+    assert type(value).from_proto(type(message).FromString(wire)) == value
+
+
+def test_staleness_arrives_in_ascending_order() -> None:
+    """A map has no order on the wire, and quantiles need one."""
+    sent = replace(BUSY, staleness=dict.fromkeys((7, 0, 300, 2), 1)).to_proto()
+
+    got = Status.from_proto(sent)
+
+    assert list(got.staleness) == [0, 2, 7, 300]
+
+
+@pytest.mark.parametrize(
+    ("staleness", "share", "expected"),
+    [
+        ({}, 0.5, None),
+        ({3: 1}, 0.5, 3),
+        ({0: 5, 1: 3, 2: 2}, 0.0, 0),
+        ({0: 5, 1: 3, 2: 2}, 0.5, 0),
+        ({0: 5, 1: 3, 2: 2}, 0.51, 1),
+        ({0: 5, 1: 3, 2: 2}, 0.8, 1),
+        ({0: 5, 1: 3, 2: 2}, 0.9, 2),
+        ({0: 5, 1: 3, 2: 2}, 1.0, 2),
+        ({0: 99, 50: 1}, 0.99, 0),
+        ({0: 98, 50: 2}, 0.99, 50),
+    ],
+)
+def test_a_quantile_is_the_least_staleness_that_enough_pushes_do_not_exceed(
+    staleness: dict[int, int], share: float, expected: int | None
+) -> None:
+    """Always a staleness that occurred, none if no push has been judged."""
+    got = replace(BUSY, staleness=staleness).staleness_quantile(share)
+
+    assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "received", "judged", "drop_rate"),
+    [
+        (Counts(), 0, 0, 0.0),
+        (Counts(applied=3), 3, 3, 0.0),
+        (Counts(dropped=3), 3, 3, 1.0),
+        (Counts(duplicate=2, rejected={"NON_FINITE": 5}), 7, 0, 0.0),
+        (COUNTS, 16, 8, 0.25),
+    ],
+)
+def test_counts_reconcile(
+    counts: Counts, received: int, judged: int, drop_rate: float
+) -> None:
+    """The drop rate is of judged pushes alone: neither retries nor errors dilute it."""
+    got = (counts.received, counts.judged, counts.drop_rate)
+
+    assert got == (received, judged, drop_rate)
+
+
+def test_a_status_is_json() -> None:
+    """The names are fixed, for scripts; the numbers are plain ones."""
+    text = json.dumps(BUSY.to_json(), allow_nan=False)
+
+    counts = {
+        "received": 16,
+        "applied": 6,
+        "dropped": 2,
+        "duplicate": 3,
+        "rejected": {"NON_FINITE": 1, "STEP_READ": 4},
+        "drop_rate": 0.25,
+    }
+    assert json.loads(text) == {
+        "generation": "g",
+        "incarnation": "i",
+        "step": 6,
+        "limit": 4,
+        "max_grad_norm": 1.5,
+        "rule": "sgd(learning_rate=1)",
+        "initialized": True,
+        "uptime_s": 12.346,
+        "pushes_per_s": 0.667,
+        **counts,
+        "staleness": {"0": 4, "3": 2, "5": 2},
+        "workers": [
+            {"name": "a", **counts, "consecutive_drops": 2, "last_seen_s": 0.123},
+            {
+                "name": "b",
+                **dict.fromkeys(("received", "applied", "dropped", "duplicate"), 0),
+                "rejected": {},
+                "drop_rate": 0.0,
+                "consecutive_drops": 0,
+                "last_seen_s": 2.0,
+            },
+        ],
+    }
+
+
+def test_no_limit_is_null_in_json() -> None:
+    """It is said, not left out."""
+    got = replace(BUSY, limits=Limits(None, None, 1, 1)).to_json()
+
+    assert (got["limit"], got["max_grad_norm"]) == (None, None)
