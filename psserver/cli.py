@@ -129,12 +129,15 @@ def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) 
     logging.getLogger("psserver").setLevel(logging.INFO)
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.
-    with interruptible(), suppress(KeyboardInterrupt):
-        with _start(rule, arguments, settings) as server:
-            click.echo(f"listening on {server.address}")
-            click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
-            sys.stdout.flush()
-            server.wait()
+    with (
+        interruptible(),
+        suppress(KeyboardInterrupt),
+        _start(rule, arguments, settings) as server,
+    ):
+        click.echo(f"listening on {server.address}")
+        click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
+        sys.stdout.flush()
+        server.wait()
 
 
 def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "Server":

@@ -12,7 +12,9 @@ from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.errors import (
+    CallCancelledError,
     DeadlineError,
+    ParameterServerError,
     ServerUnavailableError,
     SessionUnknownError,
     TooLargeError,
@@ -244,8 +246,14 @@ class Connection:
                 with from_status(self.address):
                     return attempt(timeout)
             except (ServerUnavailableError, DeadlineError) as error:
-                if self._closed.wait(outage.next_pause_s(error)):
+                failure: ParameterServerError = error
+            except CallCancelledError as error:
+                if self._closed.is_set():
                     raise
+                # Not by us: a server that stops cancels what reaches it too late.
+                failure = ServerUnavailableError(str(error))
+            if self._closed.wait(outage.next_pause_s(failure)):
+                raise failure
 
 
 def _push(header: PushHeader, layout: Layout, arrays: Arrays) -> pb.PushRequest:
