@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,8 @@ def launch(
         log_dir=log_dir,
         max_restarts=max_restarts,
     )
-    with interruptible():
+    complete = True
+    with interruptible(), suppress(KeyboardInterrupt):
         try:
             complete = run_plan(plan, lambda line: click.echo(line, err=True))
         except LaunchError as error:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +78,7 @@ def launch(plan: Plan, say: Say) -> bool:
             run.sum_up()
             return True
         if run.sum_up():
-            with suppress(KeyboardInterrupt):
-                run.evaluate()
+            run.evaluate()
         return not run.lost
 
 

@@ -49,6 +49,7 @@ def run(command: str, folder: Path) -> str:
 
 def words(text: str) -> list[str]:
     """Return each line's words, without the figures and bars that change."""
+    text = re.sub(r"generation [0-9a-f]+", "generation", text)
     lines = (re.findall(r"[a-z][a-z-]+", line) for line in text.splitlines())
     # How old the oldest gradients get, and so how many bars there are, is chance.
     return [w for line in lines if (w := " ".join(line)) and "staleness" not in w]
