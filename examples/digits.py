@@ -28,7 +28,8 @@ PAUSE_S = 0.02
 SLOWER = float(os.environ.get("DIGITS_SLOWER", "5"))
 
 Params = dict[str, jax.Array]
-Batch = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Batch = tuple[Array, Array]
 
 
 def data() -> tuple[Batch, Batch]:
@@ -52,7 +53,7 @@ def init() -> Params:
     }
 
 
-def logits(params: Params, images: jax.Array) -> jax.Array:
+def logits(params: Params, images: jax.Array | Array) -> jax.Array:
     """Score every image for every digit."""
     hidden = jax.nn.relu(images @ params["hidden/w"] + params["hidden/b"])
     return hidden @ params["output/w"] + params["output/b"]
@@ -82,7 +83,7 @@ def batches(shard: Shard) -> Iterator[Batch]:
 def evaluate(params: Params) -> dict[str, float]:
     """Return the share of held-out digits that are recognized."""
     _, (images, labels) = data()
-    guesses = logits(params, jnp.asarray(images)).argmax(axis=1)
+    guesses = logits(params, images).argmax(axis=1)
     return {"accuracy on held-out digits": float((guesses == labels).mean())}
 
 
