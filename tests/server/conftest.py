@@ -1,0 +1,48 @@
+"""What the server's tests share: rules that every law is checked with, raw channels."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import grpc
+import optax
+import pytest
+
+from psserver.rulespec import resolve
+
+
+def _count_in_plain_numbers() -> optax.GradientTransformation:
+    """Keep a Python number for a slot, which optax and jit take for an array."""
+    return optax.GradientTransformation(
+        lambda params: 0, lambda updates, count, params=None: (updates, count + 1)
+    )
+
+
+_RULES: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": lambda: optax.sgd(0.1),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
+    "adam": lambda: optax.adam(0.1),
+    "adagrad": lambda: optax.adagrad(0.1),
+    "rmsprop": lambda: optax.rmsprop(0.1),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "by_name": lambda: resolve("adam", {"learning_rate": 0.1}),
+    "plain": lambda: optax.chain(optax.sgd(0.1), _count_in_plain_numbers()),
+    "scheduled": lambda: optax.sgd(optax.exponential_decay(0.5, 2, 0.5)),
+}
+
+
+@pytest.fixture(params=_RULES.values(), ids=list(_RULES))
+def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
+    """Make each rule of the table in turn."""
+    make: Callable[[], optax.GradientTransformation] = request.param
+    return make()
+
+
+@pytest.fixture
+def dial() -> Iterator[Callable[[str], grpc.Channel]]:
+    """Open channels with gRPC's own options, which close with the test."""
+    with ExitStack() as stack:
+
+        def open_channel(address: str) -> grpc.Channel:
+            return stack.enter_context(grpc.insecure_channel(address))
+
+        yield open_channel

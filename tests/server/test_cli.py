@@ -1,0 +1,483 @@
+"""The `psserver` command: as a process where signals matter, in this one elsewhere."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import numpy as np
+import optax
+import pytest
+from click.testing import CliRunner, Result
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+import psserver
+import psworker
+from psserver.cli import main
+from pswire.errors import NonFiniteError, ParameterServerError
+from pswire.status import Limits, Status
+
+StartServer = Callable[..., psserver.Server]
+Connect = Callable[..., psworker.Client]
+Run = Callable[..., Result]
+
+_TIMEOUT_S = 60.0
+_SGD = ("--rule", "sgd", "-a", "learning_rate=0.5", "--port", "0")
+
+
+class _Served(subprocess.Popen[str]):
+    """A `psserver serve` of its own process, whose output is read line by line."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *options]
+        pipe = subprocess.PIPE
+        super().__init__(command, stdout=pipe, stderr=pipe, text=True)
+
+    def line(self) -> str:
+        assert self.stdout is not None
+        return self.stdout.readline().rstrip("\n")
+
+    def finish(self) -> tuple[int, str]:
+        """Return its exit code and its log, once it has ended by itself."""
+        _, log = self.communicate(timeout=_TIMEOUT_S)
+        return self.returncode, log
+
+
+@contextmanager
+def _serve(*options: str) -> Iterator[_Served]:
+    """Start a server; whatever becomes of the test, it does not outlive it."""
+    with _Served(*options) as process:
+        alarm = threading.Timer(_TIMEOUT_S, process.kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run the command in this process, which afterwards is as it was."""
+    monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    level = logging.getLogger("psserver").level
+
+    def invoke(*arguments: str, **env: str) -> Result:
+        return CliRunner().invoke(main, arguments, env=env)
+
+    yield invoke
+    logging.getLogger("psserver").setLevel(level)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Status]:
+    """Make servers stop as soon as they wait, and note what they were."""
+    statuses: list[Status] = []
+
+    class Brief(psserver.Server):
+        def wait(self) -> None:
+            statuses.append(self.status())
+
+    monkeypatch.setattr("psserver.server.Server", Brief)
+    return statuses
+
+
+def _limits(served: list[Status]) -> Limits:
+    (status,) = served
+    return status.limits
+
+
+# A process of its own
+
+
+def test_the_first_lines_say_where_it_listens_and_what_to_type_next() -> None:
+    """With the port really bound; Ctrl-C then ends it, with grace and exit code 0."""
+    with _serve("--max-staleness", "3") as process:
+        first, second = process.line(), process.line()
+        address = first.removeprefix("listening on ")
+        with psworker.connect(address, outage_s=0.0) as client:
+            status = client.status()
+            process.send_signal(signal.SIGINT)
+
+            code, log = process.finish()
+
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:[1-9]\d*", first)
+    assert second == f"next: psworker run MODULE:TASK --server {address}"
+    assert (status.rule, status.step) == ("sgd(learning_rate=0.5)", 0)
+    assert status.limits.max_staleness == 3
+    assert code == 0
+    assert "psserver: stopping" in log
+    assert "Traceback" not in log
+
+
+def test_under_load_a_sigterm_ends_it_with_grace() -> None:
+    """No push fails for another reason than that the server is gone."""
+    busy = threading.Barrier(5, timeout=_TIMEOUT_S)
+    ends: list[ParameterServerError] = []
+
+    def push(client: psworker.Client) -> None:
+        snapshot = client.pull()
+        try:
+            for number in range(10**6):
+                if number == 20:
+                    busy.wait()
+                client.push({"w": np.zeros(1000, np.float32)}, snapshot)
+        except ParameterServerError as error:
+            ends.append(error)
+
+    with _serve("--max-staleness", "off") as process:
+        address = process.line().removeprefix("listening on ")
+        clients = [psworker.connect(address, outage_s=0.0) for _ in range(4)]
+        clients[0].initialize({"w": np.ones(1000, np.float32)})
+        threads = [threading.Thread(target=push, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        busy.wait()
+        process.send_signal(signal.SIGTERM)
+
+        code, log = process.finish()
+        for thread in threads:
+            thread.join(_TIMEOUT_S)
+        for client in clients:
+            client.close()
+
+    assert code == 0
+    assert "Traceback" not in log
+    assert [type(end).__name__ for end in ends] == ["ServerUnavailableError"] * 4
+
+
+def test_psserver_stop_ends_it(run: Run) -> None:
+    """The server says who asked; the exit code of both is 0."""
+    with _serve() as process:
+        address = process.line().removeprefix("listening on ")
+
+        stopped = run("stop", address)
+        code, log = process.finish()
+
+    assert (stopped.exit_code, stopped.output) == (0, f"{address} is stopping\n")
+    assert code == 0
+    assert "asked to stop by ipv4:127.0.0.1" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("line", ["listening on", "next: "])
+def test_a_signal_right_after_a_line_ends_it_with_grace(
+    number: signal.Signals,
+    line: str,
+    run: Run,
+    served: list[Status],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scripts that wait for the address may well stop the server at once."""
+    echo = click.echo
+
+    def echo_and_signal(message: str, **settings: Any) -> None:
+        echo(message, **settings)
+        if message.startswith(line):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(click, "echo", echo_and_signal)
+
+    result = run("serve", *_SGD)
+
+    assert result.exit_code == 0, result.output
+    assert "listening on 127.0.0.1:" in result.output
+
+
+# Asking a server
+
+
+@pytest.fixture
+def known(start_server: StartServer, connect: Connect) -> psserver.Server:
+    """Start a server of which there is something to tell."""
+    server = start_server(rule_name="sgd", max_staleness=1)
+    client = connect(server.address, name="ann")
+    client.initialize({"w": np.ones(2, np.float32)})
+    snapshot = client.pull()
+    for _ in range(3):
+        client.push({"w": np.ones(2, np.float32)}, snapshot)
+    with pytest.raises(NonFiniteError, match=r"^w: expected finite gradients"):
+        client.push({"w": np.full(2, np.nan, np.float32)}, client.pull())
+    return server
+
+
+def test_the_status_for_scripts_has_every_number(
+    run: Run, known: psserver.Server
+) -> None:
+    """The names are fixed: scripts and tables rely on them."""
+    result = run("status", known.address, "--json")
+
+    table = json.loads(result.output)
+    (worker,) = table.pop("workers")
+    now = known.status()
+    assert result.exit_code == 0
+    assert table.pop("uptime_s") > 0
+    assert table.pop("pushes_per_s") > 0
+    assert worker.pop("last_seen_s") >= 0
+    assert table == {
+        "generation": now.generation,
+        "incarnation": now.incarnation,
+        "step": 2,
+        "limit": 1,
+        "max_grad_norm": None,
+        "rule": "sgd",
+        "initialized": True,
+        "received": 4,
+        "applied": 2,
+        "dropped": 1,
+        "duplicate": 0,
+        "rejected": {"NON_FINITE": 1},
+        "drop_rate": 1 / 3,
+        "staleness": {"0": 1, "1": 1, "2": 1},
+    }
+    assert worker == {
+        "name": "ann",
+        "received": 4,
+        "applied": 2,
+        "dropped": 1,
+        "duplicate": 0,
+        "rejected": {"NON_FINITE": 1},
+        "drop_rate": 1 / 3,
+        "consecutive_drops": 1,
+    }
+
+
+def test_the_status_for_people_says_what_matters(
+    run: Run, known: psserver.Server
+) -> None:
+    """The address may come from the environment; colours are for terminals."""
+    result = run("status", PSSERVER_ADDRESS=known.address)
+
+    assert result.exit_code == 0
+    assert "step 2, rule sgd, limit 1 steps" in result.output
+    assert "2 applied, 1 dropped, 0 duplicate, 1 rejected (1 NON_FINITE)" in (
+        result.output
+    )
+    assert "drop rate 33.3% of 3 judged pushes" in result.output
+    assert re.search(r"ann +2 +1 +33\.3% +1 ", result.output)
+    assert "\x1b" not in result.output
+
+
+def test_health_is_an_exit_code(run: Run, known: psserver.Server) -> None:
+    """0 while it serves, 1 once nobody answers."""
+    healthy = run("health", known.address)
+    known.stop()
+    gone = run("health", known.address)
+
+    assert (healthy.exit_code, healthy.output) == (0, "serving\n")
+    assert gone.exit_code == 1
+    assert known.address in gone.output
+
+
+def test_a_server_that_is_not_serving_is_not_healthy(run: Run) -> None:
+    """It answers, but says that it is starting or on its way out."""
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        servicer = health.HealthServicer()
+        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            result = run("health", f"127.0.0.1:{port}")
+        finally:
+            server.stop(None).wait(_TIMEOUT_S)
+
+    assert (result.exit_code, result.output) == (1, "not serving\n")
+
+
+@pytest.mark.parametrize("command", ["status", "health", "stop"])
+def test_an_absent_server_is_said_in_one_line(command: str, run: Run) -> None:
+    """Exit code 1, and the address, which may be the wrong one."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+
+    result = run(command, address)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert address in result.output
+    assert len(result.output.splitlines()) == 1
+
+
+# Options
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(
+    run: Run, start_server: StartServer
+) -> None:
+    """A second server beside it would take half of the workers."""
+    port = start_server().address.rpartition(":")[2]
+
+    result = run("serve", "--rule", "sgd", "-a", "learning_rate=1", "--port", port)
+
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: port: expected 127.0.0.1:{port} to be free, got an error; "
+        "does another server listen there?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "line", "limit"),
+    [
+        (None, None, None, 8),
+        (None, None, "max-staleness = 2", 2),
+        (None, None, "max_staleness = 'off'", None),
+        (None, "3", "max-staleness = 2", 3),
+        (None, "off", None, None),
+        ("4", "3", "max-staleness = 2", 4),
+        ("4", None, "max-staleness = 2", 4),
+        ("-1", None, None, -1),
+        ("off", "3", None, None),
+        ("0", "off", "max_staleness = 'off'", 0),
+    ],
+)
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+    flag: str | None,
+    variable: str | None,
+    line: str | None,
+    limit: int | None,
+    run: Run,
+    served: list[Status],
+    tmp_path: Path,
+) -> None:
+    """The default comes last; `off` means no limit wherever it stands."""
+    (tmp_path / "ps.toml").write_text(line or "")
+    options = ["--config", str(tmp_path / "ps.toml")] if line else []
+    options += ["--max-staleness", flag] if flag else []
+    environment = {"PSSERVER_MAX_STALENESS": variable} if variable else {}
+
+    result = run("serve", *_SGD, *options, **environment)
+
+    assert result.exit_code == 0, result.output
+    assert _limits(served).max_staleness == limit
+
+
+def test_a_file_may_set_everything(
+    run: Run, served: list[Status], tmp_path: Path
+) -> None:
+    """The rule and its arguments too, and the file itself by the environment."""
+    (tmp_path / "my_file_rules.py").write_text(
+        "import optax\n\n\ndef make(rate):\n    return optax.sgd(rate)\n"
+    )
+    (tmp_path / "ps.toml").write_text(
+        f"""
+        rule = "my_file_rules:make"
+        arguments = ["rate=0.5"]
+        max-grad-norm = 2.5
+        host = "localhost"
+        port = 0
+        reflection = true
+        app-dir = "{tmp_path}"
+        """
+    )
+
+    result = run("serve", PSSERVER_CONFIG=str(tmp_path / "ps.toml"))
+
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("listening on localhost:")
+    assert _limits(served).max_grad_norm == 2.5
+    assert served[0].rule == "my_file_rules:make(rate=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-staleness", "2.5"], r"expected a whole number of steps or off, got"),
+        (["--max-staleness", "many"], r"expected a whole number .*, got 'many'"),
+        (["--max-staleness", str(2**63)], r"max_staleness: expected None or a whole"),
+        (["--max-grad-norm", "0"], r"max_grad_norm: expected more than 0, got 0\.0"),
+        (["--max-grad-norm", "nan"], r"max_grad_norm: expected more than 0, got nan"),
+        (["--max-grad-norm", "much"], r"'much' is not a valid float"),
+        (["--port", "65536"], r"port: expected 0 to 65535, got 65536"),
+        (["--port", "http"], r"'http' is not a valid integer"),
+        (["--host", "0.0.0.0"], r"host: expected a loopback address, .* --insecure"),
+        (["--rule", "adm"], r"optax:adm: expected 'adm' in optax, got only .*adam"),
+        (["--rule", "nowhere:rule"], r"nowhere: expected a module in .*, got none"),
+        (["--rule", "lbfgs"], r"lbfgs: expected a rule that needs gradients alone"),
+        (["-a", "momentum"], r"argument: expected name=value, got 'momentum'"),
+        (["-a", "learning_rate=2"], r"learning_rate: expected once, got twice"),
+        (["-a", "rate=2"], r"sgd: expected arguments among learning_rate, "),
+        (["--rule", "identity"], r"identity: expected arguments among "),
+        (["--app-dir", "/no/such/folder"], r"'/no/such/folder' does not exist"),
+        (["--config", "/no/such/file"], r"'/no/such/file' does not exist"),
+        (["--quick"], r"No such option:? '?--quick"),
+        (["now"], r"Got unexpected extra argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_served_is_a_usage_error(
+    options: list[str], message: str, run: Run, served: list[Status]
+) -> None:
+    """Exit code 2, which a launcher takes for something that no retry mends."""
+    result = run("serve", *_SGD, *options)
+
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))
+    assert "Traceback" not in result.output
+    assert not served
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_stalenes = 2", r"max_stalenes: expected one of app_dir, arguments, .*"),
+        ("config = 'other.toml'", r"config: expected one of app_dir, arguments, .*"),
+        ("max_staleness =", r"Invalid value"),
+        ("max_staleness = 2.5", r"expected a whole number of steps or off, got '2\.5'"),
+        ("port = 'http'", r"'http' is not a valid integer"),
+        ("\udcff", r"codec can't decode byte"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_usage_error(
+    text: str, message: str, run: Run, served: list[Status], tmp_path: Path
+) -> None:
+    """A slip in a name is found, not passed over."""
+    (tmp_path / "ps.toml").write_bytes(text.encode(errors="surrogateescape"))
+
+    result = run("serve", *_SGD[:4], "--config", str(tmp_path / "ps.toml"))
+
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))
+    assert not served
+
+
+def test_a_rule_is_needed(run: Run) -> None:
+    """No rule is everybody's."""
+    result = run("serve", "--port", "0")
+
+    assert result.exit_code == 2
+    assert "Missing option '--rule'" in result.output
+
+
+def test_beyond_loopback_is_listened_on_where_it_is_said_aloud(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shown by what the server is asked for: nothing listens there here."""
+    asked: dict[str, Any] = {}
+
+    def refuse(rule: optax.GradientTransformation, **settings: Any) -> None:
+        asked.update(settings)
+        raise ValueError("host: not in a test")
+
+    monkeypatch.setattr("psserver.server.Server", refuse)
+
+    result = run("serve", *_SGD, "--host", "0.0.0.0", "--insecure")
+
+    assert "host: not in a test" in result.output
+    assert (asked["host"], asked["insecure"]) == ("0.0.0.0", True)

@@ -1,0 +1,117 @@
+"""A server's settings: their defaults and their checks."""
+
+import math
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import optax
+import pytest
+
+import psserver
+from psserver.config import ServerConfig
+
+
+def test_a_server_is_safe_as_it_comes() -> None:
+    """It listens on this machine alone, and drops what is too stale."""
+    config = ServerConfig()
+
+    assert config == ServerConfig(
+        max_staleness=8,
+        max_grad_norm=None,
+        host="127.0.0.1",
+        port=7070,
+        insecure=False,
+        reflection=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_grad_norm": 0.0}, r"max_grad_norm: expected more than 0, got 0\.0"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm: expected more than 0, got -1\.0"),
+        ({"max_grad_norm": math.nan}, r"max_grad_norm: expected more than 0, got nan"),
+        ({"max_grad_norm": math.inf}, r"max_grad_norm: expected more than 0, got inf"),
+        ({"port": -1}, r"port: expected 0 to 65535, got -1"),
+        ({"port": 65536}, r"port: expected 0 to 65535, got 65536"),
+        *[
+            ({"host": host}, rf"host: expected a loopback address, got {host}; .*")
+            for host in (
+                "0.0.0.0",
+                "::",
+                "[::]",
+                "10.0.0.1",
+                "128.0.0.1",
+                "example.com",
+                "127.0.0.1.example.com",
+                "localhost.example.com",
+                "",
+            )
+        ],
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(
+    settings: dict[str, Any], message: str
+) -> None:
+    """Above all a host that other machines reach, which has to be said aloud."""
+    expected = message.replace("[::]", r"\[::\]")
+
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        ServerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("host", "insecure"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("localhost", False),
+        ("::1", False),
+        ("[::1]", False),
+        ("0.0.0.0", True),
+        ("example.com", True),
+    ],
+)
+def test_loopback_is_listened_on_and_the_rest_where_it_is_asked_for(
+    host: str, insecure: bool
+) -> None:
+    """A name other than localhost could mean any machine."""
+    config = ServerConfig(host=host, insecure=insecure)
+
+    assert config.host == host
+
+
+@pytest.mark.parametrize("settings", [{"port": 0}, {"port": 65535}])
+def test_the_first_and_the_last_port_are_ports(settings: dict[str, Any]) -> None:
+    """And 0 means any."""
+    assert ServerConfig(**settings).port == settings["port"]
+
+
+def test_settings_do_not_change() -> None:
+    """A running server's are read by many threads."""
+    config: Any = ServerConfig()
+
+    with pytest.raises(FrozenInstanceError, match="port"):
+        config.port = 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_staleness": 2.5}, r"^max_staleness: expected None or a whole number"),
+        ({"max_staleness": 2**63}, r"^max_staleness: expected None or a whole number"),
+        ({"rule": optax.adam}, r"^rule: expected an optax .*, got adam$"),
+        ({"host": "0.0.0.0"}, r"^host: expected a loopback address, got 0\.0\.0\.0;"),
+        ({"port": 65536}, r"^port: expected 0 to 65535, got 65536$"),
+    ],
+    ids=str,
+)
+def test_a_server_of_wrong_settings_does_not_start(
+    settings: dict[str, Any], message: str
+) -> None:
+    """It leaves no thread and no open port behind."""
+    arguments = {"rule": optax.sgd(1.0), "port": 0, **settings}
+
+    with pytest.raises(ValueError, match=message):
+        psserver.Server(**arguments)

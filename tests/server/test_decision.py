@@ -1,0 +1,233 @@
+"""The decision on a push, as a pure function."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psserver.decision import Present, Session, decide
+from psserver.staleness import DropStale
+from pswire.errors import (
+    GenerationError,
+    ParameterServerError,
+    SequenceError,
+    SessionSupersededError,
+    StepReadError,
+    VariableMismatchError,
+)
+from pswire.layout import ArraySpec, Layout
+from pswire.values import PushHeader, Reason, Verdict
+
+_F32 = np.dtype(np.float32)
+_W, _B = ArraySpec("w", _F32, (2, 3)), ArraySpec("b", _F32, (5,))
+_LAYOUT = Layout((_W, _B))
+_NOW = Present(generation="g", step=100, layout=_LAYOUT)
+_HEADER = PushHeader("s", 6, "g", 100, _LAYOUT.nbytes)
+_SESSION = Session("ann", 5, Verdict(applied=True, staleness=0, step=90))
+_STALE = Reason.STALE
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def _push_of(*specs: ArraySpec, **changes: Any) -> PushHeader:
+    layout = Layout(specs)
+    return replace(_HEADER, layout=layout, nbytes=layout.nbytes, **changes)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 8, 99])
+def test_a_push_is_applied_up_to_the_limit_and_dropped_beyond(limit: int) -> None:
+    """One step below, at and above it; only an applied push takes the step on."""
+    ages = [age for age in (limit - 1, limit, limit + 1) if age >= 0]
+
+    verdicts = [
+        decide(replace(_HEADER, step_read=100 - age), _SESSION, _NOW, DropStale(limit))
+        for age in ages
+    ]
+
+    assert verdicts == [
+        Verdict(applied=True, staleness=age, step=101)
+        if age <= limit
+        else Verdict(applied=False, staleness=age, step=100, reason=_STALE)
+        for age in ages
+    ]
+
+
+@given(step=st.integers(0, 2**63 - 1), step_read=_INT64, limit=st.none() | _INT64)
+def test_a_push_is_applied_just_if_its_staleness_is_from_zero_to_the_limit(
+    step: int, step_read: int, limit: int | None
+) -> None:
+    """A staleness below zero is an error, although it is below every limit."""
+    header = replace(_HEADER, step_read=step_read)
+    staleness = step - step_read
+    applied = limit is None or staleness <= limit
+
+    try:
+        verdict = decide(header, _SESSION, replace(_NOW, step=step), DropStale(limit))
+    except StepReadError:
+        assert not 0 <= step_read <= step
+        return
+
+    assert 0 <= step_read <= step
+    assert verdict == Verdict(
+        applied, staleness, step + applied, None if applied else _STALE
+    )
+
+
+@pytest.mark.parametrize("step_read", [-1, 101, 2**63 - 1, -(2**63)])
+def test_a_step_that_never_was_is_an_error_even_without_a_limit(step_read: int) -> None:
+    """From ahead it would look fresh, with a negative staleness."""
+    header = replace(_HEADER, step_read=step_read)
+    message = rf"^step_read: expected 0 to 100 steps, got {step_read}$"
+
+    with pytest.raises(StepReadError, match=message):
+        decide(header, _SESSION, _NOW, DropStale(None))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        Verdict(applied=True, staleness=0, step=90),
+        Verdict(applied=False, staleness=3, step=90, reason=_STALE),
+    ],
+    ids=["applied", "dropped"],
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"step_read": 89},
+        {"generation": "h"},
+        {"step_read": 10**6},
+        {"nbytes": 1},
+        {"layout": Layout(())},
+    ],
+    ids=lambda change: "-".join(change) or "as-it-was",
+)
+def test_a_retry_repeats_the_first_verdict_before_anything_is_judged(
+    first: Verdict, change: dict[str, Any]
+) -> None:
+    """At limit 0 an applied push is a step stale because of itself."""
+    session = replace(_SESSION, last_seq=6, last_verdict=first)
+    retry = replace(_HEADER, **{"step_read": 89, **change})
+
+    verdict = decide(retry, session, _NOW, DropStale(0))
+
+    assert verdict == replace(first, duplicate=True)
+
+
+@pytest.mark.parametrize(
+    ("seq", "last_seq"), [(0, 0), (0, 5), (1, 5), (4, 5), (5, 2**64 - 1)]
+)
+def test_a_number_that_has_been_passed_is_refused(seq: int, last_seq: int) -> None:
+    """Its verdict is forgotten, so it can be neither repeated nor judged again."""
+    last = Verdict(applied=True, staleness=0, step=9) if last_seq else None
+    session = Session("ann", last_seq, last)
+
+    with pytest.raises(
+        SequenceError, match=rf"^seq: expected more than {last_seq}, got {seq}$"
+    ):
+        decide(replace(_HEADER, seq=seq), session, _NOW, DropStale(None))
+
+
+@pytest.mark.parametrize("seq", [6, 7, 1000, 2**64 - 1])
+def test_numbers_may_be_skipped(seq: int) -> None:
+    """A session may have given up on a push, or had it rejected."""
+    header = replace(_HEADER, seq=seq)
+
+    verdict = decide(header, _SESSION, _NOW, DropStale(0))
+
+    assert verdict == Verdict(applied=True, staleness=0, step=101)
+
+
+# What may be wrong with a push, in the order in which it is looked at: the error, its
+# message, and the change of the header that brings it about.
+_FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
+    (
+        SessionSupersededError,
+        "session: expected the newest of worker ann, got s; "
+        "another process has joined under that name",
+        {},
+    ),
+    (SequenceError, "seq: expected more than 5, got 4", {"seq": 4}),
+    (GenerationError, "generation: expected g, got h", {"generation": "h"}),
+    (StepReadError, "step_read: expected 0 to 100 steps, got 101", {"step_read": 101}),
+    (
+        VariableMismatchError,
+        "b: expected (5,) float32, got none",
+        {"layout": Layout((_W,))},
+    ),
+    (VariableMismatchError, "nbytes: expected 84 bytes, got 83", {"nbytes": 83}),
+]
+
+
+@pytest.mark.parametrize("first", range(len(_FAULTS)))
+def test_of_several_faults_the_first_in_the_order_is_told(first: int) -> None:
+    """Every error comes before staleness: a push that is both bad and stale is bad."""
+    error, message, _ = _FAULTS[first]
+    session = replace(_SESSION, superseded=first == 0)
+    changes = {k: v for *_, change in _FAULTS[first:] for k, v in change.items()}
+
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        decide(replace(_HEADER, **changes), session, _NOW, DropStale(-1))
+
+
+def test_a_superseded_session_is_not_even_told_its_last_verdict() -> None:
+    """It has to stop, whatever became of its push."""
+    session = replace(_SESSION, superseded=True)
+    retry = replace(_HEADER, seq=session.last_seq)
+
+    with pytest.raises(SessionSupersededError, match=r"^session: expected the newest"):
+        decide(retry, session, _NOW, DropStale(None))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (_push_of(_W), "b: expected (5,) float32, got none"),
+        (_push_of(), "w: expected (2, 3) float32, got none"),
+        (
+            _push_of(_W, replace(_B, name="c")),
+            "b: expected (5,) float32, got none",
+        ),
+        (
+            _push_of(_W, _B, replace(_B, name="c")),
+            "c: expected one of w, b, got (5,) float32 of another name",
+        ),
+        (
+            _push_of(replace(_W, shape=(3, 2)), _B),
+            "w: expected (2, 3) float32, got (3, 2) float32",
+        ),
+        (
+            _push_of(_W, replace(_B, dtype=np.dtype(np.float64))),
+            "b: expected (5,) float32, got (5,) float64",
+        ),
+        (
+            _push_of(_W, replace(_B, shape=())),
+            "b: expected (5,) float32, got () float32",
+        ),
+        (replace(_HEADER, nbytes=85), "nbytes: expected 84 bytes, got 85"),
+        (replace(_HEADER, nbytes=0), "nbytes: expected 84 bytes, got 0"),
+        (replace(_push_of(_B, _W), nbytes=84), "nbytes: expected 88 bytes, got 84"),
+    ],
+)
+def test_gradients_that_are_not_the_variables_are_refused_by_name(
+    header: PushHeader, message: str
+) -> None:
+    """The name comes first, then what was expected, then what came."""
+    policy = DropStale(None)
+
+    with pytest.raises(VariableMismatchError, match=f"^{re.escape(message)}$"):
+        decide(header, _SESSION, _NOW, policy)
+
+
+@pytest.mark.parametrize("header", [_push_of(_W, _B), _push_of(_B, _W)])
+def test_gradients_may_come_in_any_order(header: PushHeader) -> None:
+    """The body's size is that of the order in which they come."""
+    policy = DropStale(0)
+
+    verdict = decide(header, _SESSION, _NOW, policy)
+
+    assert verdict == Verdict(applied=True, staleness=0, step=101)

@@ -1,0 +1,184 @@
+"""What the tests of the whole system share: threads, a slow rule, raw pushes."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import grpc
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+import pytest
+
+from pswire._generated import parameter_server_pb2 as pb
+from pswire._generated import parameter_server_pb2_grpc as rpc
+
+InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+Mark = Callable[[int, int], npt.NDArray[np.float32]]
+MakePush = Callable[..., pb.PushRequest]
+JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
+Hold = Callable[[], AbstractContextManager[threading.Event]]
+SendHalf = Callable[
+    [rpc.ParameterServerStub, pb.PushRequest], tuple[Any, Callable[[], None]]
+]
+
+_TIMEOUT_S = 30.0
+
+
+class _Gate:
+    """Lets updates through while it is open, and notes that one has come."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self._reached = threading.Event()
+
+    def rule(self) -> optax.GradientTransformation:
+        def pass_gate(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+            one = jax.pure_callback(self._wait, jax.ShapeDtypeStruct((), jnp.float32))
+            return jax.tree.map(lambda update: update * one, updates)
+
+        return optax.chain(optax.sgd(1.0), optax.stateless(pass_gate))
+
+    @contextmanager
+    def hold(self) -> Iterator[threading.Event]:
+        self._reached.clear()
+        self._open.clear()
+        try:
+            yield self._reached
+        finally:
+            self._open.set()
+
+    def _wait(self) -> np.float32:
+        self._reached.set()
+        if not self._open.wait(_TIMEOUT_S):
+            raise TimeoutError("the gate was never opened")
+        return np.float32(1.0)
+
+
+@pytest.fixture
+def in_parallel() -> InParallel:
+    """Run functions at once, each in its own thread, and return their results."""
+
+    def run(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        start = threading.Barrier(len(calls))
+
+        def released(call: Callable[[], Any]) -> Any:
+            start.wait(_TIMEOUT_S)
+            return call()
+
+        with ThreadPoolExecutor(len(calls), "test") as pool:
+            results = [pool.submit(released, call) for call in calls]
+            # In order of completion: the first failure is the cause of the others.
+            for result in as_completed(results):
+                result.result()
+        return [result.result() for result in results]
+
+    return run
+
+
+@pytest.fixture
+def mark() -> Mark:
+    """Make the gradient with which push `number` adds 1 to its own element.
+
+    Under SGD with a learning rate of 1 from zeros, the variable then counts how often
+    every push was applied.
+    """
+
+    def gradient(number: int, size: int) -> npt.NDArray[np.float32]:
+        marked = np.zeros(size, np.float32)
+        marked[number] = -1.0
+        return marked
+
+    return gradient
+
+
+@pytest.fixture
+def gate() -> _Gate:
+    """Keep the gate that `slow_rule` passes and `hold` closes."""
+    return _Gate()
+
+
+@pytest.fixture
+def slow_rule(gate: _Gate) -> optax.GradientTransformation:
+    """Make SGD with a learning rate of 1 that waits while `hold` is entered."""
+    return gate.rule()
+
+
+@pytest.fixture
+def hold(gate: _Gate) -> Hold:
+    """Keep updates from ending for a while; yields the event that one has begun."""
+    return gate.hold
+
+
+@pytest.fixture
+def join_raw() -> Iterator[JoinRaw]:
+    """Join as a worker without a client: every request is the test's own.
+
+    Yields a function of an address, a session and a worker's name, which returns the
+    stub and a maker of push requests for that session, of the one variable `A`.
+    """
+    with ExitStack() as stack:
+
+        def join(
+            address: str, session: str, worker: str | None = None
+        ) -> tuple[rpc.ParameterServerStub, MakePush]:
+            stub = rpc.ParameterServerStub(
+                stack.enter_context(grpc.insecure_channel(address))
+            )
+            request = pb.JoinRequest(worker=worker or session, session=session)
+            generation = stub.Join(request, timeout=_TIMEOUT_S).generation
+
+            def push(
+                seq: int, gradient: npt.NDArray[np.float32], *, step_read: int
+            ) -> pb.PushRequest:
+                header = pb.PushHeader(
+                    session=session,
+                    seq=seq,
+                    generation=generation,
+                    step_read=step_read,
+                    nbytes=gradient.nbytes,
+                )
+                return pb.PushRequest(header=header, data=gradient.tobytes())
+
+            return stub, push
+
+        yield join
+
+
+@pytest.fixture
+def send_half() -> Iterator[SendHalf]:
+    """Send a push's header and half of its body, and keep the rest back.
+
+    Yields a function of a stub and a request, which returns the call and a function
+    that sends the rest.
+    """
+    rests: list[threading.Event] = []
+
+    def send(
+        stub: rpc.ParameterServerStub, request: pb.PushRequest
+    ) -> tuple[Any, Callable[[], None]]:
+        half, rest = threading.Event(), threading.Event()
+        rests.append(rest)
+        middle = len(request.data) // 2
+
+        def pieces() -> Iterator[pb.PushRequest]:
+            yield pb.PushRequest(header=request.header)
+            yield pb.PushRequest(data=request.data[:middle])
+            half.set()
+            rest.wait(_TIMEOUT_S)
+            yield pb.PushRequest(offset=middle, data=request.data[middle:])
+
+        call = stub.PushStream.future(pieces(), timeout=_TIMEOUT_S)
+        assert half.wait(_TIMEOUT_S)
+        # Answered on the same connection: the server has read what came before.
+        stub.Pull(pb.PullRequest(), timeout=_TIMEOUT_S)
+        return call, rest.set
+
+    yield send
+    for rest in rests:
+        rest.set()

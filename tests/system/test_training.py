@@ -1,0 +1,214 @@
+"""Real workers train the example: alone, together, and when one of them is killed."""
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import optax
+import pytest
+
+pytestmark = pytest.mark.timeout(180)
+
+WAIT_S = 60.0
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# The example's task without its pauses; it waits for a line before the first batch, and
+# prints the number of every one that has been pushed.
+TASK = """
+import dataclasses, itertools, sys
+import digits
+
+digits.PAUSE_S = 0.0
+
+def batches(shard):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number, batch in enumerate(digits.batches(shard), 1):
+        yield batch
+        print(number, flush=True)
+
+task = dataclasses.replace(digits.task, batches=batches)
+"""
+
+
+class Worker:
+    """A `psworker run` process that trains the example."""
+
+    def __init__(self, folder: Path, server: str, *arguments: str) -> None:
+        command = (sys.executable, "-m", "psworker", "run", "eager_digits:task")
+        self.process = subprocess.Popen(
+            (*command, "--server", server, *arguments),
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
+        self._in, self._out, self.err = (pipe for pipe in pipes if pipe is not None)
+
+    def until_ready(self) -> None:
+        """Wait until it wants its first batch."""
+        assert self._out.readline() == "ready\n", self.err.read()
+
+    def go(self) -> None:
+        """Let it have its batches."""
+        self._in.write("go\n")
+        self._in.flush()
+
+    def until_pushed(self, count: int) -> None:
+        """Wait until it has pushed so many batches."""
+        for line in self._out:
+            if int(line) >= count:
+                return
+        raise AssertionError(f"it ended before batch {count}: {self.err.read()}")
+
+    def end(self) -> int:
+        """Wait for its end; return its exit code."""
+        self._out.read()
+        return self.process.wait(WAIT_S)
+
+    def close(self) -> None:
+        """End it at once, if it runs still."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self._in, self._out, self.err):
+            pipe.close()
+
+
+StartWorker = Callable[..., Worker]
+
+
+@pytest.fixture
+def start_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StartWorker]:
+    """Start workers that end with the test."""
+    (tmp_path / "eager_digits.py").write_text(TASK)
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("DIGITS_SLOWER", "1")
+    with ExitStack() as stack:
+
+        def start(server: str, *arguments: str) -> Worker:
+            worker = Worker(tmp_path, server, *arguments)
+            stack.callback(worker.close)
+            return worker
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    """Import the example."""
+    spec = importlib.util.spec_from_file_location("digits", EXAMPLES / "digits.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_workers_reach_the_accuracy(
+    start_server: Any,
+    connect: Any,
+    start_worker: StartWorker,
+    digits: ModuleType,
+    count: int,
+) -> None:
+    """Each reads its own part of the images, and all of them take part."""
+    server = start_server(optax.adam(5e-3), max_staleness=8)
+    workers = [
+        start_worker(server.address, "--shard", f"{index}/{count}", "--steps", "500")
+        for index in range(count)
+    ]
+    for worker in workers:
+        worker.until_ready()
+    for worker in workers:
+        worker.go()
+
+    codes = [worker.end() for worker in workers]
+
+    assert codes == [0] * count
+    status = server.status()
+    assert 500 <= status.step < 500 + count
+    assert status.counts.rejected == {}
+    assert len(status.workers) == count
+    assert all(row.counts.applied for row in status.workers)
+    params = connect(server.address).pull(like=digits.init()).params
+    with jax.numpy_rank_promotion("allow"):  # As outside of tests.
+        found = digits.evaluate(params)
+    assert found["accuracy on held-out digits"] >= 0.95
+
+
+def test_a_killed_worker_does_not_disturb_the_others(
+    start_server: Any, start_worker: StartWorker
+) -> None:
+    """It is killed in full course; the others push on, and leave in good order.
+
+    What it has pushed stays, and nothing of it is counted twice or lost.
+    """
+    server = start_server(optax.sgd(0.1), max_staleness=8)
+    workers = [
+        start_worker(server.address, "--name", name, "--shard", f"{index}/3")
+        for index, name in enumerate(("killed", "second", "third"))
+    ]
+    killed, *others = workers
+    for worker in workers:
+        worker.until_ready()
+        worker.go()
+    for worker in workers:
+        worker.until_pushed(30)
+
+    killed.process.kill()
+    killed.process.wait(WAIT_S)
+    before = {row.name: row.counts.judged for row in server.status().workers}
+    for worker, name in zip(others, ("second", "third"), strict=True):
+        worker.until_pushed(before[name] + 30)
+    for worker in others:
+        worker.process.send_signal(signal.SIGTERM)
+    codes = [worker.end() for worker in others]
+
+    status = server.status()
+    after = {row.name: row.counts.judged for row in status.workers}
+    assert killed.process.returncode == -signal.SIGKILL
+    assert codes == [0, 0]
+    assert after["killed"] == before["killed"] >= 30
+    assert sum(after.values()) == status.counts.received
+    assert status.step == status.counts.applied
+
+
+def test_workers_that_come_before_the_server_wait_for_it(
+    start_server: Any, start_worker: StartWorker
+) -> None:
+    """They say so, and where; then they train as if nothing had been."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    workers = [
+        start_worker(address, "--shard", f"{index}/2", "--steps", "20")
+        for index in range(2)
+    ]
+    said = [worker.err.readline() for worker in workers]
+
+    server = start_server(optax.sgd(0.1), port=port)
+    for worker in workers:
+        worker.until_ready()
+        worker.go()
+    codes = [worker.end() for worker in workers]
+
+    waits = rf"psworker: waiting for the parameter server at {address}, \d+ of 60 s: "
+    assert all(re.search(waits, line) for line in said)
+    assert codes == [0, 0]
+    assert server.status().step >= 20

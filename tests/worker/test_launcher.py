@@ -1,0 +1,515 @@
+"""`psworker launch` and `psworker run` as processes, and what they refuse.
+
+The tasks of these processes talk to their test, which says when a batch comes, when it
+is the last, and when a worker crashes.
+"""
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from click.testing import CliRunner
+
+from psworker.cli import main
+
+pytestmark = pytest.mark.timeout(180)
+
+WAIT_S = 60.0
+
+TASK = """
+import os, socket
+
+def meet(*words):
+    # Say who this is; the lines that come back say what to do.
+    talk = socket.create_connection(("127.0.0.1", int(os.environ["CONDUCTOR"])))
+    lines = talk.makefile("rw")
+    print(*words, os.getpid(), file=lines, flush=True)
+    for line in lines:
+        if line == "crash\\n":
+            os._exit(3)
+        yield line
+
+if os.environ.get("STOP_AT_IMPORT"):
+    list(meet("import"))
+
+import jax.numpy as jnp
+import psworker
+
+def batches(shard):
+    for line in meet("training", shard.index):
+        yield jnp.ones(2)
+
+task = psworker.Task(
+    init=lambda: {"w": jnp.zeros(2)},
+    loss=lambda params, batch: jnp.sum((params["w"] - batch) ** 2),
+    batches=batches,
+    evaluate=lambda params: {"distance": float(abs(params["w"] - 1).max())},
+)
+"""
+
+CRASH = """
+import os, sys
+print("the data are gone", file=sys.stderr, flush=True)
+os._exit(3)
+"""
+
+SLOW_RULE = """
+import quick
+list(quick.meet("rule"))
+"""
+
+
+@dataclass
+class Partner:
+    """A process that has come to a point where it does as the test says.
+
+    Attributes:
+        place: Where it is: `training 0`, say.
+        pid: Its process id.
+        lines: What it is told, a batch for each line; its end is the end.
+    """
+
+    place: str
+    pid: int
+    lines: IO[str]
+
+    def tell(self, *words: str) -> None:
+        """Say one thing after another."""
+        for word in words:
+            print(word, file=self.lines, flush=True)
+
+
+Meet = Callable[[int], dict[str, Partner]]
+
+
+class Command:
+    """A `psworker` command that runs as a process."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self._out = folder / "stdout"
+        with self._out.open("wb") as out:
+            self.process = subprocess.Popen(
+                (sys.executable, "-m", "psworker", *arguments),
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert self.process.stderr is not None
+        self._err = self.process.stderr
+        self._said = ""
+
+    def until_it_says(self, pattern: str) -> None:
+        """Read what it prints to stderr, up to a line that matches."""
+        for line in self._err:
+            self._said += line
+            if re.search(pattern, line):
+                return
+        raise AssertionError(f"it ended without {pattern!r}: {self._said}")
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end; return the exit code, stdout and all of stderr."""
+        self._said += self._err.read()
+        code = self.process.wait(WAIT_S)
+        return code, self._out.read_text(), self._said
+
+    def children(self) -> set[int]:
+        """Return the process ids of its children."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return {
+            int(pid)
+            for task in tasks
+            for pid in (task / "children").read_text().split()
+        }
+
+    def watch_children(self, stack: ExitStack) -> set[int]:
+        """Return a pidfd of each child; one is readable once its process has ended."""
+        watched = {os.pidfd_open(pid) for pid in self.children()}
+        for descriptor in watched:
+            stack.callback(os.close, descriptor)
+        return watched
+
+    def close(self) -> None:
+        """End it at once, if it runs still."""
+        self.process.kill()
+        self.process.wait()
+        self._err.close()
+
+
+def all_end(watched: set[int]) -> bool:
+    """Say whether the processes of some pidfds end, waiting for it."""
+    while watched:
+        ended, _, _ = select.select(watched, (), (), WAIT_S)
+        if not ended:
+            return False
+        watched = watched - set(ended)
+    return True
+
+
+@pytest.fixture
+def ends() -> Iterator[ExitStack]:
+    """Close what a test opens, and end what it starts, also if it fails."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def psworker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: ExitStack
+) -> Callable[..., Command]:
+    """Start commands in a folder with a task, `quick:task`; they end with the test."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name, text in (("quick", TASK), ("crash", CRASH), ("slow_rule", SLOW_RULE)):
+        (tmp_path / f"{name}.py").write_text(text)
+
+    def start(*arguments: str) -> Command:
+        command = Command(tmp_path, *arguments)
+        ends.callback(command.close)
+        return command
+
+    return start
+
+
+@pytest.fixture
+def meet(monkeypatch: pytest.MonkeyPatch, ends: ExitStack) -> Meet:
+    """Wait for so many processes to come, and return them by where they are."""
+    listener = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
+    listener.settimeout(WAIT_S)
+    monkeypatch.setenv("CONDUCTOR", str(listener.getsockname()[1]))
+
+    def meet(count: int) -> dict[str, Partner]:
+        partners = {}
+        for _ in range(count):
+            talk, _ = listener.accept()
+            ends.callback(talk.close)
+            talk.settimeout(WAIT_S)
+            lines = ends.enter_context(talk.makefile("rw"))
+            place, _, pid = lines.readline().strip().rpartition(" ")
+            talk.settimeout(None)
+            partners[place] = Partner(place, int(pid), lines)
+            talk.close()  # The lines keep it open, until they are closed.
+        return partners
+
+    return meet
+
+
+LOCAL = ("--local-server", "--", "--rule", "sgd", "-a", "learning_rate=0.125")
+
+
+def test_a_launch_trains_to_the_end_and_sums_up(
+    psworker: Callable[..., Command], meet: Meet, tmp_path: Path
+) -> None:
+    """Progress goes to stderr, the summary to stdout, and every process has a log."""
+    command = psworker("launch", "quick:task", "--workers", "2", *LOCAL)
+    workers = meet(2)
+    command.until_it_says(r"^\d+ s: no push yet, 2 workers have joined")
+    workers["training 0"].tell("batch", "batch", "batch")
+    workers["training 1"].tell("batch", "batch")
+    for worker in workers.values():
+        worker.lines.close()
+
+    code, out, err = command.end()
+
+    assert code == 0
+    assert re.search(r"^2 workers of quick:task, server 127\.0\.0\.1:\d+, logs in", err)
+    assert "pushes: 5 applied, 0 dropped, 0 duplicate, 0 rejected" in out
+    assert re.search(r"^ *worker-0 +3 +0 +0\.0%", out, re.MULTILINE)
+    assert re.search(r"^ *worker-1 +2 +0 +0\.0%", out, re.MULTILINE)
+    assert re.search(r"^5 pushes in .* s, .*; 0 restarts, 0 workers lost$", out, re.M)
+    # Whatever the order, every push takes a quarter of the way that it has seen.
+    assert re.search(r"^at step 5: distance 0\.\d+$", out, re.MULTILINE)
+    logs = {log.stem: log.read_text() for log in (tmp_path / "psworker-logs").iterdir()}
+    assert "initialized: 1 variables" in logs["server"]
+    assert "as worker-0" in logs["worker-0"]
+    assert "3 applied, 0 dropped" in logs["worker-0"]
+    assert "2 applied, 0 dropped" in logs["worker-1"]
+
+
+def test_a_worker_that_crashes_is_restarted(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any, tmp_path: Path
+) -> None:
+    """Under its old name, at a server that ran before; the run is complete then.
+
+    The evaluation, which comes last, is no worker and is not counted as one.
+    """
+    server = start_server()
+    command = psworker(
+        *("launch", "quick:task", "--workers", "2", "--server", server.address),
+        *("--log-dir", "here/logs"),
+    )
+    workers = meet(2)
+    workers["training 0"].tell("batch", "batch")
+    workers["training 1"].tell("batch", "crash")
+    command.until_it_says(
+        r"-1: ended with exit code 3; last: .* \(see here/logs/.*log\)"
+    )
+    command.until_it_says(r"-1: restart 1 of 3$")
+    workers |= meet(1)
+    workers["training 1"].tell("batch", "batch", "batch")
+    for worker in workers.values():
+        worker.lines.close()
+
+    code, out, _ = command.end()
+
+    assert code == 0
+    assert re.search(r"^6 pushes in .*; 1 restarts, 0 workers lost$", out, re.MULTILINE)
+    status = server.status()
+    assert [row.counts.applied for row in status.workers] == [2, 4]
+    (log,) = (tmp_path / "here" / "logs").glob("*-1.log")
+    assert log.read_text().count(f"joined {server.address} as {log.stem}") == 2
+
+
+def test_a_worker_that_always_crashes_is_given_up(
+    psworker: Callable[..., Command], start_server: Any
+) -> None:
+    """After the restarts that it may have; the message has its last words."""
+    command = psworker(
+        *("launch", "crash:task", "--workers", "1", "--max-restarts", "2"),
+        *("--server", start_server().address),
+    )
+
+    code, out, err = command.end()
+
+    assert code == 1
+    obituary = r"-0: ended with exit code 3; last: the data are gone \(see .*-0.log\)"
+    assert len(re.findall(obituary, err)) == 3
+    assert re.findall(r"-0: (.*restart.*)", err) == [
+        "restart 1 of 2",
+        "restart 2 of 2",
+        "no restart is left of 2",
+    ]
+    assert "2 restarts, 1 workers lost" in out
+
+
+def test_a_usage_error_of_a_worker_is_not_repeated(
+    psworker: Callable[..., Command], start_server: Any
+) -> None:
+    """To try again would change nothing, so the message comes once from each."""
+    command = psworker(
+        *("launch", "quik:task", "--workers", "2", "--server", start_server().address)
+    )
+
+    code, out, err = command.end()
+
+    assert code == 1
+    message = r"-[01]: ended with exit code 2; last: Error: quik: expected a module in"
+    assert len(re.findall(message, err)) == 2
+    assert "0 restarts, 2 workers lost" in out
+
+
+def test_a_local_server_that_cannot_start_ends_the_launch(
+    psworker: Callable[..., Command],
+) -> None:
+    """Its own words say why, and no worker is started."""
+    command = psworker(
+        *("launch", "quick:task", "--workers", "1"),
+        *("--local-server", "--", "--rule", "adamm"),
+    )
+
+    code, out, err = command.end()
+
+    assert (code, out) == (1, "")
+    assert re.search(r"^Error: server: ended.*; last: Error: .*adamm.*only adam", err)
+    assert "workers of" not in err
+
+
+def test_a_local_server_that_dies_ends_the_launch(
+    psworker: Callable[..., Command],
+    meet: Meet,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: ExitStack,
+) -> None:
+    """What the workers have done is lost with it, so they are stopped."""
+    monkeypatch.setenv("STOP_AT_IMPORT", "1")
+    command = psworker("launch", "quick:task", "--workers", "2", *LOCAL)
+    command.until_it_says("^2 workers of quick:task")
+    partners = [meet(1)["import"], meet(1)["import"]]
+    watched = command.watch_children(ends)
+    (server,) = command.children() - {partner.pid for partner in partners}
+
+    os.kill(server, signal.SIGKILL)
+    code, _, err = command.end()
+
+    assert code == 1
+    assert re.search(r"^Error: server: ended with SIGKILL; last: ", err, re.MULTILINE)
+    assert all_end(watched)
+
+
+def test_ctrl_c_stops_all_and_sums_up(
+    psworker: Callable[..., Command], meet: Meet, ends: ExitStack
+) -> None:
+    """Only the launcher gets the signal, as if the children were not in the terminal.
+
+    A stop that was asked for is no failure, so the exit code is 0.
+    """
+    command = psworker("launch", "quick:task", "--workers", "2", *LOCAL)
+    workers = meet(2)
+    workers["training 0"].tell("batch")
+    watched = command.watch_children(ends)
+    assert len(watched) == 3
+
+    command.process.send_signal(signal.SIGINT)
+    code, out, err = command.end()
+
+    assert code == 0
+    assert "stopping" in err
+    assert re.search(r"^\d pushes in .*; 0 restarts, 0 workers lost$", out, re.M)
+    assert all_end(watched)
+
+
+def test_ctrl_c_before_the_server_is_there_stops_too(
+    psworker: Callable[..., Command], meet: Meet, ends: ExitStack
+) -> None:
+    """The server is held up in the import of its rule when the signal comes."""
+    command = psworker(
+        *("launch", "quick:task", "--workers", "1"),
+        *("--local-server", "--", "--rule", "slow_rule:rule"),
+    )
+    assert set(meet(1)) == {"rule"}
+    watched = command.watch_children(ends)
+
+    command.process.send_signal(signal.SIGINT)
+    code, _, err = command.end()
+
+    assert "Traceback" not in err
+    assert code == 0
+    assert all_end(watched)
+
+
+def test_no_process_outlives_a_launcher_that_is_killed(
+    psworker: Callable[..., Command], meet: Meet, ends: ExitStack
+) -> None:
+    """Server and workers alike, in the middle of the training."""
+    command = psworker("launch", "quick:task", "--workers", "2", *LOCAL)
+    meet(2)["training 1"].tell("batch")
+    watched = command.watch_children(ends)
+    assert len(watched) == 3
+
+    command.process.kill()
+
+    assert all_end(watched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_stops_with_grace(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any, number: int
+) -> None:
+    """It says how far it has come, and that is no failure."""
+    server = start_server()
+    command = psworker("run", "quick:task", "--server", server.address)
+    worker = meet(1)["training 0"]
+    worker.tell("batch")
+    command.until_it_says(r"step 1, loss 2, 1 applied, 0 dropped")
+
+    command.process.send_signal(number)
+    code, out, _ = command.end()
+
+    assert (code, out) == (0, "step 1, loss 2, 1 applied, 0 dropped\n")
+
+
+def test_a_worker_stops_while_it_still_loads_its_task(
+    psworker: Callable[..., Command],
+    meet: Meet,
+    start_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Imports take seconds, so that is when people change their minds."""
+    monkeypatch.setenv("STOP_AT_IMPORT", "1")
+    command = psworker("run", "quick:task", "--server", start_server().address)
+    meet(1)
+
+    command.process.send_signal(signal.SIGINT)
+    code, out, err = command.end()
+
+    assert (code, out) == (0, "no push\n")
+    assert "Traceback" not in err
+
+
+def test_a_worker_that_finds_no_server_says_where_it_looked(
+    psworker: Callable[..., Command],
+) -> None:
+    """Without a traceback, and with an exit code that lets it be restarted."""
+    command = psworker(
+        *("run", "quick:task", "--server", "127.0.0.1:1", "--outage", "0")
+    )
+
+    code, out, err = command.end()
+
+    assert (code, out) == (1, "")
+    assert "Error: ServerUnavailableError: 127.0.0.1:1: no answer for 0 s" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run", "Missing argument 'MODULE:TASK'"),
+        ("run quick:task", "Missing option '--server'"),
+        ("run quick --server :1", "quick: expected module:attribute, got 'quick'"),
+        ("run nowhere:task --server :1", "nowhere: expected a module in"),
+        (
+            "run psworker:tusk --server :1",
+            "psworker:tusk: expected 'tusk' in psworker, got only task",
+        ),
+        ("run m:t --server :1 --shard 4/4", "'--shard': shard: expected I/N with 0 <="),
+        ("run m:t --server :1 --shard half", "'--shard': shard: expected I/N, as in"),
+        ("run m:t --server :1 --steps -1", "'--steps': -1 is not in the range"),
+        ("run m:t --server :1 --on-drop stop", "'--on-drop': 'stop' is not one of"),
+        ("run m:t --server :1 --outage -1", "'--outage': -1.0 is not in the range"),
+        ("run m:t --server :1 --app-dir not/here", "'--app-dir': Directory 'not/here'"),
+        ("launch m:t --local-server", "Missing option '--workers'"),
+        ("launch m:t --workers 0 --local-server", "'--workers': 0 is not in the range"),
+        ("launch m:t --workers 1", "expected either --server or --local-server"),
+        (
+            "launch m:t --workers 1 --server :1 --local-server",
+            "expected either --server or --local-server",
+        ),
+        (
+            "launch m:t --workers 1 --server :1 -- --rule sgd",
+            "--local-server: expected beside serve options, got --rule",
+        ),
+        (
+            "launch m:t --workers 1 --local-server --max-restarts -1",
+            "'--max-restarts': -1 is not in the range",
+        ),
+        ("evaluate m:t", "Missing option '--server'"),
+    ],
+)
+def test_wrong_usage_is_explained(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With click's exit code for it, and before anything is started."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+
+    result = CliRunner().invoke(main, arguments.split())
+
+    assert message in result.output
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])
+def test_an_option_may_come_from_the_environment(
+    by_flag: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the flag says has precedence."""
+    monkeypatch.setenv("PSWORKER_STEPS", "-1")
+    flag = ["--steps", "-2"] if by_flag else []
+
+    result = CliRunner().invoke(main, ["run", "m:t", "--server", ":1", *flag])
+
+    value = -2 if by_flag else -1
+    assert f"Invalid value for '--steps': {value} is not in the range" in result.output
+    assert result.exit_code == 2

@@ -1,0 +1,333 @@
+"""The training loop, round a client that does as it is told."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psworker
+from pswire.errors import (
+    GenerationError,
+    NonFiniteError,
+    NotInitializedError,
+    ParameterServerError,
+)
+from pswire.values import Reason, Snapshot, Verdict
+from psworker import Shard, Task
+from psworker.loop import Progress, train
+
+Answer = Literal["apply", "drop"] | ParameterServerError
+
+W = np.asarray([1.0, 2.0], np.float32)
+
+
+@dataclass
+class FakeClient:
+    """Answers exchanges as its script says, then applies everything.
+
+    Attributes:
+        answers: What becomes of each exchange, in order.
+        pushed: The gradients that came, in order.
+        values: The losses beside them.
+        calls: The methods that were called, in order.
+        others: Steps that other workers make before each exchange.
+    """
+
+    answers: Iterable[Answer] = ()
+    others: int = 0
+    step: int = 0
+    generation: str = "first"
+    pushed: list[Any] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+    read: list[tuple[str, int]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._answers = iter(self.answers)
+
+    def initialize(self, params: Any) -> bool:
+        self.calls.append("initialize")
+        return True
+
+    def pull(self, like: Any) -> Snapshot[Any]:
+        self.calls.append("pull")
+        return Snapshot({"w": W + self.step}, self.step, self.generation)
+
+    def exchange(
+        self, gradients: Any, snapshot: Snapshot[Any], *, value: float | None
+    ) -> tuple[Verdict, Snapshot[Any]]:
+        self.calls.append("exchange")
+        self.pushed.append(np.asarray(gradients["w"]).tolist())
+        self.values.append(value)
+        self.read.append((snapshot.generation, snapshot.step))
+        answer = next(self._answers, "apply")
+        if isinstance(answer, ParameterServerError):
+            self.step, self.generation = 0, "second"
+            raise answer
+        self.step += self.others + (answer == "apply")
+        reason = None if answer == "apply" else Reason.STALE
+        verdict = Verdict(answer == "apply", self.others, self.step, reason)
+        params = {"w": W + self.step}
+        return verdict, Snapshot(params, self.step, self.generation)
+
+
+def times(params: Any, batch: Any) -> Any:
+    """A loss whose gradient is the batch, twice."""
+    return jnp.sum(params["w"] * batch)
+
+
+def make_task(batches: Iterable[Any] = (), loss: Any = times, **settings: Any) -> Task:
+    """Make a task of these batches, whatever the shard."""
+    return Task(
+        init=lambda: {"w": jnp.asarray(W)},
+        loss=loss,
+        batches=lambda shard: batches,
+        **settings,
+    )
+
+
+def floats(*numbers: int) -> list[np.float32]:
+    """Make batches that are told apart by their gradients."""
+    return [np.float32(number) for number in numbers]
+
+
+def test_training_ends_with_the_batches() -> None:
+    """Every batch is pushed once, from the variables that the last exchange brought."""
+    client = FakeClient()
+
+    progress = train(client, make_task(floats(1, 2, 3)), Shard())
+
+    assert client.calls == ["initialize", "pull", *["exchange"] * 3]
+    assert client.pushed == [[1, 1], [2, 2], [3, 3]]
+    assert client.read == [("first", 0), ("first", 1), ("first", 2)]
+    assert client.values == [3.0, 10.0, 21.0]
+    assert progress == Progress(step=3, applied=3, dropped=0, loss=21.0)
+
+
+def test_the_batches_are_those_of_the_shard() -> None:
+    """The task is told which part of the data this worker reads."""
+    shards = []
+
+    def batches(shard: Shard) -> list[Any]:
+        shards.append(shard)
+        return floats(shard.index)
+
+    client = FakeClient()
+    task = Task(init=lambda: {"w": W}, loss=times, batches=batches)
+
+    train(client, task, Shard(2, 5))
+
+    assert shards == [Shard(2, 5)]
+    assert client.pushed == [[2, 2]]
+
+
+def test_no_batch_means_no_push() -> None:
+    """The progress is then that of the first pull, without a loss."""
+    client = FakeClient(step=7)
+
+    progress = train(client, make_task([]), Shard())
+
+    assert client.calls == ["initialize", "pull"]
+    assert progress == Progress(step=7, applied=0, dropped=0, loss=None)
+
+
+@pytest.mark.parametrize(
+    ("others", "steps", "exchanges", "step"),
+    [(0, 3, 3, 3), (0, 0, 0, 0), (4, 10, 2, 10), (4, 11, 3, 15)],
+    ids=["alone", "none to do", "with others", "others overshoot"],
+)
+def test_training_ends_at_the_global_step(
+    others: int, steps: int, exchanges: int, step: int
+) -> None:
+    """All workers' pushes count, so the batches may well be endless."""
+    client = FakeClient(others=others)
+    endless = (np.float32(1) for _ in itertools.count())
+
+    progress = train(client, make_task(endless), Shard(), steps=steps)
+
+    assert client.calls.count("exchange") == exchanges
+    assert progress.step == step
+
+
+@pytest.mark.parametrize(
+    ("settings", "pushed", "progress"),
+    [
+        ({}, [1, 2, 3], Progress(step=2, applied=2, dropped=1, loss=15.0)),
+        (
+            {"on_drop": "skip", "max_retries": 9},
+            [1, 2, 3],
+            Progress(step=2, applied=2, dropped=1, loss=15.0),
+        ),
+        (
+            {"on_drop": "retry"},
+            [1, 1, 2, 3],
+            Progress(step=3, applied=3, dropped=1, loss=21.0),
+        ),
+    ],
+    ids=["default", "skip", "retry"],
+)
+def test_a_dropped_batch_is_skipped_or_retried(
+    settings: dict[str, Any], pushed: list[int], progress: Progress
+) -> None:
+    """The first push is dropped; skipping is the default."""
+    client = FakeClient(answers=["drop"])
+
+    got = train(client, make_task(floats(1, 2, 3)), Shard(), **settings)
+
+    assert [gradient[0] for gradient in client.pushed] == pushed
+    assert got == progress
+
+
+@pytest.mark.parametrize("max_retries", [0, 1, 3])
+def test_the_retries_of_a_batch_are_bounded(max_retries: int) -> None:
+    """After the last one the next batch has its turn, with retries of its own."""
+    client = FakeClient(answers=itertools.repeat("drop"))
+
+    progress = train(
+        client,
+        make_task(floats(1, 2)),
+        Shard(),
+        on_drop="retry",
+        max_retries=max_retries,
+    )
+
+    tries = 1 + max_retries
+    assert client.pushed == [[1, 1]] * tries + [[2, 2]] * tries
+    assert (progress.applied, progress.dropped) == (0, 2 * tries)
+
+
+def test_a_retry_computes_from_the_variables_of_the_exchange() -> None:
+    """Four steps of others were in the way: the loss is that of the new variables."""
+    client = FakeClient(answers=["drop"], others=4)
+
+    train(client, make_task(floats(1)), Shard(), on_drop="retry")
+
+    assert client.read == [("first", 0), ("first", 4)]
+    assert client.values == [3.0, 11.0]
+
+
+@pytest.mark.parametrize(
+    "failure", [GenerationError("cut"), NotInitializedError("empty")]
+)
+@pytest.mark.parametrize("on_drop", ["skip", "retry"])
+def test_a_server_that_has_restarted_is_given_the_variables_again(
+    failure: ParameterServerError, on_drop: Any
+) -> None:
+    """The batch is lost with its history, and the numbers go on from the new step."""
+    client = FakeClient(answers=["apply", "apply", failure])
+
+    progress = train(client, make_task(floats(1, 2, 3, 4)), Shard(), on_drop=on_drop)
+
+    start = ["initialize", "pull"]
+    assert client.calls == [*start, *["exchange"] * 3, *start, "exchange"]
+    assert client.read[-2:] == [("first", 2), ("second", 0)]
+    assert client.pushed[-1] == [4, 4]
+    assert progress == Progress(step=1, applied=3, dropped=0, loss=12.0)
+
+
+def test_an_error_that_repeating_cannot_help_ends_the_training() -> None:
+    """It reaches the caller as it is, and no further batch is taken."""
+    client = FakeClient(answers=["apply", NonFiniteError("w: expected finite")])
+    taken = []
+
+    def batches() -> Iterator[Any]:
+        for batch in floats(1, 2, 3):
+            taken.append(batch)
+            yield batch
+
+    with pytest.raises(NonFiniteError, match=r"^w: expected finite$"):
+        train(client, make_task(batches()), Shard())
+
+    assert taken == [1, 2]
+
+
+def test_a_report_comes_after_every_push() -> None:
+    """Dropped or applied, with the numbers so far."""
+    client = FakeClient(answers=["apply", "drop"])
+    reports: list[Progress] = []
+
+    last = train(client, make_task(floats(1, 2, 3)), Shard(), report=reports.append)
+
+    assert reports == [
+        Progress(step=1, applied=1, dropped=0, loss=3.0),
+        Progress(step=1, applied=1, dropped=1, loss=10.0),
+        Progress(step=2, applied=2, dropped=1, loss=15.0),
+    ]
+    assert last == reports[-1]
+
+
+def test_an_auxiliary_result_is_left_aside() -> None:
+    """The loss that is pushed and reported is the scalar."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        return times(params, batch), jnp.zeros(3)
+
+    client = FakeClient()
+
+    progress = train(client, make_task(floats(2), loss, has_aux=True), Shard())
+
+    assert client.values == [6.0]
+    assert progress.loss == 6.0
+
+
+def test_keys_differ_by_batch_and_shard_and_come_again() -> None:
+    """The gradient is the noise drawn: all differ, and the same run repeats them.
+
+    A retry of a batch has the batch's own key, and another seed other keys.
+    """
+
+    def loss(params: Any, batch: Any, rng: Any) -> Any:
+        return jnp.sum(params["w"] * jax.random.normal(rng, (2,)))
+
+    def drawn(shard: int, seed: int, answers: Iterable[Answer] = ()) -> list[Any]:
+        client = FakeClient(answers=answers)
+        task = make_task(floats(1, 1, 1), loss, seed=seed)
+        train(client, task, Shard(shard, 2), on_drop="retry")
+        return client.pushed
+
+    runs = [drawn(shard=0, seed=0), drawn(shard=1, seed=0), drawn(shard=0, seed=1)]
+    again = drawn(shard=1, seed=0)
+    retried = drawn(shard=0, seed=0, answers=["drop"])
+
+    assert len({tuple(noise) for run in runs for noise in run}) == 9
+    assert again == runs[1]
+    assert retried == [runs[0][0], *runs[0]]
+
+
+def test_a_loss_without_rng_gets_no_key() -> None:
+    """It takes two arguments, and would fail with a third."""
+    client = FakeClient()
+
+    train(
+        client, make_task(floats(5), lambda params, x: params["w"].sum() * x), Shard()
+    )
+
+    assert client.pushed == [[5, 5]]
+
+
+def test_a_worker_outlives_its_server(start_server: Any) -> None:
+    """A real one, which is replaced before the third batch; the new one starts anew.
+
+    The third push is judged by a server that does not know its history, so it is lost.
+    """
+    server = start_server()
+    port = int(server.address.rpartition(":")[2])
+    servers = [server]
+
+    def batches() -> Iterator[Any]:
+        yield from floats(1, 2)
+        servers[-1].stop()
+        servers.append(start_server(port=port))
+        yield from floats(3, 4, 5)
+
+    with psworker.connect(server.address) as client:
+        progress = train(client, make_task(batches()), Shard())
+        trained = client.pull().params["w"]
+
+    assert (progress.step, progress.applied, progress.dropped) == (2, 4, 0)
+    np.testing.assert_array_equal(trained, W - 4 - 5)
