@@ -65,7 +65,7 @@ class CompiledRule:
     def init(self, variables: Arrays) -> Slots:
         """Return the slots for variables that no push has changed yet."""
         with self._environment():
-            return self._rule.init({k: jnp.asarray(a) for k, a in variables.items()})
+            return self._rule.init(_lend(variables))
 
     def apply(
         self, variables: Arrays, slots: Slots, gradients: Arrays, value: float | None
@@ -87,7 +87,7 @@ class CompiledRule:
         with self._environment():
             try:
                 new_variables, new_slots, sound = jax.block_until_ready(
-                    self._update(variables, slots, gradients, loss)
+                    self._update(_lend(variables), slots, _lend(gradients), loss)
                 )
             except Exception as error:
                 _log.exception("the rule failed")
@@ -124,17 +124,27 @@ class CompiledRule:
         return new_variables, new_slots, sound
 
     def _warm_up(self, variables: Arrays) -> None:
-        zeros = {name: np.zeros_like(array) for name, array in variables.items()}
+        before = _lend(variables)
+        zeros = jax.tree.map(jnp.zeros_like, before)
         slots = self.init(variables)
         # Some rules change their slots' types in the first update, which compiles anew.
         for _ in range(2):
-            _, slots, _ = self._update(variables, slots, zeros, np.float32(1))
+            _, slots, _ = self._update(before, slots, zeros, np.float32(1))
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
         cpu = jax.local_devices(backend="cpu")[0]
         with jax.default_device(cpu), _x64_home.enable_x64(self._x64):
             yield
+
+
+def _lend(arrays: Arrays) -> dict[str, jax.Array]:
+    """Pass arrays to JAX, which reads their memory where it is aligned.
+
+    A compiled function would take them as they are, but then it copies them, and the
+    copies live until Python next looks for cycles: several models' worth of memory.
+    """
+    return jax.device_put(dict(arrays), may_alias=True)
 
 
 def _needs_value(

@@ -11,9 +11,9 @@ from psserver.rulespec import resolve
 
 
 def _count_in_plain_numbers() -> optax.GradientTransformation:
-    """Keep a Python number for a slot, which optax and jit take for an array."""
+    """Keep a Python number for a slot: an int at first, a float from then on."""
     return optax.GradientTransformation(
-        lambda params: 0, lambda updates, count, params=None: (updates, count + 1)
+        lambda params: 0, lambda updates, count, params=None: (updates, count + 0.5)
     )
 
 

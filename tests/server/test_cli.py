@@ -318,7 +318,7 @@ def test_an_absent_server_is_said_in_one_line(command: str, run: Run) -> None:
 
 
 def test_a_port_that_is_taken_is_said_in_one_line(
-    run: Run, start_server: StartServer
+    run: Run, start_server: StartServer, served: list[Status]
 ) -> None:
     """A second server beside it would take half of the workers."""
     port = start_server().address.rpartition(":")[2]
@@ -330,6 +330,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(
         f"Error: port: expected 127.0.0.1:{port} to be free, got an error; "
         "does another server listen there?\n"
     )
+    assert not served
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
-import optax
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -781,7 +780,7 @@ def test_a_port_that_is_taken_is_refused(start_server: StartServer) -> None:
     with pytest.raises(
         OSError, match=rf"^port: expected 127\.0\.0\.1:{port} to be free, got an error;"
     ):
-        psserver.Server(optax.sgd(1.0), port=port)
+        start_server(port=port)
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1", "[::1]"])

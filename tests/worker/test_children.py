@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -173,11 +173,16 @@ def test_stopping_does_not_ask_for_ever(
 ) -> None:
     """Who ignores SIGTERM gets SIGKILL when the grace is over."""
     monkeypatch.setattr("psworker.children._GRACE_S", 0.05)
-    children.start_and_read_line("it", "stubborn", ())
+    pid = int(children.start_and_read_line("it", "stubborn", ()))
 
-    children.stop()
+    try:
+        children.stop()
+        ended = children.wait(WAIT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
-    assert children.wait(WAIT_S) == ("it", -signal.SIGKILL)
+    assert ended == ("it", -signal.SIGKILL)
 
 
 def test_some_can_be_stopped_and_others_go_on(children: Children) -> None:

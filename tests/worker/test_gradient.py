@@ -46,8 +46,9 @@ def test_a_loss_with_a_parameter_rng_gets_the_key() -> None:
         (_noisy, True),
         (jax.jit(_noisy), True),
         (lambda params, batch, *, rng=None: 0.0, True),
+        (lambda params, batch, scale=1.0: 0.0, False),
     ],
-    ids=["plain", "noisy", "compiled already", "keyword only"],
+    ids=["plain", "noisy", "compiled already", "keyword only", "another third"],
 )
 def test_who_wants_a_key_is_seen_by_the_name_rng(loss: Any, wants: bool) -> None:
     """Wrapped functions and keyword-only parameters count too."""

@@ -230,6 +230,15 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert progress == Progress(step=1, applied=3, dropped=0, loss=12.0)
 
 
+def test_a_restart_at_the_last_batch_is_in_the_progress() -> None:
+    """The step is that of the new history, though no push belongs to it."""
+    client = FakeClient(answers=["apply", "apply", GenerationError("cut")])
+
+    progress = train(client, make_task(floats(1, 2, 3)), Shard())
+
+    assert progress == Progress(step=0, applied=2, dropped=0, loss=10.0)
+
+
 def test_an_error_that_repeating_cannot_help_ends_the_training() -> None:
     """It reaches the caller as it is, and no further batch is taken."""
     client = FakeClient(answers=["apply", NonFiniteError("w: expected finite")])
