@@ -63,6 +63,12 @@ print("the data are gone", file=sys.stderr, flush=True)
 os._exit(3)
 """
 
+PARROT = """
+import os, sys
+print(*sys.argv[1:], file=sys.stderr, flush=True)
+os._exit(2)
+"""
+
 SLOW_RULE = """
 import quick
 list(quick.meet("rule"))
@@ -306,6 +312,34 @@ def test_a_usage_error_of_a_worker_is_not_repeated(
     message = r"-[01]: ended with exit code 2; last: Error: quik: expected a module in"
     assert len(re.findall(message, err)) == 2
     assert "0 restarts, 2 workers lost" in out
+
+
+def test_a_worker_is_told_all_that_the_launch_was_told(
+    psworker: Callable[..., Command], start_server: Any, tmp_path: Path
+) -> None:
+    """And its own name and shard; this task repeats it as its last words."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "parrot.py").write_text(PARROT)
+    address = start_server().address
+    command = psworker(
+        *("launch", "parrot:task", "--workers", "2", "--server", address),
+        *("--app-dir", "elsewhere", "--steps", "7", "--on-drop", "retry"),
+        *("--outage", "5"),
+    )
+
+    _, _, err = command.end()
+
+    # The host's name and the launcher's process id: no other launch has them.
+    prefix = re.escape(f"{socket.gethostname()}-{command.process.pid}")
+    for index in range(2):
+        name = f"{prefix}-{index}"
+        assert re.search(
+            rf"^{name}: .*; last: run parrot:task --server {address} --name {name} "
+            rf"--shard {index}/2 --app-dir elsewhere --on-drop retry --outage 5.0 "
+            r"--steps 7 \(see ",
+            err,
+            re.MULTILINE,
+        )
 
 
 def test_a_local_server_that_cannot_start_ends_the_launch(
