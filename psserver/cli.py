@@ -69,7 +69,6 @@ def main() -> None:
 @click.option(
     "-a",
     "--argument",
-    "arguments",
     multiple=True,
     metavar="NAME=VALUE",
     help="An argument of the rule, as in -a learning_rate=1e-3. May be repeated.",
@@ -120,7 +119,7 @@ def main() -> None:
     metavar="FILE",
     help="A TOML file of these options; flags and PSSERVER_* variables win.",
 )
-def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) -> None:
+def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -> None:
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -132,7 +131,7 @@ def serve(rule: str, arguments: tuple[str, ...], app_dir: str, **settings: Any) 
     with (
         interruptible(),
         suppress(KeyboardInterrupt),
-        _start(rule, arguments, settings) as server,
+        _start(rule, argument, settings) as server,
     ):
         click.echo(f"listening on {server.address}")
         click.echo(f"next: psworker run MODULE:TASK --server {server.address}")

@@ -7,7 +7,7 @@ from pswire.errors import ParameterServerError, reason
 from pswire.status import Counts, WorkerStatus
 from pswire.values import Verdict
 
-_WINDOW_S = 10.0
+_WINDOW_S = 10
 
 
 @dataclass(slots=True)
@@ -95,8 +95,9 @@ class Counters:
 
     def pushes_per_s(self, now: float, uptime_s: float) -> float:
         """Return the judged pushes of the last ten seconds, a second."""
-        judged = sum(n for second, n in self._judged_at if second > now - _WINDOW_S)
-        return judged / max(min(_WINDOW_S, uptime_s), 1.0)
+        since = int(now) - _WINDOW_S + 1  # The window ends in the second that it is.
+        judged = sum(n for second, n in self._judged_at if second >= since)
+        return judged / max(min(now - since, uptime_s), 1.0)
 
     def workers(self, now: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""

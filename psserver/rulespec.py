@@ -14,7 +14,9 @@ from pswire.imports import load
 Value = float | int | bool | str | None
 
 # They look for their own step size by evaluating the loss, which only workers can.
-_LINE_SEARCHES = frozenset({"lbfgs", "scale_by_backtracking_linesearch"})
+_LINE_SEARCHES = frozenset(
+    {"lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"}
+)
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, Value]:
@@ -80,6 +82,7 @@ def _make(
 ) -> optax.GradientTransformationExtraArgs:
     signature = inspect.signature(factory)
     try:
+        signature.bind_partial(**arguments)  # Names what is unknown before what lacks.
         bound = signature.bind(**arguments)
     except TypeError as error:
         known = ", ".join(signature.parameters)

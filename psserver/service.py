@@ -69,7 +69,7 @@ class ParameterServer(rpc.ParameterServerServicer):
         context: grpc.ServicerContext,
     ) -> pb.InitializeReply:
         with to_status(context):
-            messages = _arriving(requests)
+            messages = _arriving(requests, context)
             first = _first(messages)
             initialized = self._store.initialize(
                 first.header.session,
@@ -105,7 +105,7 @@ class ParameterServer(rpc.ParameterServerServicer):
         self, requests: Iterator[pb.PushRequest], context: grpc.ServicerContext
     ) -> pb.PushReply:
         with to_status(context):
-            _, verdict = self._push(_arriving(requests), context)
+            _, verdict = self._push(_arriving(requests, context), context)
             return verdict.to_proto()
 
     def Exchange(
@@ -123,7 +123,7 @@ class ParameterServer(rpc.ParameterServerServicer):
         self, requests: Iterator[pb.ExchangeRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ExchangeReply]:
         with to_status(context):
-            header, verdict = self._push(_pushes(_arriving(requests)), context)
+            header, verdict = self._push(_pushes(_arriving(requests, context)), context)
             pieces = self._pieces(_pull_after(header))
             yield pb.ExchangeReply(push=verdict.to_proto(), pull=next(pieces))
             for piece in pieces:
@@ -204,11 +204,17 @@ def _pushes(requests: Iterator[pb.ExchangeRequest]) -> Iterator[pb.PushRequest]:
     return (request.push for request in requests)
 
 
-def _arriving(requests: Iterator[Message]) -> Iterator[Message]:
+def _arriving(
+    requests: Iterator[Message], context: grpc.ServicerContext
+) -> Iterator[Message]:
+    gone = CallCancelledError("stream: the caller went away")
     try:
         yield from requests
     except grpc.RpcError as error:
-        raise CallCancelledError("stream: the caller went away") from error
+        raise gone from error
+    # Of a call that was cancelled between two messages, gRPC says that it ended.
+    if not context.is_active():
+        raise gone
 
 
 def _first(messages: Iterator[Message]) -> Message:

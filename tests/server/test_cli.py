@@ -379,7 +379,7 @@ def test_a_file_may_set_everything(
     (tmp_path / "ps.toml").write_text(
         f"""
         rule = "my_file_rules:make"
-        arguments = ["rate=0.5"]
+        argument = ["rate=0.5"]
         max-grad-norm = 2.5
         host = "localhost"
         port = 0
@@ -437,8 +437,8 @@ def test_what_cannot_be_served_is_a_usage_error(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_stalenes = 2", r"max_stalenes: expected one of app_dir, arguments, .*"),
-        ("config = 'other.toml'", r"config: expected one of app_dir, arguments, .*"),
+        ("max_stalenes = 2", r"max_stalenes: expected one of app_dir, argument, .*"),
+        ("config = 'other.toml'", r"config: expected one of app_dir, argument, .*"),
         ("max_staleness =", r"Invalid value"),
         ("max_staleness = 2.5", r"expected a whole number of steps or off, got '2\.5'"),
         ("port = 'http'", r"'http' is not a valid integer"),

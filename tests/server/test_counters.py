@@ -113,8 +113,8 @@ def test_the_staleness_of_every_judged_push_is_counted_once() -> None:
         (100.5, 0.5, 6.0),
         (104.0, 4.0, 1.5),
         (109.0, 9.0, 6 / 9),
-        (110.0, 1000.0, 0.4),
-        (111.5, 11.5, 0.2),
+        (110.0, 1000.0, 4 / 9),
+        (111.5, 11.5, 2 / 9.5),
         (113.0, 13.0, 0.0),
         (1e6, 1e6, 0.0),
     ],
@@ -122,7 +122,10 @@ def test_the_staleness_of_every_judged_push_is_counted_once() -> None:
 def test_the_rate_is_of_the_last_ten_seconds(
     now: float, uptime_s: float, rate: float
 ) -> None:
-    """Or of the time since the start, if that is less, but of a second at least."""
+    """Or of the time since the start, if that is less, but of a second at least.
+
+    Counted by whole seconds, they are the last nine to ten.
+    """
     counters = _counters("ann")
     for second in (100.0, 100.9, 101.5, 101.5, 102.0, 102.999):
         counters.add("ann", _APPLIED, now=second)
@@ -134,6 +137,18 @@ def test_the_rate_is_of_the_last_ten_seconds(
     assert got == pytest.approx(rate)
 
 
+@pytest.mark.parametrize("now", [120.0, 120.25, 120.5, 120.9])
+def test_a_steady_rate_is_told_as_it_is(now: float) -> None:
+    """Wherever in a second it is asked for."""
+    counters = _counters("ann")
+    for twentieth in range(int((now - 100) * 20)):
+        counters.add("ann", _APPLIED, now=100 + twentieth / 20)
+
+    got = counters.pushes_per_s(now, uptime_s=50.0)
+
+    assert got == pytest.approx(20.0)
+
+
 def test_the_rate_forgets_as_it_counts() -> None:
     """A push an hour later is the only one of its ten seconds."""
     counters = _counters("ann")
@@ -142,7 +157,7 @@ def test_the_rate_forgets_as_it_counts() -> None:
 
     counters.add("ann", _DROPPED, now=3600.0)
 
-    assert counters.pushes_per_s(3600.0, 3600.0) == pytest.approx(0.1)
+    assert counters.pushes_per_s(3600.0, 3600.0) == pytest.approx(1 / 9)
 
 
 def test_a_worker_was_last_seen_when_it_last_called() -> None:

@@ -825,7 +825,7 @@ def test_the_rate_and_the_ages_follow_the_clock_that_is_passed() -> None:
     statuses = [store.status(now) for now in (110.0, 112.5, 200.0)]
 
     assert [s.uptime_s for s in statuses] == [10.0, 12.5, 100.0]
-    assert [s.pushes_per_s for s in statuses] == pytest.approx([0.8, 0.6, 0.0])
+    assert [s.pushes_per_s for s in statuses] == pytest.approx([8 / 9, 6 / 9.5, 0.0])
     assert [s.workers[0].last_seen_s for s in statuses] == [0.0, 2.5, 90.0]
 
 
