@@ -122,7 +122,7 @@ def main() -> None:
 def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -> None:
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psserver").setLevel(logging.INFO)

@@ -74,7 +74,9 @@ class Counters:
 
     def see(self, worker: str, now: float) -> None:
         """Note that a joined worker has called."""
-        self._workers[worker].last_seen = now
+        row = self._workers.get(worker)
+        if row:  # None while another thread is just about to make it.
+            row.last_seen = now
 
     def add(
         self, worker: str | None, outcome: Verdict | ParameterServerError, now: float

@@ -1,4 +1,4 @@
-"""The checks of a push's gradients: finite, and of a bounded norm."""
+"""The checks of the numbers that workers send: finite, and of a bounded norm."""
 
 import math
 from collections.abc import Mapping
@@ -32,6 +32,17 @@ def is_finite(array: npt.NDArray[Any]) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.add.reduce(array, axis=None, dtype=_at_least_float32(array))
     return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+
+
+def require_no_nan(variables: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Check the first variables; infinities may be meant, in masks say.
+
+    Raises:
+        NonFiniteError: One holds NaN; the message begins with its name.
+    """
+    for name, variable in variables.items():
+        if not is_finite(variable) and np.isnan(variable).any():
+            raise NonFiniteError(f"{name}: expected first variables without NaN")
 
 
 def require_norm(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from psserver.gradients import is_finite
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -86,7 +87,7 @@ class CompiledRule:
         loss = self._loss(value)
         with self._environment():
             try:
-                new_variables, new_slots, sound = jax.block_until_ready(
+                changed, new_slots = jax.block_until_ready(
                     self._update(_lend(variables), slots, _lend(gradients), loss)
                 )
             except Exception as error:
@@ -94,13 +95,11 @@ class CompiledRule:
                 raise InternalError(
                     f"rule: failed with {type(error).__name__}: {error}"
                 ) from error
-        if not sound:
-            raise NonFiniteError(
-                f"{_culprit(variables, new_variables)}: expected a finite result of "
-                "the rule, got an overflow from finite gradients"
-            )
-        # On a CPU this is a view: nothing is copied.
-        return {name: np.asarray(a) for name, a in new_variables.items()}, new_slots
+        # On a CPU these are views: nothing is copied.
+        new_variables = {name: np.asarray(array) for name, array in changed.items()}
+        _require_finite(variables, new_variables)
+        _require_finite(_named(slots), _named(new_slots))
+        return new_variables, new_slots
 
     def _loss(self, value: float | None) -> np.float32:
         if not self.needs_value:
@@ -115,13 +114,10 @@ class CompiledRule:
 
     def _traced_update(
         self, variables: Any, slots: Slots, gradients: Any, value: Any
-    ) -> tuple[Any, Slots, Any]:
+    ) -> tuple[Any, Slots]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
-        new_variables = optax.apply_updates(variables, updates)
-        new_slots = jax.tree.map(jnp.asarray, new_slots)  # Plain numbers are slots too.
-        sound = _stays_finite((variables, slots), (new_variables, new_slots))
-        return new_variables, new_slots, sound
+        return optax.apply_updates(variables, updates), new_slots
 
     def _warm_up(self, variables: Arrays) -> None:
         before = _lend(variables)
@@ -129,7 +125,7 @@ class CompiledRule:
         slots = self.init(variables)
         # Some rules change their slots' types in the first update, which compiles anew.
         for _ in range(2):
-            _, slots, _ = self._update(before, slots, zeros, np.float32(1))
+            _, slots = self._update(before, slots, zeros, np.float32(1))
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
@@ -169,27 +165,26 @@ def _needs_value(
     ) from failures[-1]
 
 
-def _stays_finite(before: Any, after: Any) -> Any:
-    """Say whether no number has become NaN or infinite that was not so before."""
-    old, new = map(jax.tree.leaves, (before, after))
-    same_shapes = len(old) == len(new) and all(
-        o.shape == n.shape for o, n in zip(old, new, strict=True)
-    )
-    if not same_shapes:  # A rule that reshapes its slots: judge them by themselves.
-        old = [jnp.zeros(n.shape) for n in new]
-    return jnp.all(
-        jnp.asarray(
-            [
-                jnp.all(jnp.isfinite(n) | ~jnp.isfinite(o))
-                for o, n in zip(old, new, strict=True)
-                if jnp.issubdtype(n.dtype, jnp.inexact)
-            ]
-        )
-    )
+def _require_finite(before: Arrays, after: Arrays) -> None:
+    """Check that no number has become NaN or infinite that was not so before.
 
-
-def _culprit(before: Arrays, after: Mapping[str, Any]) -> str:
+    Some rules keep infinities among their slots on purpose, as a best loss so far.
+    """
     for name, array in after.items():
-        if bool((~np.isfinite(np.asarray(array)) & np.isfinite(before[name])).any()):
-            return name
-    return "slots"
+        if not jnp.issubdtype(array.dtype, np.inexact) or is_finite(array):
+            continue
+        old = before.get(name)
+        comparable = old is not None and old.shape == array.shape
+        spoilt = ~np.isfinite(array)
+        if not comparable or bool((spoilt & np.isfinite(before[name])).any()):
+            raise NonFiniteError(
+                f"{name}: expected a finite result of the rule, got an overflow from "
+                "finite gradients"
+            )
+
+
+def _named(slots: Slots) -> Arrays:
+    return {
+        f"slots{jax.tree_util.keystr(path)}": np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
+    }

@@ -110,7 +110,9 @@ def _make(
         for parameter, value in {**bound.arguments, **given}.items()
         if not isinstance(value, float)
     ]
-    injected = optax.inject_hyperparams(factory, static_args=static)(**given)
+    # In the variables' own type 0.999 would be 1 where that type is bfloat16.
+    inject = optax.inject_hyperparams(factory, static, hyperparam_dtype=float)
+    injected = inject(**given)
     return injected if _runs(injected) else optax.with_extra_args_support(rule)
 
 

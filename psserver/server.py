@@ -24,6 +24,7 @@ from pswire.errors import to_status
 from pswire.status import Limits, Status
 
 _MAX_CALLS = 128  # At once: every stream holds a thread for as long as it lasts.
+_WAKE_S = 0.5
 _SERVICES = tuple(
     pb.DESCRIPTOR.services_by_name[name].full_name
     for name in ("ParameterServer", "Admin")
@@ -108,8 +109,10 @@ class Server:
         return self._store.status(time.monotonic())
 
     def wait(self) -> None:
-        """Block until somebody asks the server to stop."""
-        self._stopping.wait()
+        """Block until somebody asks the server to stop, which is the caller's to do."""
+        # Untimed, it may miss a signal that another thread has received.
+        while not self._stopping.wait(_WAKE_S):
+            pass
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Refuse new calls, let those in flight finish, and close.

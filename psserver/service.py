@@ -23,6 +23,7 @@ from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 
 Message = TypeVar("Message")
+Headed = TypeVar("Headed", pb.InitializeRequest, pb.PushRequest)
 
 
 class _Piece(Protocol):
@@ -156,6 +157,7 @@ class ParameterServer(rpc.ParameterServerServicer):
             lambda layout: _receive(layout, first, messages),
             self._clock(),
             context.is_active,
+            self._clock,
         )
         return header, verdict
 
@@ -217,9 +219,11 @@ def _arriving(
         raise gone
 
 
-def _first(messages: Iterator[Message]) -> Message:
+def _first(messages: Iterator[Headed]) -> Headed:
     for message in messages:
-        return message
+        if message.HasField("header"):
+            return message
+        raise InvalidRequestError("header: expected in the first message, got none")
     raise InvalidRequestError("stream: expected a message with a header, got none")
 
 

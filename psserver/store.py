@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from psserver import gradients as checks
 from psserver.counters import Counters
-from psserver.decision import Present, decide
+from psserver.decision import Present, decide, superseded
 from psserver.rules import CompiledRule, Slots, require_rule
 from psserver.sessions import Sessions
 from psserver.staleness import DropStale
@@ -84,9 +84,12 @@ class Store:
         self._started = now
 
         # Guards all fields below. A pull takes no lock: it finds its session, then
-        # reads `_model`, which is set once, then `_snapshot`, which is set before it
-        # and only ever replaced.
+        # notes when it was seen, reads `_model`, which is set once, then `_snapshot`,
+        # which is set before it and only ever replaced.
         self._lock = threading.Lock()
+        # Held while a first model's rule is compiled, which takes seconds; never
+        # taken while `_lock` is held.
+        self._initializing = threading.Lock()
         self._model: Model | None = None
         self._snapshot: Snapshot[Arrays] = Snapshot({}, 0, generation)
         self._slots: Slots = None
@@ -124,6 +127,7 @@ class Store:
             SessionUnknownError: The session has not joined.
             VariableMismatchError: The body is not the layout's, or nothing in it is
                 trainable.
+            NonFiniteError: It holds NaN.
             TooLargeError: The variables are larger than the server takes.
             InvalidRequestError: The rule cannot run on these variables.
         """
@@ -131,7 +135,8 @@ class Store:
         if self._model is None:
             self._require_initial(layout)
             variables = dict(receive(layout))
-            with self._lock:
+            checks.require_no_nan(variables)
+            with self._initializing:
                 if self._model is None:
                     self._set_model(session, layout, variables)
         assert self._model is not None
@@ -158,6 +163,7 @@ class Store:
         receive: Receive,
         now: float,
         is_wanted: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] | None = None,
     ) -> Verdict:
         """Decide a push and, if it is to be applied, apply it.
 
@@ -167,9 +173,11 @@ class Store:
         Args:
             header: All of the push but its gradients.
             receive: Reads the gradients.
-            now: Seconds.
+            now: Seconds, when the call came.
             is_wanted: Whether the caller still waits; once it does not, nothing is
                 applied.
+            clock: Tells the seconds when the push is judged, which a slow body puts
+                off; None: it is `now`.
 
         Raises:
             ParameterServerError: The push is invalid, in one of the ways that
@@ -190,7 +198,7 @@ class Store:
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
                     self._apply(gradients, header.value)
-                return self._settle(header, verdict, now)
+                return self._settle(header, verdict, clock() if clock else now)
         except ParameterServerError as error:
             self.reject(header.session, error, now)
             raise
@@ -223,7 +231,10 @@ class Store:
             )
 
     def _see(self, session: str, now: float) -> None:
-        self._counters.see(self._sessions.get(session).worker, now)
+        known = self._sessions.get(session)
+        if known.superseded:
+            raise superseded(known.worker, session)
+        self._counters.see(known.worker, now)
 
     def _initialized(self) -> Model:
         if self._model is None:
@@ -248,11 +259,13 @@ class Store:
     ) -> None:
         trainable = {spec.name: variables[spec.name] for spec in layout.trainable}
         rule = CompiledRule(self._rule, trainable)
-        self._slots = rule.init(trainable)
+        slots = rule.init(trainable)
         # Copied, what never changes does not keep the body that all came in alive.
         kept = {k: a.copy() for k, a in variables.items() if k not in trainable}
-        self._snapshot = Snapshot({**variables, **kept}, 0, self.generation)
-        self._model = Model(layout, rule, session)
+        with self._lock:
+            self._slots = slots
+            self._snapshot = Snapshot({**variables, **kept}, 0, self.generation)
+            self._model = Model(layout, rule, session)
         _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
 
     def _require_sound(self, gradients: Arrays) -> None:

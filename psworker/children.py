@@ -2,10 +2,12 @@
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -42,17 +44,22 @@ class Children:
             self._spawn(name, module, arguments, stdout=log, stderr=log)
 
     def start_and_read_line(
-        self, name: str, module: str, arguments: Sequence[str]
+        self, name: str, module: str, arguments: Sequence[str], *, begins: str = ""
     ) -> str:
-        """Start a process, and return the first line that it prints; "" if none."""
+        """Start a process, and return the first line that begins so; "" if none does.
+
+        Other lines, before it and after it, go to the child's log: a user's module may
+        print what it likes.
+        """
         with self.log(name).open("ab") as log:
             process = self._spawn(
                 name, module, arguments, stdout=subprocess.PIPE, stderr=log
             )
         assert process.stdout is not None
-        line = process.stdout.readline()
+        lines = iter(process.stdout.readline, b"")
+        found = self._copy_until(begins.encode(), lines, name)
         self._run(f"{name}-output", self._copy, process.stdout, name)
-        return line.decode()
+        return found.decode()
 
     def wait(self, timeout_s: float | None) -> tuple[str, int] | None:
         """Return the name and exit code of the next child to end; None: none did."""
@@ -101,7 +108,6 @@ class Children:
             stdout=stdout,
             stderr=stderr,
             pass_fds=(self._pipe,),
-            process_group=0,
         )
         self._running[name] = process
         self._run(f"{name}-end", self._await, name, process)
@@ -113,10 +119,20 @@ class Children:
         self._threads.append(thread)
 
     def _await(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        self._ended.put((name, process.wait()))
+        code = process.wait()
+        with suppress(ProcessLookupError):
+            # What the child has left behind, in the group that its leash has made.
+            os.killpg(process.pid, signal.SIGKILL)
+        self._ended.put((name, code))
+
+    def _copy_until(self, begins: bytes, lines: Iterator[bytes], name: str) -> bytes:
+        with self.log(name).open("ab", buffering=0) as log:
+            for line in lines:
+                if line.startswith(begins):
+                    return line
+                log.write(line)
+        return b""
 
     def _copy(self, source: IO[bytes], name: str) -> None:
-        with source, self.log(name).open("ab") as log:
-            for line in source:
-                log.write(line)
-                log.flush()
+        with source, self.log(name).open("ab", buffering=0) as log:
+            log.writelines(source)

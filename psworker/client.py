@@ -155,7 +155,8 @@ class Client:
                 leaves, which integers have, are left out.
             snapshot: What they were computed from.
             step_read: Its step, in place of the snapshot, for callers who keep the
-                number themselves; the generation is then that of the last pull.
+                number themselves; the generation is then that of the last pull, or
+                else of the joining.
             value: The loss there, which some rules need.
 
         Returns:
@@ -228,14 +229,15 @@ class Client:
 
         Raises:
             ParameterServerError: As `push` and `pull` do.
+            ValueError: `on_drop` or `max_retries` is none of those.
         """
         compute = differentiate(loss, has_aux=has_aux)
-        for retries_left in reversed(range(max_retries + 1)):
+        for retries_left in reversed(range(1 + retries(on_drop, max_retries))):
             snapshot = self.pull(like=like)
             result, gradients = compute(snapshot.params, batch, rng)
             value = float(result[0] if has_aux else result)
             verdict = self.push(gradients, snapshot, value=value)
-            if verdict.applied or on_drop == "skip" or not retries_left:
+            if verdict.applied or not retries_left:
                 break
         return verdict, result
 
@@ -261,10 +263,8 @@ class Client:
         if snapshot is not None:
             return snapshot.generation, snapshot.step
         assert step_read is not None
-        if self._known is None:
-            self.pull()
-        assert self._known is not None
-        return self._known.generation, step_read
+        origin = self._known or self._connection
+        return origin.generation, step_read
 
     def _header(
         self, arrays: Arrays, generation: str, step_read: int, value: float | None
@@ -283,6 +283,19 @@ class Client:
             layout=None if usual else layout,
             value=value,
         )
+
+
+def retries(on_drop: OnDrop, max_retries: int) -> int:
+    """Return how often a dropped batch is computed again.
+
+    Raises:
+        ValueError: `on_drop` is neither "skip" nor "retry", or the number negative.
+    """
+    if on_drop not in ("skip", "retry"):
+        raise ValueError(f'on_drop: expected "skip" or "retry", got {on_drop!r}')
+    if max_retries < 0:
+        raise ValueError(f"max_retries: expected 0 or more, got {max_retries}")
+    return max_retries if on_drop == "retry" else 0
 
 
 def _in_form(snapshot: Snapshot[Arrays], like: Any) -> Snapshot[Any]:

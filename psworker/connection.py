@@ -32,7 +32,8 @@ Known = Snapshot[Any] | None
 Answer = TypeVar("Answer")
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
-_UNKNOWN_NBYTES = 10**9  # Left time for, where the model's size is not known yet.
+_UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
+_COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", body.MAX_MESSAGE_NBYTES),
@@ -76,6 +77,8 @@ class Connection:
         self.session = session
         self.layout: Layout | None = None
         """Of the variables; None: not known yet."""
+        self.generation = ""
+        """The server's when this session first joined; empty: it has not."""
         self._max_model_nbytes = 0
         self._timeout_s = timeout_s
         self._outage_s = outage_s
@@ -99,6 +102,7 @@ class Connection:
         reply = self._call(lambda timeout: self._stub.Join(request, timeout=timeout))
         has_layout = reply.HasField("layout")
         self.layout = Layout.from_proto(reply.layout) if has_layout else None
+        self.generation = self.generation or reply.generation
         self._max_model_nbytes = reply.limits.max_model_nbytes
 
     def initialize(self, arrays: Arrays) -> bool:
@@ -131,7 +135,8 @@ class Connection:
             )
             return self._stub.Initialize(request, timeout=timeout)
 
-        return self._call_in_session(attempt, layout.nbytes).initialized
+        allowance = layout.nbytes + _COMPILE_S * _SLOWEST_LINK
+        return self._call_in_session(attempt, allowance).initialized
 
     def pull(self, known: Known) -> Snapshot[Arrays] | None:
         """Return the newest snapshot; None: it is the known one.
@@ -139,6 +144,7 @@ class Connection:
         Raises:
             NotInitializedError: There are no variables yet.
         """
+        self._learn_layout()
         request = pb.PullRequest(
             session=self.session,
             generation=known.generation if known else "",
@@ -181,6 +187,7 @@ class Connection:
             The verdict, and the newest snapshot; None: it is still the one that the
             gradients were computed from.
         """
+        self._learn_layout()
         layout = Layout.of(arrays)
 
         def send(timeout: float) -> Iterator[pb.ExchangeReply]:
@@ -221,6 +228,10 @@ class Connection:
             assembly.add(reply.offset, reply.data)
         return Snapshot(assembly.finish(), header.step, header.generation)
 
+    def _learn_layout(self) -> None:
+        if self.layout is None and self.session:
+            self.join()  # It may have come since we joined.
+
     def _model_nbytes(self) -> int:
         return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES
 
@@ -229,7 +240,7 @@ class Connection:
         return self.layout is not None and self.layout.nbytes <= body.MAX_UNARY_NBYTES
 
     def _call_in_session(
-        self, attempt: Callable[[float], Answer], nbytes: int
+        self, attempt: Callable[[float], Answer], nbytes: float
     ) -> Answer:
         try:
             return self._call(attempt, nbytes)
@@ -238,7 +249,7 @@ class Connection:
             self.join()
             return self._call(attempt, nbytes)
 
-    def _call(self, attempt: Callable[[float], Answer], nbytes: int = 0) -> Answer:
+    def _call(self, attempt: Callable[[float], Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK
         outage = Outage(self.address, self._outage_s)
         while True:

@@ -18,6 +18,7 @@ _PROGRESS_S = 2.0
 _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
 _SERVER = "server"
 _EVALUATE = "evaluate"
+_LISTENING = "listening on "
 
 Say = Callable[[str], None]
 
@@ -135,9 +136,10 @@ class _Run:
             self._say(f"{self._address}: no answer, so there is no summary")
             return False
         report.show(status, sys.stdout)
-        judged = status.counts.judged
+        pushes = sum(w.counts.judged for w in status.workers if w.name in self._names)
         print(
-            f"{judged} pushes in {elapsed:.1f} s, start-up included; "
+            f"{pushes} pushes of these workers in {elapsed:.1f} s, start-up included: "
+            f"{pushes / elapsed:.1f} pushes/s; "
             f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
             flush=True,
         )
@@ -147,7 +149,10 @@ class _Run:
         """Print what the task makes of the variables, if it has an opinion."""
         arguments = ("evaluate", self._plan.target, "--server", self._address)
         line = self._children.start_and_read_line(
-            _EVALUATE, "psworker", (*arguments, "--app-dir", self._plan.app_dir)
+            _EVALUATE,
+            "psworker",
+            (*arguments, "--app-dir", self._plan.app_dir),
+            begins="at step ",
         )
         print(line, end="", flush=True)
         while (ended := self._children.wait(None)) and ended[0] != _EVALUATE:
@@ -206,11 +211,12 @@ class _Run:
 def _start_server(children: Children, plan: Plan) -> str:
     children.log(_SERVER).unlink(missing_ok=True)
     options = ("--app-dir", plan.app_dir, "--port", "0", *plan.serve_options)
-    line = children.start_and_read_line(_SERVER, "psserver", ("serve", *options))
-    said, _, address = line.strip().partition("listening on ")
-    if said or not address:
+    line = children.start_and_read_line(
+        _SERVER, "psserver", ("serve", *options), begins=_LISTENING
+    )
+    if not line:
         raise LaunchError(_obituary(children, _SERVER, None))
-    return address
+    return line.removeprefix(_LISTENING).strip()
 
 
 def _obituary(children: Children, name: str, code: int | None) -> str:

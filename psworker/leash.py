@@ -17,6 +17,9 @@ _GRACE_S = 5.0
 
 def main() -> None:
     """Watch the pipe, and run the command."""
+    # A group of its own: Ctrl-C in the terminal is for the starter, and what this
+    # process starts in turn can be ended with it.
+    os.setpgrp()
     pipe, module = int(sys.argv[1]), sys.argv[2]
     threading.Thread(target=_watch, args=(pipe,), name="leash", daemon=True).start()
     sys.argv = sys.argv[2:]
@@ -25,9 +28,9 @@ def main() -> None:
 
 def _watch(pipe: int) -> None:
     os.read(pipe, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.killpg(0, signal.SIGTERM)
     time.sleep(_GRACE_S)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

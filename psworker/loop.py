@@ -9,7 +9,7 @@ import jax
 
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Snapshot, Verdict
-from psworker.client import OnDrop
+from psworker.client import OnDrop, retries
 from psworker.gradient import differentiate, takes_rng
 from psworker.task import Shard, Task
 
@@ -80,14 +80,15 @@ def train(
 
     Raises:
         ParameterServerError: The server refused a push, or was away for too long.
+        ValueError: `on_drop` or `max_retries` is none of those.
     """
     compute = differentiate(task.loss, has_aux=task.has_aux)
     snapshot = _start(client, task)
     progress = Progress(step=snapshot.step)
-    retries = max_retries if on_drop == "retry" else 0
+    attempts = 1 + retries(on_drop, max_retries)
     batches = zip(_keys(task, shard), task.batches(shard), strict=False)
     for rng, batch in batches:
-        for _ in range(1 + retries):
+        for _ in range(attempts):
             if steps is not None and progress.step >= steps:
                 return progress
             result, gradients = compute(snapshot.params, batch, rng)

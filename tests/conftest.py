@@ -27,15 +27,17 @@ def _threads() -> set[threading.Thread]:
 
 def _children() -> set[str]:
     task = f"/proc/self/task/{threading.main_thread().native_id}/children"
-    if not os.path.exists(task):
-        pytest.skip("child processes are counted by /proc, which is not here")
-    with open(task) as children:
+    # Where there is no /proc, children and ports go uncounted.
+    with suppress(FileNotFoundError), open(task) as children:
         return set(children.read().split())
+    return set()
 
 
 def _ports() -> set[str]:
     """Return the addresses that this process listens on, as the kernel writes them."""
-    mine = set()
+    mine: set[str] = set()
+    if not Path("/proc/self/fd").exists():
+        return mine
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
             mine.add(os.readlink(descriptor))

@@ -44,7 +44,7 @@ def _headline(status: Status) -> Text:
         f"pushes: {counts.applied} applied, {counts.dropped} dropped, "
         f"{counts.duplicate} duplicate, {_rejected(counts)}",
         f"drop rate {counts.drop_rate:.1%} of {counts.judged} judged pushes, "
-        f"{status.pushes_per_s:.1f} pushes/s",
+        f"{status.pushes_per_s:.1f} pushes/s in the last 10 s",
     ]
     if not status.initialized:
         lines.insert(1, "no variables yet: the first worker brings them")

@@ -13,6 +13,7 @@ import optax
 import optax.contrib
 import pytest
 
+from psserver.rules import CompiledRule
 from psserver.rulespec import Value, parse_arguments, resolve
 
 _MODULE = """
@@ -273,3 +274,15 @@ def test_an_error_inside_the_users_module_comes_through(
 
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
         resolve("my_broken:rule", {})
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32, np.float64])
+def test_adams_numbers_survive_a_small_type(dtype: Any) -> None:
+    """In bfloat16 its 0.999 would be 1, and its first update infinite."""
+    variables = {"w": np.ones(4, dtype)}
+    rule = CompiledRule(resolve("adam", {"learning_rate": 0.5}), variables)
+
+    changed, _ = rule.apply(variables, rule.init(variables), variables, None)
+
+    assert changed["w"].dtype == dtype
+    assert changed["w"].tolist() == pytest.approx([0.5] * 4, rel=1e-2)

@@ -387,7 +387,7 @@ def _cuts(raw: _Raw, case: str) -> list[pb.PushRequest]:
     [
         ("nothing", "INVALID_REQUEST", "stream: expected a message with a header"),
         ("no body", "VARIABLE_MISMATCH", "body: expected 76 bytes, got 0"),
-        ("no header", "SESSION_UNKNOWN", "session: expected one that has joined"),
+        ("no header", "INVALID_REQUEST", "header: expected in the first message"),
         ("truncated", "VARIABLE_MISMATCH", "body: expected 76 bytes, got 38"),
         ("a byte short", "VARIABLE_MISMATCH", "body: expected 76 bytes, got 75"),
         ("a byte long", "VARIABLE_MISMATCH", "body: expected 76 bytes, got 77"),

@@ -250,7 +250,7 @@ _NAMES = [f"v{number:02}" for number in range(_V)]
 _DEFECTS: dict[str, tuple[type[ParameterServerError], str]] = {
     "nan": (NonFiniteError, r"{name}: expected finite gradients, got nan at \(1,\)"),
     "infinity": (NonFiniteError, r"{name}: expected finite .*, got -inf at \(2,\)"),
-    "overflow": (NonFiniteError, r"slots: expected a finite result of the rule, got"),
+    "overflow": (NonFiniteError, r"slots.*: expected a finite result of the rule, got"),
     "shape": (VariableMismatchError, r"{name}: expected \(3,\) float32, got \(3, 1\)"),
     "dtype": (VariableMismatchError, r"{name}: expected .* float32, got .* float64"),
     "missing": (VariableMismatchError, r"{name}: expected \(3,\) float32, got none"),
@@ -378,7 +378,7 @@ def test_poisoned_pushes_among_good_ones_do_not_touch_the_model() -> None:
             if push == "good":
                 worker.push(gradients)
             else:
-                with pytest.raises(NonFiniteError, match=r"^(b|slots): expected "):
+                with pytest.raises(NonFiniteError, match=r"^(b|slots.*): expected "):
                     worker.push(bad)
         alone.push(gradients)
 
@@ -745,7 +745,78 @@ def test_a_pull_does_not_wait_for_a_push() -> None:
     assert not pushed_by_then
 
 
+def test_others_do_not_wait_while_the_rule_is_compiled() -> None:
+    """A worker joins, and somebody asks for the status, before there are variables."""
+    inside, leave = threading.Event(), threading.Event()
+
+    sgd = optax.sgd(1.0)
+
+    def init(params: Any) -> optax.OptState:
+        inside.set()
+        assert leave.wait(_TIMEOUT_S)
+        return sgd.init(params)
+
+    rule = optax.GradientTransformation(init, sgd.update)
+    worker = _Worker(_open_store(rule))
+
+    with ThreadPoolExecutor(2) as pool:
+        initialize = pool.submit(worker.initialize, _model())
+        assert inside.wait(_TIMEOUT_S)
+        try:
+            join = pool.submit(worker.store.join, "bob", "t", 101.0)
+            joined = join.result(_TIMEOUT_S)
+            status = worker.store.status(101.0)
+        finally:
+            leave.set()
+        initialize.result(_TIMEOUT_S)
+
+    assert joined.layout is None
+    assert not status.initialized
+    assert worker.store.status(102.0).initialized
+
+
+@pytest.mark.parametrize(("value", "is_taken"), [(np.nan, False), (np.inf, True)])
+def test_first_variables_may_be_infinite_but_not_nan(
+    value: float, is_taken: bool
+) -> None:
+    """A mask may hold infinities; of NaN nothing can be learned."""
+    worker = _Worker(_open_store())
+    variables = {"a": np.ones(3, np.float32), "b": np.full(2, value, np.float32)}
+
+    if is_taken:
+        worker.initialize(variables)
+    else:
+        with pytest.raises(NonFiniteError, match=r"^b: expected first variables"):
+            worker.initialize(variables)
+
+    assert worker.store.status(101.0).initialized == is_taken
+
+
+def test_a_superseded_session_cannot_even_pull() -> None:
+    """A zombie learns that it is one by whatever it tries."""
+    worker = _start()
+    worker.store.join("ann", "newer", 101.0)
+
+    for call in (
+        lambda: worker.store.pull("s", 101.0),
+        lambda: worker.initialize(_model()),
+        lambda: worker.push(_model()),
+    ):
+        with pytest.raises(SessionSupersededError, match=r"^session: expected the"):
+            call()
+
+
 # Counting
+
+
+def test_a_push_counts_for_the_rate_when_it_is_judged() -> None:
+    """However long its body has been on the way."""
+    worker = _start()
+    header = worker.header(_model(), seq=1)
+
+    worker.store.push(header, _hand_over(_model()), now=101.0, clock=lambda: 150.0)
+
+    assert worker.store.status(151.0).pushes_per_s > 0
 
 
 def test_the_counters_are_those_of_the_clients() -> None:

@@ -1,5 +1,6 @@
 """What the tests of the whole system share: threads, a slow rule, raw pushes."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -27,6 +28,7 @@ SendHalf = Callable[
 ]
 
 _TIMEOUT_S = 30.0
+_TURN_S = 1e-6
 
 
 class _Gate:
@@ -58,6 +60,17 @@ class _Gate:
         if not self._open.wait(_TIMEOUT_S):
             raise TimeoutError("the gate was never opened")
         return np.float32(1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_take_turns_often() -> Iterator[None]:
+    """Let Python interrupt a thread in the midst of far more of what it does."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+
+    yield
+
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_a_status_is_told_in_full() -> None:
         "step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
         "pushes: 5 applied, 3 dropped, 1 duplicate, "
         "3 rejected (1 NON_FINITE, 2 STEP_READ)",
-        "drop rate 37.5% of 8 judged pushes, 0.8 pushes/s",
+        "drop rate 37.5% of 8 judged pushes, 0.8 pushes/s in the last 10 s",
         "staleness: median 0, p90 3, p99 3, most 3 steps",
         "",
         " worker   applied   dropped   drop rate   drops in a row    last seen",
@@ -101,7 +101,7 @@ def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
         "step 0, rule sgd, limit off, generation g",
         "no variables yet: the first worker brings them",
         "pushes: 0 applied, 0 dropped, 0 duplicate, 0 rejected",
-        "drop rate 0.0% of 0 judged pushes, 0.0 pushes/s",
+        "drop rate 0.0% of 0 judged pushes, 0.0 pushes/s in the last 10 s",
     ]
 
 

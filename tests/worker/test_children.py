@@ -27,7 +27,7 @@ import sys
 sys.stderr.write("it went wrong\\n\\n  \\n")
 sys.exit(3)
 """,
-    "suicide": """
+    "self_killer": """
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)
 """,
@@ -47,6 +47,14 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(os.getpid(), flush=True)
 while True:
     signal.pause()
+""",
+    "parent": """
+import subprocess, sys
+child = subprocess.Popen((sys.executable, "-c", "import signal; signal.pause()"))
+print(child.pid, flush=True)
+""",
+    "talker": """
+print("hello\\n\\nat last the line\\nmore", flush=True)
 """,
     "starter": """
 import sys
@@ -101,7 +109,7 @@ def test_what_a_child_prints_is_in_its_log(children: Children) -> None:
 
 @pytest.mark.parametrize(
     ("module", "code"),
-    [("speaker", 0), ("complainer", 3), ("suicide", -signal.SIGKILL)],
+    [("speaker", 0), ("complainer", 3), ("self_killer", -signal.SIGKILL)],
 )
 def test_the_end_of_a_child_is_told_with_its_code(
     children: Children, module: str, code: int
@@ -185,6 +193,29 @@ def test_stopping_does_not_ask_for_ever(
     assert ended == ("it", -signal.SIGKILL)
 
 
+def test_what_a_child_has_started_ends_with_it(children: Children) -> None:
+    """Also if the child itself has ended in good order."""
+    pid = int(children.start_and_read_line("it", "parent", ()))
+    grandchild = os.pidfd_open(pid)
+
+    try:
+        children.stop()
+        gone, _, _ = select.select([grandchild], [], [], WAIT_S)
+    finally:
+        os.close(grandchild)
+
+    assert gone
+
+
+def test_a_line_is_found_among_others(children: Children) -> None:
+    """A module may print what it likes before; that goes to the log."""
+    line = children.start_and_read_line("it", "talker", (), begins="at last ")
+
+    children.wait(WAIT_S)
+    assert line == "at last the line\n"
+    assert children.log("it").read_text().startswith("hello\n\n")
+
+
 def test_some_can_be_stopped_and_others_go_on(children: Children) -> None:
     """The one that was not named is there until all are stopped."""
     for name in ("one", "other"):
@@ -247,7 +278,9 @@ def test_children_end_with_a_starter_that_is_killed(
         alive -= set(gone)
 
 
-@pytest.mark.parametrize(("module", "code"), [("polite", 0), ("stubborn", 1)])
+@pytest.mark.parametrize(
+    ("module", "code"), [("polite", 0), ("stubborn", -signal.SIGKILL)]
+)
 def test_a_leash_that_is_let_go_ends_the_process(
     module: str, code: int, ends: ExitStack
 ) -> None:

@@ -512,7 +512,8 @@ class AdminServicer(object):
     """
 
     def Stop(self, request, context):
-        """Begins a graceful stop: pushes in flight finish, new calls are refused with UNAVAILABLE.
+        """Asks for a graceful stop: pushes in flight finish, new calls are refused with UNAVAILABLE or, in the
+        last moment, CANCELLED. A server inside another program stops when that program lets it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
