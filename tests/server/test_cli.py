@@ -160,6 +160,18 @@ def test_under_load_a_sigterm_ends_it_with_grace() -> None:
     assert [type(end).__name__ for end in ends] == ["ServerUnavailableError"] * 4
 
 
+def test_a_signal_after_a_pause_is_heard() -> None:
+    """It may reach another thread than the one that waits."""
+    with _serve() as process:
+        process.line()
+        for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM):
+            process.send_signal(number)
+
+        code, log = process.finish()
+
+    assert code == 0, log
+
+
 def test_psserver_stop_ends_it(run: Run) -> None:
     """The server says who asked; the exit code of both is 0."""
     with _serve() as process:
