@@ -144,7 +144,6 @@ class Connection:
         Raises:
             NotInitializedError: There are no variables yet.
         """
-        self._learn_layout()
         request = pb.PullRequest(
             session=self.session,
             generation=known.generation if known else "",
@@ -187,7 +186,8 @@ class Connection:
             The verdict, and the newest snapshot; None: it is still the one that the
             gradients were computed from.
         """
-        self._learn_layout()
+        if self.layout is None:
+            self.join()  # It may have come since we joined.
         layout = Layout.of(arrays)
 
         def send(timeout: float) -> Iterator[pb.ExchangeReply]:
@@ -227,10 +227,6 @@ class Connection:
         for reply in chain((first,), replies):
             assembly.add(reply.offset, reply.data)
         return Snapshot(assembly.finish(), header.step, header.generation)
-
-    def _learn_layout(self) -> None:
-        if self.layout is None and self.session:
-            self.join()  # It may have come since we joined.
 
     def _model_nbytes(self) -> int:
         return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES

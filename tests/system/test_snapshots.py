@@ -34,7 +34,9 @@ def test_a_pull_during_a_push_returns_the_snapshot_before_it(
     """It waits for nothing: the push ends only after all these pulls have."""
     server = start_server(slow_rule)
     pusher = connect(server.address)
-    knows_it, knows_nothing = connect(server.address), connect(server.address)
+    knows_it, knows_nothing = (
+        connect(server.address, timeout_s=10.0, outage_s=10.0) for _ in range(2)
+    )
     pusher.initialize({"w": np.zeros(2, np.float32)})
     snapshot = knows_it.pull()
 
