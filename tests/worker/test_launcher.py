@@ -269,7 +269,9 @@ def test_a_worker_that_crashes_is_restarted(
     code, out, _ = command.end()
 
     assert code == 0
-    assert re.search(r"^6 pushes in .*; 1 restarts, 0 workers lost$", out, re.MULTILINE)
+    assert re.search(
+        r"^6 pushes of these .*; 1 restarts, 0 workers lost$", out, re.MULTILINE
+    )
     status = server.status()
     assert [row.counts.applied for row in status.workers] == [2, 4]
     (log,) = (tmp_path / "here" / "logs").glob("*-1.log")
@@ -398,7 +400,7 @@ def test_ctrl_c_stops_all_and_sums_up(
 
     assert code == 0
     assert "stopping" in err
-    assert re.search(r"^\d pushes in .*; 0 restarts, 0 workers lost$", out, re.M)
+    assert re.search(r"^\d pushes of these .*; 0 restarts, 0 workers lost$", out, re.M)
     assert all_end(watched)
 
 
