@@ -3,7 +3,6 @@
 import math
 import random
 import socket
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -315,10 +314,6 @@ def _reason(failure: Any) -> str:
     return str(info.reason)
 
 
-def _threads() -> int:
-    return sum(t.name.startswith("psserver") for t in threading.enumerate())
-
-
 @pytest.fixture
 def fuzzed(start_server: StartServer, dial: Dial) -> _Fuzzed:
     """Start and initialize a server that drops what is more than 8 steps old."""
@@ -352,8 +347,6 @@ def test_a_push_that_is_nearly_right_is_refused_or_understood(
             assert fuzzed.model() == (step, data)
 
     assert fuzzed.canary(_MESSAGES, dice)
-    # Calls came one by one: a thread more than a few is one that hangs.
-    assert _threads() < 10
     # The grammar reaches the server's every judgement.
     assert fuzzed.outcomes.keys() >= {
         "applied",
