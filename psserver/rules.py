@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 import optax
 
 from psserver.gradients import is_finite
+from pswire.body import Arrays
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Slots = Any
 """A rule's state: a pytree that only the rule understands."""
 

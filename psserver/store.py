@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from psserver.decision import Present, decide, superseded
 from psserver.rules import CompiledRule, Slots, require_rule
 from psserver.sessions import Sessions
 from psserver.staleness import DropStale
+from pswire.body import Arrays
 from pswire.errors import (
     CallCancelledError,
     InternalError,
@@ -26,7 +27,6 @@ from pswire.layout import Layout
 from pswire.status import Limits, Status
 from pswire.values import PushHeader, Snapshot, Verdict
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Receive = Callable[[Layout], Arrays]
 """Reads a body of the layout; called only when the body is wanted."""
 

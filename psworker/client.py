@@ -5,12 +5,11 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar, overload
 
-import numpy.typing as npt
-
 from pswire import trees
+from pswire.body import Arrays
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
@@ -18,7 +17,6 @@ from psworker.connection import Connection
 from psworker.gradient import differentiate
 
 Params = TypeVar("Params")
-Arrays = Mapping[str, npt.NDArray[Any]]
 OnDrop = Literal["skip", "retry"]
 
 _numbers = itertools.count(1)

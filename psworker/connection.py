@@ -1,16 +1,16 @@
 """One server's RPCs, each with a deadline, repeated while that can help."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, TypeVar
 
 import grpc
-import numpy.typing as npt
 
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.body import Arrays
 from pswire.errors import (
     CallCancelledError,
     DeadlineError,
@@ -25,7 +25,6 @@ from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.outage import Outage
 
-Arrays = Mapping[str, npt.NDArray[Any]]
 Known = Snapshot[Any] | None
 """The snapshot that the caller holds already, if any."""
 

@@ -10,6 +10,7 @@ from pswire.errors import InvalidRequestError, VariableMismatchError
 from pswire.layout import ALIGNMENT, ArraySpec, Layout
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+"""Arrays by name."""
 
 CHUNK_NBYTES = 2**20
 """The largest piece of a stream; larger ones were slower, smaller ones much."""
