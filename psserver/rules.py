@@ -98,7 +98,7 @@ class CompiledRule:
         # On a CPU these are views: nothing is copied.
         new_variables = {name: np.asarray(array) for name, array in changed.items()}
         _require_finite(variables, new_variables)
-        _require_finite(_named(slots), _named(new_slots))
+        _require_finite(_numbers(slots), _numbers(new_slots))
         return new_variables, new_slots
 
     def _loss(self, value: float | None) -> np.float32:
@@ -171,20 +171,22 @@ def _require_finite(before: Arrays, after: Arrays) -> None:
     Some rules keep infinities among their slots on purpose, as a best loss so far.
     """
     for name, array in after.items():
-        if not jnp.issubdtype(array.dtype, np.inexact) or is_finite(array):
+        if is_finite(array):
             continue
-        old = before.get(name)
-        comparable = old is not None and old.shape == array.shape
-        spoilt = ~np.isfinite(array)
-        if not comparable or bool((spoilt & np.isfinite(before[name])).any()):
+        spoilt, old = ~np.isfinite(array), before.get(name)
+        if old is not None and old.shape == array.shape:
+            spoilt &= np.isfinite(old)
+        if spoilt.any():
             raise NonFiniteError(
                 f"{name}: expected a finite result of the rule, got an overflow from "
                 "finite gradients"
             )
 
 
-def _named(slots: Slots) -> Arrays:
+def _numbers(slots: Slots) -> Arrays:
+    """Name the slots that may overflow: not counts, and not random keys."""
     return {
         f"slots{jax.tree_util.keystr(path)}": np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
+        if jnp.issubdtype(jnp.result_type(leaf), np.inexact)
     }

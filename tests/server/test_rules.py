@@ -322,3 +322,17 @@ def test_what_is_no_rule_is_refused(rule: object, got: str) -> None:
         match=rf"^rule: expected an optax gradient transformation .*, got {got}$",
     ):
         require_rule(rule)
+
+
+def test_a_rule_may_keep_a_random_key_among_its_slots() -> None:
+    """A key is no number, so there is nothing of it that could overflow."""
+    rule = optax.add_noise(eta=0.1, gamma=0.5, key=jax.random.key(0))
+    variables = {"w": np.ones(2, np.float32)}
+    compiled = _compile(rule, variables)
+    slots = compiled.init(variables)
+
+    first, slots = compiled.apply(variables, slots, variables, None)
+    second, _ = compiled.apply(variables, slots, variables, None)
+
+    assert np.isfinite(first["w"]).all()
+    assert first["w"].tolist() != second["w"].tolist()
