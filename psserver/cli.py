@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from psserver.config import ServerConfig
+from pswire.memory import keep_freed_memory
 from pswire.signals import interruptible
 
 if TYPE_CHECKING:
@@ -123,9 +124,12 @@ def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # An update is waited for anyway: to hand it to another thread only takes longer.
+    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psserver").setLevel(logging.INFO)
+    keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.
     with (

@@ -2,19 +2,23 @@
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
+from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 
+from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
-from pswire.body import Arrays
+from psserver.segments import segments
+from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
+from pswire.layout import HasShape, Layout
 
 Slots = Any
 """A rule's state: a pytree that only the rule understands."""
@@ -40,43 +44,77 @@ def require_rule(rule: object) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(rule)
 
 
+class State(NamedTuple):
+    """What a rule changes, as JAX keeps it; a step makes a new one.
+
+    Attributes:
+        variables: The trainable variables, one array a segment.
+        slots: The rule's own state of them.
+    """
+
+    variables: tuple[jax.Array, ...]
+    slots: Slots
+
+
 class CompiledRule:
-    """One rule for one set of trainable variables: pure, with no state of its own.
+    """One rule for variables of one layout: pure, with no state of its own.
+
+    JAX takes some microseconds for every array that it is given, so milliseconds for
+    a thousand. An elementwise rule therefore runs on whole segments of the body, as if
+    each were one array. Any other has to see the arrays as they are: the compiled
+    function cuts them out of the segments, and joins them again.
 
     Everything runs on the CPU, where the variables are, whatever else JAX finds;
     64-bit arithmetic is on if, and only if, a variable is of float64.
     """
 
     def __init__(
-        self, rule: optax.GradientTransformationExtraArgs, variables: Arrays
+        self, rule: optax.GradientTransformationExtraArgs, layout: Layout
     ) -> None:
-        """Compile the rule, so that the first push need not.
+        """Read the rule; `start` compiles it.
 
         Raises:
             InvalidRequestError: The rule cannot run on these variables, or needs what
                 a parameter server does not have.
         """
         self._rule = rule
-        self._x64 = any(a.dtype == np.float64 for a in variables.values())
-        with self._environment():
-            self.needs_value = _needs_value(rule, variables)
+        self._x64 = any(spec.dtype == np.float64 for spec in layout.trainable)
+        trainable = {
+            spec.name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+            for spec in layout.trainable
+        }
+        with self._precision():
+            self.needs_value = _needs_value(rule, trainable)
+            self._elementwise = is_elementwise(rule.init, self._step, trainable)
             self._update = jax.jit(self._traced_update)
-            self._warm_up(variables)
+        self._segments = segments(layout, apart=not self._elementwise)
 
-    def init(self, variables: Arrays) -> Slots:
-        """Return the slots for variables that no push has changed yet."""
-        with self._environment():
-            return self._rule.init(_lend(variables))
+    def start(self, variables: Body) -> State:
+        """Take over variables that no push has changed yet, without a copy.
 
-    def apply(
-        self, variables: Arrays, slots: Slots, gradients: Arrays, value: float | None
-    ) -> tuple[dict[str, npt.NDArray[Any]], Slots]:
-        """Run the rule once, and return the new variables and slots.
+        The rule is compiled here, so that the first push need not wait for it.
+        """
+        cpu = jax.local_devices(backend="cpu")[0]
+        parts = tuple(s.of_variables(variables) for s in self._segments)
+        zeros = tuple(np.zeros(s.size, s.dtype) for s in self._segments)
+        with self._precision():
+            arrays = jax.device_put(parts, cpu, may_alias=True)
+            with jax.default_device(cpu):
+                slots = self._rule.init(self._tree(arrays))
+            # Committed to the CPU, all that comes of them will stay there.
+            first = after = State(arrays, jax.device_put(slots, cpu))
+            # Some rules change their slots' types in the first update, which compiles
+            # anew.
+            for _ in range(2):
+                after, _ = self._update(after, zeros, np.float32(1))
+        return first
+
+    def apply(self, state: State, gradients: Body, value: float | None) -> State:
+        """Run the rule once, and return what comes of it; `state` stays as it was.
 
         Args:
-            variables: {name: array}, of the shapes and dtypes compiled for.
-            slots: From `init` or an earlier call.
-            gradients: {name: array}, like the variables.
+            state: From `start` or an earlier call.
+            gradients: Of all trainable variables, in their layout, in one run.
             value: The loss; None: unknown.
 
         Raises:
@@ -85,21 +123,37 @@ class CompiledRule:
             InternalError: The rule failed.
         """
         loss = self._loss(value)
-        with self._environment():
+        with self._precision():
             try:
-                changed, new_slots = jax.block_until_ready(
-                    self._update(_lend(variables), slots, _lend(gradients), loss)
-                )
+                new, sound = self._update(state, tuple(self.parts(gradients)), loss)
+                is_sound = bool(sound)  # Waits for the rule, which may still fail.
             except Exception as error:
                 _log.exception("the rule failed")
                 raise InternalError(
                     f"rule: failed with {type(error).__name__}: {error}"
                 ) from error
-        # On a CPU these are views: nothing is copied.
-        new_variables = {name: np.asarray(array) for name, array in changed.items()}
-        _require_finite(variables, new_variables)
-        _require_finite(_numbers(slots), _numbers(new_slots))
-        return new_variables, new_slots
+        if not is_sound:
+            _require_finite(self._variables(state), self._variables(new))
+            _require_finite(self.slots(state), self.slots(new))
+        return new
+
+    def parts(self, gradients: Body) -> Iterator[npt.NDArray[Any]]:
+        """Yield the gradients of each segment, as one array, without a copy."""
+        return (segment.of_gradients(gradients) for segment in self._segments)
+
+    def runs(self, state: State) -> Iterator[tuple[int, Bytes]]:
+        """Yield the trainable variables as runs of the variables' body."""
+        for segment, array in zip(self._segments, state.variables, strict=True):
+            yield segment.start, segment.bytes_of(np.asarray(array))
+
+    def slots(self, state: State) -> Arrays:
+        """Name the slots: by where the rule keeps them, and for which variable."""
+        return {
+            name: array
+            for path, leaf in tree_leaves_with_path(state.slots)
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # No array at all.
+            for name, array in self._by_variable(path, leaf)
+        }
 
     def _loss(self, value: float | None) -> np.float32:
         if not self.needs_value:
@@ -113,38 +167,67 @@ class CompiledRule:
         return loss
 
     def _traced_update(
+        self, state: State, gradients: Any, value: Any
+    ) -> tuple[State, jax.Array]:
+        changed, slots = self._step(
+            self._tree(state.variables), state.slots, self._tree(gradients), value
+        )
+        new = State(self._arrays(changed), slots)
+        sound = [
+            _seems_finite(leaf) for leaf in jax.tree.leaves(new) if _overflows(leaf)
+        ]
+        return new, jnp.stack(sound).all()
+
+    def _step(
         self, variables: Any, slots: Slots, gradients: Any, value: Any
     ) -> tuple[Any, Slots]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
         return optax.apply_updates(variables, updates), new_slots
 
-    def _warm_up(self, variables: Arrays) -> None:
-        before = _lend(variables)
-        zeros = jax.tree.map(jnp.zeros_like, before)
-        slots = self.init(variables)
-        # Some rules change their slots' types in the first update, which compiles anew.
-        for _ in range(2):
-            _, slots = self._update(before, slots, zeros, np.float32(1))
+    def _tree(self, parts: Any) -> Any:
+        """Return what the rule sees of the segments' arrays."""
+        pairs = zip(self._segments, parts, strict=True)
+        if self._elementwise:
+            return {number: part for number, (_, part) in enumerate(pairs)}
+        return {k: v for segment, part in pairs for k, v in segment.cut(part).items()}
+
+    def _arrays(self, tree: Any) -> tuple[jax.Array, ...]:
+        """Return the segments' arrays from what the rule makes of its view of them."""
+        if self._elementwise:
+            return tuple(tree[number] for number in range(len(self._segments)))
+        return tuple(segment.join(tree) for segment in self._segments)
+
+    def _variables(self, state: State) -> Arrays:
+        pairs = zip(self._segments, state.variables, strict=True)
+        cuts = (segment.cut(np.asarray(part)) for segment, part in pairs)
+        return {name: array for cut in cuts for name, array in cut.items()}
+
+    def _by_variable(
+        self, path: tuple[Any, ...], leaf: Any
+    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Name a slot; one that a rule keeps for a segment is several variables'."""
+        numbers = [
+            i
+            for i, k in enumerate(path)
+            if isinstance(k, DictKey) and type(k.key) is int
+        ]
+        if not (self._elementwise and numbers):
+            yield f"slots{keystr(path)}", np.asarray(leaf)
+            return
+        at = numbers[0]
+        for name, array in self._segments[path[at].key].cut(np.asarray(leaf)).items():
+            yield f"slots{keystr((*path[:at], DictKey(name), *path[at + 1 :]))}", array
 
     @contextmanager
-    def _environment(self) -> Iterator[None]:
-        cpu = jax.local_devices(backend="cpu")[0]
-        with jax.default_device(cpu), _x64_home.enable_x64(self._x64):
+    def _precision(self) -> Iterator[None]:
+        now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+        with nullcontext() if now == self._x64 else _x64_home.enable_x64(self._x64):
             yield
 
 
-def _lend(arrays: Arrays) -> dict[str, jax.Array]:
-    """Pass arrays to JAX, which reads their memory where it is aligned.
-
-    A compiled function would take them as they are, but then it copies them, and the
-    copies live until Python next looks for cycles: several models' worth of memory.
-    """
-    return jax.device_put(dict(arrays), may_alias=True)
-
-
 def _needs_value(
-    rule: optax.GradientTransformationExtraArgs, variables: Arrays
+    rule: optax.GradientTransformationExtraArgs, variables: Mapping[str, HasShape]
 ) -> bool:
     """Find out, without computing anything, whether `update` takes the loss."""
 
@@ -165,13 +248,27 @@ def _needs_value(
     ) from failures[-1]
 
 
+def _overflows(leaf: Any) -> bool:
+    """Say whether it is one of numbers that may: no count, and no random key."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _seems_finite(array: Any) -> jax.Array:
+    """Say, within a compiled function, whether all is finite; false alarms are rare."""
+    # A dot product is not fused into what makes the array, and so takes a fourth of
+    # the time of any other reduction. Large squares overflow: then one looks closer.
+    flat = array.reshape(-1)
+    kind = jnp.promote_types(flat.dtype, jnp.float32)
+    return jnp.isfinite(jnp.dot(flat, flat, preferred_element_type=kind))
+
+
 def _require_finite(before: Arrays, after: Arrays) -> None:
     """Check that no number has become NaN or infinite that was not so before.
 
     Some rules keep infinities among their slots on purpose, as a best loss so far.
     """
     for name, array in after.items():
-        if is_finite(array):
+        if not _overflows(array) or is_finite(array):
             continue
         spoilt, old = ~np.isfinite(array), before.get(name)
         if old is not None and old.shape == array.shape:
@@ -181,12 +278,3 @@ def _require_finite(before: Arrays, after: Arrays) -> None:
                 f"{name}: expected a finite result of the rule, got an overflow from "
                 "finite gradients"
             )
-
-
-def _numbers(slots: Slots) -> Arrays:
-    """Name the slots that may overflow: not counts, and not random keys."""
-    return {
-        f"slots{jax.tree_util.keystr(path)}": np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(slots)
-        if jnp.issubdtype(jnp.result_type(leaf), np.inexact)
-    }

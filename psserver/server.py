@@ -13,6 +13,7 @@ import optax
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
+from psserver.calls import Calls
 from psserver.config import ServerConfig
 from psserver.malformed import RefuseMalformed, require_message
 from psserver.service import ParameterServer
@@ -145,7 +146,8 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        rpc.add_ParameterServerServicer_to_server(ParameterServer(self._store), server)
+        service = ParameterServer(Calls(self._store))
+        server.add_generic_rpc_handlers((service.handlers(),))
         rpc.add_AdminServicer_to_server(_Admin(self._stopping), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:

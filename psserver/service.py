@@ -1,209 +1,113 @@
-"""The RPCs: decode, ask the store, encode."""
+"""The calls over gRPC."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import grpc
-import numpy.typing as npt
 
-from psserver.malformed import require_message
-from psserver.store import Store
-from pswire import body
+from psserver.calls import Calls, Pulled
+from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
-from pswire._generated import parameter_server_pb2_grpc as rpc
-from pswire.errors import (
-    CallCancelledError,
-    InvalidRequestError,
-    ParameterServerError,
-    TooLargeError,
-    to_status,
-)
-from pswire.layout import Layout
-from pswire.values import PushHeader, Snapshot, Verdict
+from pswire.errors import CallCancelledError, TooLargeError, to_status
+from pswire.methods import InitializePiece, Method, PullPiece, PushPiece
+from pswire.pieces import Exchanged, Piece
 
 Message = TypeVar("Message")
-Headed = TypeVar("Headed", pb.InitializeRequest, pb.PushRequest)
 
 
-class _Piece(Protocol):
-    @property
-    def offset(self) -> int: ...
-    @property
-    def data(self) -> bytes: ...
-    def HasField(self, field_name: Literal["header"]) -> bool: ...
+class ParameterServer:
+    """Answers RPCs; a unary call is treated as a stream of one message."""
 
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
-class ParameterServer(rpc.ParameterServerServicer):
-    """Answers RPCs from a `Store`, which decides what every call means.
-
-    A unary call is treated as a stream of one message.
-    """
-
-    def __init__(
-        self, store: Store, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._store = store
-        self._clock = clock
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return what to add to a gRPC server."""
+        return grpc.method_handlers_generic_handler(
+            methods.SERVICE, {m.name: self._handler(m) for m in methods.METHODS}
+        )
 
     def Join(
         self, request: pb.JoinRequest, context: grpc.ServicerContext
     ) -> pb.JoinReply:
         with to_status(context):
-            joined = self._store.join(request.worker, request.session, self._clock())
-            return pb.JoinReply(
-                generation=joined.generation,
-                incarnation=joined.incarnation,
-                step=joined.step,
-                layout=joined.layout.to_proto() if joined.layout else None,
-                limits=joined.limits.to_proto(),
-            )
+            return self._calls.join(request)
 
     def Initialize(
-        self, request: pb.InitializeRequest, context: grpc.ServicerContext
+        self, request: InitializePiece, context: grpc.ServicerContext
     ) -> pb.InitializeReply:
         return self.InitializeStream(iter((request,)), context)
 
     def InitializeStream(
-        self,
-        requests: Iterator[pb.InitializeRequest],
-        context: grpc.ServicerContext,
+        self, requests: Iterator[InitializePiece], context: grpc.ServicerContext
     ) -> pb.InitializeReply:
         with to_status(context):
-            messages = _arriving(requests, context)
-            first = _first(messages)
-            initialized = self._store.initialize(
-                first.header.session,
-                Layout.from_proto(first.header.layout),
-                lambda layout: _receive(layout, first, messages),
-                self._clock(),
-            )
-            return pb.InitializeReply(
-                initialized=initialized,
-                generation=self._store.generation,
-                step=self._store.pull("", self._clock())[1].step,
-            )
+            return self._calls.initialize(_arriving(requests, context))
 
-    def Pull(
-        self, request: pb.PullRequest, context: grpc.ServicerContext
-    ) -> pb.PullReply:
+    def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> PullPiece:
         with to_status(context):
             self._require_unary(request.session)
-            return self._whole(request)
+            return _whole(self._calls.pull(request))
 
     def PullStream(
         self, request: pb.PullRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.PullReply]:
+    ) -> Iterator[PullPiece]:
         with to_status(context):
-            yield from self._pieces(request)
+            yield from _pieces(self._calls.pull(request))
 
-    def Push(
-        self, request: pb.PushRequest, context: grpc.ServicerContext
-    ) -> pb.PushReply:
+    def Push(self, request: PushPiece, context: grpc.ServicerContext) -> pb.PushReply:
         return self.PushStream(iter((request,)), context)
 
     def PushStream(
-        self, requests: Iterator[pb.PushRequest], context: grpc.ServicerContext
+        self, requests: Iterator[PushPiece], context: grpc.ServicerContext
     ) -> pb.PushReply:
         with to_status(context):
-            _, verdict = self._push(_arriving(requests, context), context)
-            return verdict.to_proto()
+            pieces = _arriving(requests, context)
+            return self._calls.push(pieces, context.is_active)[1].to_proto()
 
-    def Exchange(
-        self, request: pb.ExchangeRequest, context: grpc.ServicerContext
-    ) -> pb.ExchangeReply:
+    def Exchange(self, request: PushPiece, context: grpc.ServicerContext) -> Exchanged:
         with to_status(context):
-            # Asked first: once the push is applied it is too late to refuse.
-            header, verdict = self._push(
-                _pushes(iter((request,))), context, self._require_unary
+            header, verdict = self._calls.push(
+                iter((request,)), context.is_active, self._require_unary
             )
-            pull = self._whole(_pull_after(header))
-            return pb.ExchangeReply(push=verdict.to_proto(), pull=pull)
+            pull = _whole(self._calls.pull_after(header))
+            return Exchanged(verdict.to_proto(), pull)
 
     def ExchangeStream(
-        self, requests: Iterator[pb.ExchangeRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.ExchangeReply]:
+        self, requests: Iterator[PushPiece], context: grpc.ServicerContext
+    ) -> Iterator[Exchanged]:
         with to_status(context):
-            header, verdict = self._push(_pushes(_arriving(requests, context)), context)
-            pieces = self._pieces(_pull_after(header))
-            yield pb.ExchangeReply(push=verdict.to_proto(), pull=next(pieces))
+            header, verdict = self._calls.push(
+                _arriving(requests, context), context.is_active
+            )
+            pieces = _pieces(self._calls.pull_after(header))
+            yield Exchanged(verdict.to_proto(), next(pieces))
             for piece in pieces:
-                yield pb.ExchangeReply(pull=piece)
+                yield Exchanged(None, piece)
 
     def Status(
         self, request: pb.StatusRequest, context: grpc.ServicerContext
     ) -> pb.StatusReply:
         with to_status(context):
-            require_message(request)
-            return self._store.status(self._clock()).to_proto()
+            return self._calls.status(request)
 
-    def _push(
-        self,
-        messages: Iterator[pb.PushRequest],
-        context: grpc.ServicerContext,
-        require: Callable[[str], None] = lambda session: None,
-    ) -> tuple[PushHeader, Verdict]:
-        session = ""
-        try:
-            first = _first(messages)
-            session = first.header.session
-            header = PushHeader.from_proto(first.header)
-            require(session)
-        except ParameterServerError as error:
-            self._store.reject(session, error, self._clock())
-            raise
-        verdict = self._store.push(
-            header,
-            lambda layout: _receive(layout, first, messages),
-            self._clock(),
-            context.is_active,
-            self._clock,
-        )
-        return header, verdict
-
-    def _whole(self, request: pb.PullRequest) -> pb.PullReply:
-        layout, snapshot = self._store.pull(request.session, self._clock())
-        header = self._header(request, layout, snapshot)
-        data = b"" if header.not_modified else body.join(layout, snapshot.params)
-        return pb.PullReply(header=header, data=data)
-
-    def _pieces(self, request: pb.PullRequest) -> Iterator[pb.PullReply]:
-        layout, snapshot = self._store.pull(request.session, self._clock())
-        header = self._header(request, layout, snapshot)
-        yield pb.PullReply(header=header)
-        if not header.not_modified:
-            for offset, data in body.cut(layout, snapshot.params):
-                yield pb.PullReply(offset=offset, data=data)
-
-    def _header(
-        self, request: pb.PullRequest, layout: Layout, snapshot: Snapshot[Any]
-    ) -> pb.SnapshotHeader:
-        same = request.generation == snapshot.generation
-        return pb.SnapshotHeader(
-            generation=snapshot.generation,
-            incarnation=self._store.incarnation,
-            step=snapshot.step,
-            not_modified=same and request.step == snapshot.step,
-            layout=None if same else layout.to_proto(),
-        )
+    def _handler(self, method: Method[Any, Any]) -> Any:
+        make: Callable[..., Any] = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.streams_requests, method.streams_replies]
+        answer = getattr(self, method.name)
+        return make(answer, method.request.decode, method.reply.encode)
 
     def _require_unary(self, session: str) -> None:
-        nbytes = self._store.pull(session, self._clock())[0].nbytes
+        nbytes = self._calls.nbytes(session)
         if nbytes > body.MAX_UNARY_NBYTES:
             raise TooLargeError(
                 f"variables: expected at most {body.MAX_UNARY_NBYTES} bytes in one "
                 f"message, got {nbytes}; the Stream calls carry them"
             )
-
-
-def _pull_after(header: PushHeader) -> pb.PullRequest:
-    return pb.PullRequest(
-        session=header.session, generation=header.generation, step=header.step_read
-    )
-
-
-def _pushes(requests: Iterator[pb.ExchangeRequest]) -> Iterator[pb.PushRequest]:
-    return (request.push for request in requests)
 
 
 def _arriving(
@@ -219,23 +123,16 @@ def _arriving(
         raise gone
 
 
-def _first(messages: Iterator[Headed]) -> Headed:
-    for message in messages:
-        if message.HasField("header"):
-            return message
-        raise InvalidRequestError("header: expected in the first message, got none")
-    raise InvalidRequestError("stream: expected a message with a header, got none")
+def _whole(pulled: Pulled) -> PullPiece:
+    header, variables = pulled
+    if variables is None:
+        return Piece(header)
+    return Piece(header, 0, body.join(variables.layout, variables))
 
 
-def _receive(
-    layout: Layout, first: _Piece, rest: Iterable[_Piece]
-) -> dict[str, npt.NDArray[Any]]:
-    assembly = body.Assembly(layout)
-    assembly.add(first.offset, first.data)
-    for piece in rest:
-        if piece.HasField("header"):
-            raise InvalidRequestError(
-                "header: expected in the first message alone, got another one"
-            )
-        assembly.add(piece.offset, piece.data)
-    return assembly.finish()
+def _pieces(pulled: Pulled) -> Iterator[PullPiece]:
+    header, variables = pulled
+    yield Piece(header)
+    if variables is not None:
+        for offset, data in body.cut(variables.layout, variables):
+            yield Piece(None, offset, data)

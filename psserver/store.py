@@ -4,17 +4,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
-from psserver.rules import CompiledRule, Slots, require_rule
+from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Sessions
 from psserver.staleness import DropStale
-from pswire.body import Arrays
+from pswire.body import Arrays, Body, Bytes
 from pswire.errors import (
     CallCancelledError,
     InternalError,
@@ -40,6 +37,13 @@ class Model:
     layout: Layout
     rule: CompiledRule
     initializer: str
+    kept: tuple[tuple[int, Bytes], ...]
+    """The runs of the variables that are not trainable."""
+
+    def body(self, state: State) -> Body:
+        """Return all variables, without a copy."""
+        runs = sorted((*self.kept, *self.rule.runs(state)), key=lambda run: run[0])
+        return Body(self.layout, runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +95,8 @@ class Store:
         # taken while `_lock` is held.
         self._initializing = threading.Lock()
         self._model: Model | None = None
-        self._snapshot: Snapshot[Arrays] = Snapshot({}, 0, generation)
-        self._slots: Slots = None
+        self._snapshot = Snapshot(Body(Layout(()), ()), 0, generation)
+        self._state = State((), None)
         self._sessions = Sessions()
         self._counters = Counters()
 
@@ -134,7 +138,7 @@ class Store:
         self._see(session, now)
         if self._model is None:
             self._require_initial(layout)
-            variables = dict(receive(layout))
+            variables = Body.gather(layout, receive(layout))
             checks.require_no_nan(variables)
             with self._initializing:
                 if self._model is None:
@@ -142,7 +146,7 @@ class Store:
         assert self._model is not None
         return self._model.initializer == session
 
-    def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Arrays]]:
+    def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
         """Return the newest snapshot; it never waits for a push.
 
         Args:
@@ -190,7 +194,9 @@ class Store:
                 verdict = self._decide(header)
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, now)
-            gradients = receive(header.layout or self._initialized().layout.trainable)
+            trainable = self._initialized().layout.trainable
+            received = receive(header.layout or trainable)
+            gradients = Body.gather(trainable, received)
             self._require_sound(gradients)
             with self._lock:
                 verdict = self._decide(header)
@@ -254,24 +260,28 @@ class Store:
                 f"which is this machine's memory, got {layout.nbytes}"
             )
 
-    def _set_model(
-        self, session: str, layout: Layout, variables: dict[str, npt.NDArray[Any]]
-    ) -> None:
-        trainable = {spec.name: variables[spec.name] for spec in layout.trainable}
-        rule = CompiledRule(self._rule, trainable)
-        slots = rule.init(trainable)
+    def _set_model(self, session: str, layout: Layout, variables: Body) -> None:
+        rule = CompiledRule(self._rule, layout)
+        state = rule.start(variables.freeze())
         # Copied, what never changes does not keep the body that all came in alive.
-        kept = {k: a.copy() for k, a in variables.items() if k not in trainable}
+        kept = tuple(
+            (start, variables.between(start, start + spec.nbytes).copy())
+            for spec, start in layout.places.values()
+            if not spec.trainable
+        )
+        model = Model(layout, rule, session, kept)
         with self._lock:
-            self._slots = slots
-            self._snapshot = Snapshot({**variables, **kept}, 0, self.generation)
-            self._model = Model(layout, rule, session)
+            self._state = state
+            self._snapshot = Snapshot(model.body(state), 0, self.generation)
+            self._model = model
         _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
 
-    def _require_sound(self, gradients: Arrays) -> None:
-        checks.require_finite(gradients)
+    def _require_sound(self, gradients: Body) -> None:
+        parts = list(self._initialized().rule.parts(gradients))
+        if not all(map(checks.is_finite, parts)):
+            checks.require_finite(gradients)
         if self.limits.max_grad_norm is not None:
-            checks.require_norm(gradients, self.limits.max_grad_norm)
+            checks.require_norm(parts, self.limits.max_grad_norm)
 
     def _decide(self, header: PushHeader) -> Verdict:
         present = Present(
@@ -280,19 +290,13 @@ class Store:
         session = self._sessions.get(header.session)
         return decide(header, session, present, self._policy)
 
-    def _apply(self, gradients: Arrays, value: float | None) -> None:
-        rule, variables = self._initialized().rule, self._snapshot.params
-        changed, slots = rule.apply(
-            {name: variables[name] for name in gradients},
-            self._slots,
-            gradients,
-            value,
-        )
-        # Nothing below can fail, so the three change together or not at all.
-        self._slots = slots
-        self._snapshot = Snapshot(
-            {**variables, **changed}, self._snapshot.step + 1, self.generation
-        )
+    def _apply(self, gradients: Body, value: float | None) -> None:
+        model = self._initialized()
+        state = model.rule.apply(self._state, gradients, value)
+        step = self._snapshot.step + 1
+        snapshot = Snapshot(model.body(state), step, self.generation)
+        # Nothing below can fail, so these change together or not at all.
+        self._state, self._snapshot = state, snapshot
 
     def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
         if not verdict.duplicate:

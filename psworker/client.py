@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar, overload
 
 from pswire import trees
-from pswire.body import Arrays
+from pswire.body import Arrays, Body
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
@@ -87,7 +87,7 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._known: Snapshot[Arrays] | None = None
+        self._known: Snapshot[Body] | None = None
         # Guards `_seq`, and keeps one push at a time: the server remembers the last.
         self._pushing = threading.Lock()
         self._seq = 0
@@ -131,12 +131,18 @@ class Client:
             NotInitializedError: There are no variables yet.
             VariableMismatchError: They are not like the template.
         """
-        known = self._known
-        new = self._connection.pull(known)
-        if new is not None:
-            self._known = known = new
-        assert known is not None  # The server leaves out only what we know.
-        return _in_form(known, like)
+        return _in_form(self._newest(), like)
+
+    def pull_body(self) -> Snapshot[Body]:
+        """Return the newest snapshot as it came, without making an array of it.
+
+        For models of very many arrays. The body is a mapping of names to arrays that
+        are views, made when asked for; `exchange` answers in the same form.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        return self._newest()
 
     def push(
         self,
@@ -149,8 +155,8 @@ class Client:
         """Offer gradients.
 
         Args:
-            gradients: A pytree like the params, or a dict of names to arrays; float0
-                leaves, which integers have, are left out.
+            gradients: A pytree like the params, a dict of names to arrays, or a `Body`;
+                float0 leaves, which integers have, are left out.
             snapshot: What they were computed from.
             step_read: Its step, in place of the snapshot, for callers who keep the
                 number themselves; the generation is then that of the last pull, or
@@ -166,7 +172,7 @@ class Client:
             NonFiniteError: They hold NaN or an infinity.
             ValueError: Neither or both of snapshot and step_read were given.
         """
-        arrays = trees.flatten(gradients)
+        arrays = _flat(gradients)
         origin = self._origin(snapshot, step_read)
         with self._pushing:
             header = self._header(arrays, *origin, value)
@@ -189,7 +195,7 @@ class Client:
         Raises:
             ParameterServerError: As `push` and `pull` do.
         """
-        arrays = trees.flatten(gradients)
+        arrays = _flat(gradients)
         with self._pushing:
             header = self._header(arrays, snapshot.generation, snapshot.step, value)
             verdict, new = self._connection.exchange(header, arrays)
@@ -253,6 +259,14 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _newest(self) -> Snapshot[Body]:
+        known = self._known
+        new = self._connection.pull(known)
+        if new is not None:
+            self._known = known = new
+        assert known is not None  # The server leaves out only what we know.
+        return known
+
     def _origin(
         self, snapshot: Snapshot[Any] | None, step_read: int | None
     ) -> tuple[str, int]:
@@ -268,17 +282,19 @@ class Client:
         self, arrays: Arrays, generation: str, step_read: int, value: float | None
     ) -> PushHeader:
         self._seq += 1
-        layout = Layout.of(arrays)
         variables = self._connection.layout
-        # What the server expects anyway need not be sent.
-        usual = variables is not None and layout == variables.trainable
+        usual = variables.trainable if variables else None
+        if usual is not None and _has_layout(arrays, usual):
+            layout, told = usual, None  # What the server expects need not be sent.
+        else:
+            layout = told = Layout.of(arrays)
         return PushHeader(
             session=self._connection.session,
             seq=self._seq,
             generation=generation,
             step_read=step_read,
             nbytes=layout.nbytes,
-            layout=None if usual else layout,
+            layout=told,
             value=value,
         )
 
@@ -296,8 +312,19 @@ def retries(on_drop: OnDrop, max_retries: int) -> int:
     return max_retries if on_drop == "retry" else 0
 
 
-def _in_form(snapshot: Snapshot[Arrays], like: Any) -> Snapshot[Any]:
-    if like is None:
+def _flat(gradients: Any) -> Arrays:
+    return gradients if isinstance(gradients, Body) else trees.flatten(gradients)
+
+
+def _has_layout(arrays: Arrays, layout: Layout) -> bool:
+    if isinstance(arrays, Body):
+        return arrays.layout == layout
+    return layout.describes(arrays)
+
+
+def _in_form(snapshot: Snapshot[Body], like: Any) -> Snapshot[Any]:
+    if isinstance(like, Body):
         return snapshot
-    params = trees.unflatten(like, snapshot.params)
+    body = snapshot.params
+    params = dict(body) if like is None else trees.unflatten(like, body)
     return Snapshot(params, snapshot.step, snapshot.generation)

@@ -2,15 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import Any, TypeVar
-
-import grpc
 
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
-from pswire._generated import parameter_server_pb2_grpc as rpc
-from pswire.body import Arrays
+from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     DeadlineError,
@@ -18,12 +14,13 @@ from pswire.errors import (
     ServerUnavailableError,
     SessionUnknownError,
     TooLargeError,
-    from_status,
 )
 from pswire.layout import Layout
+from pswire.methods import PullPiece
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.outage import Outage
+from psworker.remote import Remote
 
 Known = Snapshot[Any] | None
 """The snapshot that the caller holds already, if any."""
@@ -33,15 +30,6 @@ Answer = TypeVar("Answer")
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
 _COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", body.MAX_MESSAGE_NBYTES),
-    ("grpc.max_send_message_length", body.MAX_MESSAGE_NBYTES),
-    # A server that has just come should be found at once, not after gRPC's minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 
 class Connection:
@@ -82,13 +70,12 @@ class Connection:
         self._timeout_s = timeout_s
         self._outage_s = outage_s
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(address, _OPTIONS)
-        self._stub = rpc.ParameterServerStub(self._channel)
+        self._remote = Remote(address)
 
     def close(self) -> None:
         """End the connection; calls in flight are cancelled."""
         self._closed.set()
-        self._channel.close()
+        self._remote.close()
 
     def join(self) -> None:
         """Introduce this session, waiting for a server that is not there yet.
@@ -98,7 +85,7 @@ class Connection:
             SessionSupersededError: A newer process has joined under the name.
         """
         request = pb.JoinRequest(worker=self.worker, session=self.session)
-        reply = self._call(lambda timeout: self._stub.Join(request, timeout=timeout))
+        reply = self._call(lambda timeout: self._remote.join(request, timeout))
         has_layout = reply.HasField("layout")
         self.layout = Layout.from_proto(reply.layout) if has_layout else None
         self.generation = self.generation or reply.generation
@@ -121,23 +108,13 @@ class Connection:
             )
         header = pb.InitializeHeader(session=self.session, layout=layout.to_proto())
 
-        def messages() -> Iterator[pb.InitializeRequest]:
-            yield pb.InitializeRequest(header=header)
-            for offset, data in body.cut(layout, arrays):
-                yield pb.InitializeRequest(offset=offset, data=data)
-
-        def attempt(timeout: float) -> pb.InitializeReply:
-            if layout.nbytes > body.MAX_UNARY_NBYTES:
-                return self._stub.InitializeStream(messages(), timeout=timeout)
-            request = pb.InitializeRequest(
-                header=header, data=body.join(layout, arrays)
-            )
-            return self._stub.Initialize(request, timeout=timeout)
-
         allowance = layout.nbytes + _COMPILE_S * _SLOWEST_LINK
-        return self._call_in_session(attempt, allowance).initialized
+        return self._call_in_session(
+            lambda timeout: self._remote.initialize(header, layout, arrays, timeout),
+            allowance,
+        ).initialized
 
-    def pull(self, known: Known) -> Snapshot[Arrays] | None:
+    def pull(self, known: Known) -> Snapshot[Body] | None:
         """Return the newest snapshot; None: it is the known one.
 
         Raises:
@@ -149,12 +126,9 @@ class Connection:
             step=known.step if known else 0,
         )
 
-        def attempt(timeout: float) -> Snapshot[Arrays] | None:
-            if self._fits_one_message():
-                replies = iter((self._stub.Pull(request, timeout=timeout),))
-            else:
-                replies = self._stub.PullStream(request, timeout=timeout)
-            return self._read_snapshot(replies)
+        def attempt(timeout: float) -> Snapshot[Body] | None:
+            nbytes = self.layout.nbytes if self.layout else None
+            return self._read_snapshot(self._remote.pull(request, nbytes, timeout))
 
         return self._call_in_session(attempt, self._model_nbytes())
 
@@ -165,20 +139,16 @@ class Connection:
             header: Its layout is that of the arrays, also if it does not name one.
             arrays: The gradients.
         """
-        layout = Layout.of(arrays)
-
-        def attempt(timeout: float) -> pb.PushReply:
-            if layout.nbytes > body.MAX_UNARY_NBYTES:
-                pieces = _push_in_pieces(header, layout, arrays)
-                return self._stub.PushStream(pieces, timeout=timeout)
-            return self._stub.Push(_push(header, layout, arrays), timeout=timeout)
-
-        reply = self._call_in_session(attempt, layout.nbytes)
+        layout, message = self._layout_of(header), header.to_proto()
+        reply = self._call_in_session(
+            lambda timeout: self._remote.push(message, layout, arrays, timeout),
+            layout.nbytes,
+        )
         return Verdict.from_proto(reply)
 
     def exchange(
         self, header: PushHeader, arrays: Arrays
-    ) -> tuple[Verdict, Snapshot[Arrays] | None]:
+    ) -> tuple[Verdict, Snapshot[Body] | None]:
         """Push, then pull, in one call.
 
         Returns:
@@ -187,52 +157,43 @@ class Connection:
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
-        layout = Layout.of(arrays)
+        layout, message = self._layout_of(header), header.to_proto()
 
-        def send(timeout: float) -> Iterator[pb.ExchangeReply]:
-            if self._fits_one_message():
-                request = pb.ExchangeRequest(push=_push(header, layout, arrays))
-                return iter((self._stub.Exchange(request, timeout=timeout),))
-            pieces = _push_in_pieces(header, layout, arrays)
-            requests = (pb.ExchangeRequest(push=piece) for piece in pieces)
-            return self._stub.ExchangeStream(requests, timeout=timeout)
-
-        def attempt(timeout: float) -> tuple[Verdict, Snapshot[Arrays] | None]:
-            replies = send(timeout)
-            first = next(replies)
-            pulls = chain((first.pull,), (reply.pull for reply in replies))
-            return Verdict.from_proto(first.push), self._read_snapshot(pulls)
+        def attempt(timeout: float) -> tuple[Verdict, Snapshot[Body] | None]:
+            push, pulled = self._remote.exchange(
+                message, layout, arrays, self._model_nbytes(), timeout
+            )
+            return Verdict.from_proto(push), self._read_snapshot(pulled)
 
         return self._call_in_session(attempt, layout.nbytes + self._model_nbytes())
 
     def status(self) -> Status:
         """Return the server's counters."""
-        request = pb.StatusRequest()
-        return Status.from_proto(
-            self._call(lambda timeout: self._stub.Status(request, timeout=timeout))
-        )
+        return Status.from_proto(self._call(self._remote.status))
 
-    def _read_snapshot(
-        self, replies: Iterator[pb.PullReply]
-    ) -> Snapshot[Arrays] | None:
-        first = next(replies)
+    def _read_snapshot(self, pieces: Iterator[PullPiece]) -> Snapshot[Body] | None:
+        first = next(pieces)
         header = first.header
+        assert header is not None  # The first piece has it, by the contract.
         if header.HasField("layout"):
             self.layout = Layout.from_proto(header.layout)
         if header.not_modified:
             return None
         assert self.layout is not None  # The server leaves out only what we know.
         assembly = body.Assembly(self.layout)
-        for reply in chain((first,), replies):
-            assembly.add(reply.offset, reply.data)
+        assembly.add(first.offset, first.data)
+        for piece in pieces:
+            assembly.add(piece.offset, piece.data)
         return Snapshot(assembly.finish(), header.step, header.generation)
+
+    def _layout_of(self, header: PushHeader) -> Layout:
+        if header.layout is not None:
+            return header.layout
+        assert self.layout is not None  # Else the header would name one.
+        return self.layout.trainable
 
     def _model_nbytes(self) -> int:
         return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES
-
-    def _fits_one_message(self) -> bool:
-        # Gradients are never larger than the variables.
-        return self.layout is not None and self.layout.nbytes <= body.MAX_UNARY_NBYTES
 
     def _call_in_session(
         self, attempt: Callable[[float], Answer], nbytes: float
@@ -249,8 +210,7 @@ class Connection:
         outage = Outage(self.address, self._outage_s)
         while True:
             try:
-                with from_status(self.address):
-                    return attempt(timeout)
+                return attempt(timeout)
             except (ServerUnavailableError, DeadlineError) as error:
                 failure: ParameterServerError = error
             except CallCancelledError as error:
@@ -260,15 +220,3 @@ class Connection:
                 failure = ServerUnavailableError(str(error))
             if self._closed.wait(outage.next_pause_s(failure)):
                 raise failure
-
-
-def _push(header: PushHeader, layout: Layout, arrays: Arrays) -> pb.PushRequest:
-    return pb.PushRequest(header=header.to_proto(), data=body.join(layout, arrays))
-
-
-def _push_in_pieces(
-    header: PushHeader, layout: Layout, arrays: Arrays
-) -> Iterator[pb.PushRequest]:
-    yield pb.PushRequest(header=header.to_proto())
-    for offset, data in body.cut(layout, arrays):
-        yield pb.PushRequest(offset=offset, data=data)

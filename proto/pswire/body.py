@@ -1,16 +1,26 @@
 """The arrays' bytes: cut into pieces to send, put together again on arrival."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from pswire.errors import InvalidRequestError, VariableMismatchError
 from pswire.layout import ALIGNMENT, ArraySpec, Layout
+from pswire.memory import aligned, is_aligned
+
+if sys.byteorder != "little":
+    raise ImportError("pswire: expected a little-endian machine, as the wire is")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by name."""
+
+Bytes = npt.NDArray[np.uint8]
+
+Buffer = bytes | memoryview
 
 CHUNK_NBYTES = 2**20
 """The largest piece of a stream; larger ones were slower, smaller ones much."""
@@ -23,10 +33,83 @@ MAX_MESSAGE_NBYTES = 64 * 2**20
 """gRPC's own limit, to be set on both sides: only a huge layout comes near it."""
 
 
+class Body(Arrays):
+    """Arrays by name, kept as the bytes that travel.
+
+    An array is made when it is asked for, as a view: a model of a thousand arrays is
+    received, updated and sent without touching any one of them.
+    """
+
+    def __init__(self, layout: Layout, runs: Sequence[tuple[int, Bytes]]) -> None:
+        """Take over memory.
+
+        Args:
+            layout: Of the whole body.
+            runs: The memory, as (offset in the body, bytes), in order. Every array
+                lies within one run, at an offset that suits its type.
+        """
+        self.layout = layout
+        self.runs = tuple(runs)
+        self._starts = [start for start, _ in self.runs]
+
+    @classmethod
+    def zeros(cls, layout: Layout) -> Self:
+        """Make a body that can be written, all zero."""
+        memory = aligned(layout.nbytes)
+        memory[:] = 0
+        return cls(layout, [(0, memory)])
+
+    @classmethod
+    def gather(cls, layout: Layout, arrays: Arrays) -> Self:
+        """Lay arrays out in one run; a body that is so already is not copied.
+
+        Args:
+            layout: Which arrays, in which order.
+            arrays: At least those, with the same shapes and dtypes.
+        """
+        if isinstance(arrays, cls) and arrays.layout == layout and len(arrays.runs) < 2:
+            return arrays
+        body = cls.zeros(layout)
+        for name in layout.places:
+            np.copyto(body[name], arrays[name])
+        return body
+
+    def between(self, start: int, stop: int) -> Bytes:
+        """Return some bytes of one run.
+
+        Args:
+            start: Where they begin in the body, in bytes.
+            stop: Where they end.
+        """
+        offset, memory = self.runs[bisect_right(self._starts, start) - 1]
+        return memory[start - offset : stop - offset]
+
+    def freeze(self) -> Self:
+        """Let nobody write through this body's arrays any more."""
+        for _, memory in self.runs:
+            memory.flags.writeable = False
+        return self
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        spec, start = self.layout.places[name]
+        if not spec.nbytes:
+            return np.empty(spec.shape, spec.dtype)
+        stored = self.between(start, start + spec.nbytes)
+        return stored.view(spec.dtype).reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.places)
+
+    def __len__(self) -> int:
+        return len(self.layout.places)
+
+
 def cut(
     layout: Layout, arrays: Arrays, nbytes: int = CHUNK_NBYTES
-) -> Iterator[tuple[int, bytes]]:
+) -> Iterator[tuple[int, memoryview]]:
     """Yield the body's pieces as (offset, bytes), each full but the last.
+
+    A piece that lies in one run of memory is not copied.
 
     Args:
         layout: Which arrays, in which order.
@@ -37,48 +120,70 @@ def cut(
     for run in _runs(layout, arrays):
         while len(run) >= room:
             parts.append(run[:room])
-            yield offset, b"".join(parts)
+            yield offset, _one(parts)
             run = run[room:]
             offset, room, parts = offset + nbytes, nbytes, []
-        parts.append(run)
-        room -= len(run)
+        if run:
+            parts.append(run)
+            room -= len(run)
     if room < nbytes:
-        yield offset, b"".join(parts)
+        yield offset, _one(parts)
 
 
-def join(layout: Layout, arrays: Arrays) -> bytes:
-    """Return the whole body in one piece."""
-    return b"".join(_runs(layout, arrays))
+def join(layout: Layout, arrays: Arrays) -> memoryview:
+    """Return the whole body in one piece; one that lies in one run is not copied."""
+    pieces = (data for _, data in cut(layout, arrays, layout.nbytes))
+    return next(pieces, memoryview(b""))
+
+
+def copy(layout: Layout, arrays: Arrays, memory: Bytes) -> None:
+    """Write the whole body into memory of at least its size."""
+    end = 0
+    for run in _runs(layout, arrays):
+        # Unlike a slice assignment of a memoryview, this lets go of the GIL.
+        np.copyto(memory[end : end + len(run)], np.frombuffer(run, np.uint8))
+        end += len(run)
+
+
+def _one(parts: list[memoryview]) -> memoryview:
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 def _runs(layout: Layout, arrays: Arrays) -> Iterator[memoryview]:
+    if isinstance(arrays, Body) and arrays.layout == layout:
+        runs = ((start, memory.data) for start, memory in arrays.runs)
+    else:
+        runs = (
+            (start, _bytes_of(arrays[spec.name], spec))
+            for spec, start in layout.places.values()
+        )
     gap, end = memoryview(bytes(ALIGNMENT)), 0
-    for spec, offset in zip(layout.arrays, layout.offsets, strict=True):
-        if spec.nbytes:
-            yield gap[: offset - end]
-            yield _bytes_of(arrays[spec.name], spec)
-            end = offset + spec.nbytes
+    for start, run in runs:
+        if run:
+            yield gap[: start - end]
+            yield run
+            end = start + len(run)
 
 
 def _bytes_of(array: npt.NDArray[Any], spec: ArraySpec) -> memoryview:
     # bfloat16 has no buffer format, so the bytes are viewed as bytes by numpy first.
-    stored = np.ascontiguousarray(array, dtype=spec.dtype.newbyteorder("<"))
+    stored = np.ascontiguousarray(array, dtype=spec.dtype)
     return stored.reshape(-1).view(np.uint8).data
 
 
 class Assembly:
     """Puts a body's pieces together, in order, checking each.
 
-    A body that arrives in one piece is not copied; pieces are copied once, into
-    memory that is taken when the first one has come.
+    Pieces are copied once, into memory that is taken when the first one has come; a
+    body that arrives in one piece is not, if it lies where JAX can use it.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._received = 0
-        self._body: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._body: Bytes = np.empty(0, np.uint8)
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: Buffer) -> None:
         """Take the next piece.
 
         Raises:
@@ -93,39 +198,32 @@ class Assembly:
         if end > self._layout.nbytes:
             raise self._size_error(end)
         piece = np.frombuffer(data, np.uint8)
-        if len(data) == self._layout.nbytes:
+        if len(data) == self._layout.nbytes and is_aligned(piece):
             self._body = piece
-        elif data:
+        elif len(data):
             if not self._received:
-                self._body = _aligned(self._layout.nbytes)
+                self._body = aligned(self._layout.nbytes)
             # Unlike a slice assignment of a memoryview, this lets go of the GIL.
             np.copyto(self._body[offset:end], piece)
         self._received = end
 
-    def finish(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays: read-only views of the body, in the layout's order.
+    def finish(self) -> Body:
+        """Return the arrays, not to be written, in the layout's order.
 
         Raises:
-            VariableMismatchError: The body is short, or a bool is neither 0 nor 1.
+            VariableMismatchError: The body is short, the bytes between two arrays are
+                not zero, or a bool is neither 0 nor 1.
         """
         if self._received != self._layout.nbytes:
             raise self._size_error(self._received)
-        self._body.flags.writeable = False
-        return {
-            spec.name: self._view(spec, offset)
-            for spec, offset in zip(
-                self._layout.arrays, self._layout.offsets, strict=True
-            )
-        }
-
-    def _view(self, spec: ArraySpec, offset: int) -> npt.NDArray[Any]:
-        stored = self._body[offset : offset + spec.nbytes]
-        if spec.dtype == np.bool_ and stored.size and stored.max() > 1:
+        body = Body(self._layout, [(0, self._body)]).freeze()
+        if self._body[self._layout.gaps].any():
             raise VariableMismatchError(
-                f"{spec.name}: expected bools of 0 or 1, got {stored.max()}"
+                "body: expected zeros between the arrays, got something else"
             )
-        array = stored.view(spec.dtype.newbyteorder("<")).reshape(spec.shape)
-        return array.astype(spec.dtype, copy=False)
+        for name in self._layout.bools:
+            _require_bools(name, body[name])
+        return body
 
     def _size_error(self, got: int) -> VariableMismatchError:
         return VariableMismatchError(
@@ -133,8 +231,6 @@ class Assembly:
         )
 
 
-def _aligned(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Take memory that starts where JAX can use it without a copy."""
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes]
+def _require_bools(name: str, array: npt.NDArray[Any]) -> None:
+    if (largest := array.view(np.uint8).max(initial=0)) > 1:
+        raise VariableMismatchError(f"{name}: expected bools of 0 or 1, got {largest}")

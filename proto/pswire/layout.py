@@ -4,11 +4,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import Any, Protocol, Self
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import VariableMismatchError
@@ -144,6 +146,26 @@ class Layout:
         return max(ends, default=0)
 
     @cached_property
+    def places(self) -> dict[str, tuple[ArraySpec, int]]:
+        """Each array's spec and where it starts, by name."""
+        pairs = zip(self.arrays, self.offsets, strict=True)
+        return {spec.name: (spec, offset) for spec, offset in pairs}
+
+    @cached_property
+    def gaps(self) -> npt.NDArray[np.int64]:
+        """Where in the body the bytes lie that belong to no array, in bytes."""
+        filled = [
+            (o, o + spec.nbytes) for spec, o in self.places.values() if spec.nbytes
+        ]
+        edges = ((end, start) for (_, end), (start, _) in pairwise(filled))
+        return np.array([i for end, start in edges for i in range(end, start)], int)
+
+    @cached_property
+    def bools(self) -> tuple[str, ...]:
+        """The names of the arrays whose bytes may be 0 or 1 alone."""
+        return tuple(spec.name for spec in self.arrays if spec.dtype == np.bool_)
+
+    @cached_property
     def trainable(self) -> "Layout":
         """The arrays that have a gradient, in the same order."""
         return Layout(tuple(spec for spec in self.arrays if spec.trainable))
@@ -170,6 +192,13 @@ class Layout:
             raise VariableMismatchError(
                 f"{name}: expected one of {_some(self)}, got {spec} of another name"
             )
+
+    def describes(self, arrays: Mapping[str, HasShape]) -> bool:
+        """Say whether arrays have just this layout, in their mapping's order."""
+        return len(arrays) == len(self.arrays) and all(
+            (spec.name, spec.dtype, spec.shape) == (name, array.dtype, array.shape)
+            for spec, (name, array) in zip(self.arrays, arrays.items(), strict=True)
+        )
 
     def __iter__(self) -> Iterator[ArraySpec]:
         return iter(self.arrays)

@@ -252,7 +252,7 @@ class _Fuzzed:
             self.join(session)
         request = pb.InitializeRequest(
             header=pb.InitializeHeader(session="canary", layout=_LAYOUT.to_proto()),
-            data=body.join(_LAYOUT, _VARIABLES),
+            data=bytes(body.join(_LAYOUT, _VARIABLES)),
         )
         self.stub.Initialize(request, timeout=_TIMEOUT_S)
 

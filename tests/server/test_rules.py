@@ -13,15 +13,39 @@ import numpy.typing as npt
 import optax
 import pytest
 
-from psserver.rules import CompiledRule, require_rule
+from psserver.rules import CompiledRule, State, require_rule
 from psserver.rulespec import resolve
+from pswire.body import Body
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
+from pswire.layout import Layout
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def _compile(rule: object, variables: Arrays) -> CompiledRule:
-    return CompiledRule(require_rule(rule), variables)
+class _Rule:
+    """A compiled rule, its variables and gradients as plain arrays."""
+
+    def __init__(self, rule: object, variables: Arrays) -> None:
+        self._layout = Layout.of(variables)
+        self._compiled = CompiledRule(require_rule(rule), self._layout)
+        self.needs_value = self._compiled.needs_value
+
+    def start(self, variables: Arrays) -> State:
+        return self._compiled.start(Body.gather(self._layout, variables))
+
+    def apply(self, state: State, gradients: Arrays, value: float | None) -> State:
+        body = Body.gather(self._layout, gradients)
+        return self._compiled.apply(state, body, value)
+
+    def variables(self, state: State) -> Arrays:
+        return dict(Body(self._layout, list(self._compiled.runs(state))))
+
+    def slots(self, state: State) -> Arrays:
+        return dict(self._compiled.slots(state))
+
+
+def _compile(rule: object, variables: Arrays) -> _Rule:
+    return _Rule(rule, variables)
 
 
 def _numbers(seed: int, dtype: npt.DTypeLike = np.float32) -> Iterator[Arrays]:
@@ -47,7 +71,11 @@ def _by_optax(
     for number, gradient in enumerate(gradients):
         extra = {"value": values[number]} if values else {}
         params, state = step(params, state, gradient, extra)
-    return params, state
+    slots = {
+        f"slots{jax.tree_util.keystr(path)}": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    return params, slots
 
 
 def _assert_close(got: Any, expected: Any, rtol: float = 1e-6) -> None:
@@ -73,12 +101,15 @@ def test_a_compiled_rule_goes_where_optax_goes(
     gradients = [next(numbers) for _ in range(5)]
     compiled = _compile(rule, variables)
 
-    changed, slots = variables, compiled.init(variables)
+    state = compiled.start(variables)
     for gradient in gradients:
-        changed, slots = compiled.apply(changed, slots, gradient, None)
+        state = compiled.apply(state, gradient, None)
 
-    _assert_close((changed, slots), _by_optax(rule, variables, gradients, None))
-    assert {type(array) for array in changed.values()} == {np.ndarray}
+    _assert_close(
+        (compiled.variables(state), compiled.slots(state)),
+        _by_optax(rule, variables, gradients, None),
+    )
+    assert {type(array) for array in compiled.variables(state).values()} == {np.ndarray}
 
 
 @pytest.mark.parametrize(
@@ -99,11 +130,14 @@ def test_a_rule_that_needs_the_loss_gets_it(rule: Any) -> None:
     values = [2.0, 2.0, 2.0, 2.0, 0.5]
     compiled = _compile(rule, variables)
 
-    changed, slots = variables, compiled.init(variables)
+    state = compiled.start(variables)
     for gradient, value in zip(gradients, values, strict=True):
-        changed, slots = compiled.apply(changed, slots, gradient, value)
+        state = compiled.apply(state, gradient, value)
 
-    _assert_close((changed, slots), _by_optax(rule, variables, gradients, values))
+    _assert_close(
+        (compiled.variables(state), compiled.slots(state)),
+        _by_optax(rule, variables, gradients, values),
+    )
     assert compiled.needs_value
 
 
@@ -112,13 +146,13 @@ def test_a_rule_that_needs_the_loss_refuses_a_push_without(value: float | None) 
     """A loss that is no number, or none in float32, is none."""
     variables = {"w": np.ones(2, np.float32)}
     compiled = _compile(optax.polyak_sgd(), variables)
-    slots = compiled.init(variables)
+    state = compiled.start(variables)
 
     with pytest.raises(
         InvalidRequestError,
         match=rf"^value: expected the loss, which .*, got {re.escape(str(value))}$",
     ):
-        compiled.apply(variables, slots, variables, value)
+        compiled.apply(state, variables, value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e300, -1e300])
@@ -127,7 +161,9 @@ def test_a_loss_that_the_rule_does_not_want_does_no_harm(value: float) -> None:
     variables = {"w": np.ones(2, np.float32)}
     compiled = _compile(optax.sgd(0.5), variables)
 
-    changed, _ = compiled.apply(variables, compiled.init(variables), variables, value)
+    changed = compiled.variables(
+        compiled.apply(compiled.start(variables), variables, value)
+    )
 
     assert changed["w"].tolist() == [0.5, 0.5]
     assert not compiled.needs_value
@@ -163,18 +199,18 @@ def test_an_overflow_in_the_rule_is_refused_and_changes_nothing(
     sound = {"a": np.full(3, 1e-3, np.float32), "b": np.full(2, 1e-3, np.float32)}
     poisoned = {**sound, "b": np.array([1e-3, size], np.float32)}
     compiled = _compile(rule, variables)
-    changed, slots = compiled.apply(variables, compiled.init(variables), sound, None)
-    before = _bytes((changed, slots, poisoned))
-    expected = _bytes(compiled.apply(changed, slots, sound, None))
+    state = compiled.apply(compiled.start(variables), sound, None)
+    before = _bytes((state, poisoned))
+    expected = _bytes(compiled.apply(state, sound, None))
 
     with pytest.raises(
         NonFiniteError,
         match=rf"^{culprit}: expected a finite result of the rule, got an overflow",
     ):
-        compiled.apply(changed, slots, poisoned, None)
+        compiled.apply(state, poisoned, None)
 
-    assert _bytes((changed, slots, poisoned)) == before
-    assert _bytes(compiled.apply(changed, slots, sound, None)) == expected
+    assert _bytes((state, poisoned)) == before
+    assert _bytes(compiled.apply(state, sound, None)) == expected
 
 
 def test_an_apply_leaves_what_it_was_given_as_it_was(
@@ -184,14 +220,14 @@ def test_an_apply_leaves_what_it_was_given_as_it_was(
     numbers = _numbers(seed=3)
     variables, gradients = next(numbers), next(numbers)
     compiled = _compile(rule, variables)
-    slots = compiled.init(variables)
-    before = _bytes((variables, slots, gradients))
+    state = compiled.start(variables)
+    before = _bytes((state, gradients))
 
-    once = compiled.apply(variables, slots, gradients, None)
-    again = compiled.apply(variables, slots, gradients, None)
+    once = compiled.apply(state, gradients, None)
+    again = compiled.apply(state, gradients, None)
 
     assert _bytes(once) == _bytes(again)
-    assert _bytes((variables, slots, gradients)) == before
+    assert _bytes((state, gradients)) == before
 
 
 def test_the_first_pushes_compile_nothing(rule: optax.GradientTransformation) -> None:
@@ -205,11 +241,11 @@ def test_the_first_pushes_compile_nothing(rule: optax.GradientTransformation) ->
 
     variables = next(_numbers(seed=4))
     compiled = _compile(optax.GradientTransformation(rule.init, update), variables)
+    state = compiled.start(variables)
     compiled_with = calls
 
-    changed, slots = variables, compiled.init(variables)
     for _ in range(3):
-        changed, slots = compiled.apply(changed, slots, variables, None)
+        state = compiled.apply(state, variables, None)
 
     assert calls == compiled_with > 0
 
@@ -230,13 +266,15 @@ def test_variables_keep_their_type(dtype: npt.DTypeLike, rtol: float) -> None:
     rule = optax.sgd(0.1, momentum=0.9)
     compiled = _compile(rule, variables)
 
-    changed, slots = variables, compiled.init(variables)
+    state = compiled.start(variables)
     for gradient in gradients:
-        changed, slots = compiled.apply(changed, slots, gradient, None)
+        state = compiled.apply(state, gradient, None)
 
     expected = _by_optax(rule, variables, gradients, None)
-    _assert_close((changed, slots), expected, rtol)
-    assert {array.dtype for array in changed.values()} == {np.dtype(dtype)}
+    _assert_close((compiled.variables(state), compiled.slots(state)), expected, rtol)
+    assert {array.dtype for array in compiled.variables(state).values()} == {
+        np.dtype(dtype)
+    }
 
 
 @pytest.mark.parametrize(
@@ -250,7 +288,9 @@ def test_float64_is_computed_in_float64_and_only_there(rule: object) -> None:
     gradients: Arrays = {"d": np.full(2, 1e-12), "f": np.full(2, 0.5, np.float32)}
     compiled = _compile(rule, variables)
 
-    changed, _ = compiled.apply(variables, compiled.init(variables), gradients, None)
+    changed = compiled.variables(
+        compiled.apply(compiled.start(variables), gradients, None)
+    )
 
     assert changed["d"].tolist() == [1 - 1e-12] * 2
     assert [changed[name].dtype.name for name in "df"] == ["float64", "float32"]
@@ -264,7 +304,9 @@ def test_scalars_and_empty_variables_have_rules_too(shape: tuple[int, ...]) -> N
     rule = optax.chain(optax.clip_by_global_norm(100.0), optax.sgd(1.0))
     compiled = _compile(rule, variables)
 
-    changed, _ = compiled.apply(variables, compiled.init(variables), variables, None)
+    changed = compiled.variables(
+        compiled.apply(compiled.start(variables), variables, None)
+    )
 
     assert changed["odd"].shape == shape
     assert not changed["odd"].any()
@@ -286,13 +328,13 @@ def test_a_rule_that_fails_while_it_runs_is_an_internal_error() -> None:
     variables = {"w": np.ones(2, np.float32)}
     rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     compiled = _compile(rule, variables)
-    slots = compiled.init(variables)
+    state = compiled.start(variables)
 
     broken = True
     with pytest.raises(InternalError, match=r"^rule: failed with [^\0]*no luck"):
-        compiled.apply(variables, slots, variables, None)
+        compiled.apply(state, variables, None)
     broken = False
-    changed, _ = compiled.apply(variables, slots, variables, None)
+    changed = compiled.variables(compiled.apply(state, variables, None))
 
     assert changed["w"].tolist() == [0, 0]
 
@@ -329,10 +371,11 @@ def test_a_rule_may_keep_a_random_key_among_its_slots() -> None:
     rule = optax.add_noise(eta=0.1, gamma=0.5, key=jax.random.key(0))
     variables = {"w": np.ones(2, np.float32)}
     compiled = _compile(rule, variables)
-    slots = compiled.init(variables)
+    state = compiled.start(variables)
 
-    first, slots = compiled.apply(variables, slots, variables, None)
-    second, _ = compiled.apply(variables, slots, variables, None)
+    state = compiled.apply(state, variables, None)
+    first = compiled.variables(state)
+    second = compiled.variables(compiled.apply(state, variables, None))
 
     assert np.isfinite(first["w"]).all()
     assert first["w"].tolist() != second["w"].tolist()

@@ -15,6 +15,8 @@ import pytest
 
 from psserver.rules import CompiledRule
 from psserver.rulespec import Value, parse_arguments, resolve
+from pswire.body import Body
+from pswire.layout import Layout
 
 _MODULE = """
 import optax
@@ -280,9 +282,12 @@ def test_an_error_inside_the_users_module_comes_through(
 def test_adams_numbers_survive_a_small_type(dtype: Any) -> None:
     """In bfloat16 its 0.999 would be 1, and its first update infinite."""
     variables = {"w": np.ones(4, dtype)}
-    rule = CompiledRule(resolve("adam", {"learning_rate": 0.5}), variables)
+    body = Body.gather(Layout.of(variables), variables)
+    rule = CompiledRule(resolve("adam", {"learning_rate": 0.5}), body.layout)
 
-    changed, _ = rule.apply(variables, rule.init(variables), variables, None)
+    state = rule.apply(rule.start(body), body, None)
+
+    changed = Body(body.layout, list(rule.runs(state)))
 
     assert changed["w"].dtype == dtype
     assert changed["w"].tolist() == pytest.approx([0.5] * 4, rel=1e-2)

@@ -80,7 +80,7 @@ class _Raw:
                 )
             )
             for offset, data in body.cut(layout, variables):
-                yield pb.InitializeRequest(offset=offset, data=data)
+                yield pb.InitializeRequest(offset=offset, data=bytes(data))
 
         return self.stub.InitializeStream(messages(), timeout=_TIMEOUT_S)
 
@@ -96,7 +96,7 @@ class _Raw:
         return pb.PushHeader(**settings)
 
     def push(self, gradients: Arrays = _MODEL, **changes: Any) -> pb.PushReply:
-        data = body.join(Layout.of(gradients), gradients)
+        data = bytes(body.join(Layout.of(gradients), gradients))
         request = pb.PushRequest(header=self.header(gradients, **changes), data=data)
         return self.stub.Push(request, timeout=_TIMEOUT_S)
 
@@ -135,7 +135,7 @@ class _Unary(_Raw):
             header=pb.InitializeHeader(
                 session=self.session, layout=Layout.of(_MODEL).to_proto()
             ),
-            data=body.join(Layout.of(_MODEL), _MODEL),
+            data=bytes(body.join(Layout.of(_MODEL), _MODEL)),
         )
         return self.stub.Initialize(request, timeout=_TIMEOUT_S)
 
@@ -194,7 +194,7 @@ def _story(caller: _Unary | _Streamed) -> list[Any]:
         parts = answer if isinstance(answer, tuple) else (answer,)
         told.extend(_without_ids(part, names) for part in parts)
 
-    data = body.join(Layout.of(_MODEL), _MODEL)
+    data = bytes(body.join(Layout.of(_MODEL), _MODEL))
     poison = bytearray(data)
     poison[0:4] = np.float32(np.nan).tobytes()
     other = Layout.of({**_MODEL, "b": np.ones(4, np.float32)}).to_proto()
@@ -349,7 +349,7 @@ def test_a_late_initialization_is_answered_before_its_body_is_sent(raw: _Raw) ->
 
 
 def _cuts(raw: _Raw, case: str) -> list[pb.PushRequest]:
-    header, data = raw.header(), body.join(Layout.of(_MODEL), _MODEL)
+    header, data = raw.header(), bytes(body.join(Layout.of(_MODEL), _MODEL))
     first = pb.PushRequest(header=header)
     half = len(data) // 2
     one, two = data[:half], data[half:]
@@ -458,7 +458,7 @@ def test_fields_of_the_future_are_passed_over(raw: _Raw) -> None:
     """A newer client's push, with fields that this server has never heard of."""
     unknown = b"\xc2\x3e\x03abc"  # Field 1000, three bytes long.
     header = raw.header().SerializeToString() + unknown
-    request = pb.PushRequest(data=body.join(Layout.of(_MODEL), _MODEL))
+    request = pb.PushRequest(data=bytes(body.join(Layout.of(_MODEL), _MODEL)))
     request.header.ParseFromString(header)
     data = request.SerializeToString() + unknown
     call: Any = raw.channel.unary_unary(f"/{_SERVICE.full_name}/Push")
@@ -567,7 +567,8 @@ def test_a_standard_client_can_take_the_largest_body_of_one_message(
 
     pulled = raw.pull().data
     push = pb.PushRequest(
-        header=raw.header(gradients), data=body.join(Layout.of(gradients), gradients)
+        header=raw.header(gradients),
+        data=bytes(body.join(Layout.of(gradients), gradients)),
     )
     reply = raw.stub.Exchange(pb.ExchangeRequest(push=push), timeout=_TIMEOUT_S)
 
@@ -583,7 +584,8 @@ def test_a_larger_model_is_not_pulled_in_one_message(
     raw = floats(1_000_001)
     gradients = {"w": np.ones(1_000_001, np.float32)}
     push = pb.PushRequest(
-        header=raw.header(gradients), data=body.join(Layout.of(gradients), gradients)
+        header=raw.header(gradients),
+        data=bytes(body.join(Layout.of(gradients), gradients)),
     )
     exchange = pb.ExchangeRequest(push=push)
 

@@ -126,7 +126,7 @@ def _model(value: float = 1.0) -> dict[str, npt.NDArray[Any]]:
 def _bits(store: Store) -> tuple[int, dict[str, bytes], list[bytes]]:
     """Return the step and every bit of the variables and the slots."""
     snapshot = store.pull("", now=100.0)[1]
-    slots = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(store._slots)]
+    slots = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(store._state.slots)]
     variables = {name: array.tobytes() for name, array in snapshot.params.items()}
     return snapshot.step, variables, slots
 
@@ -285,7 +285,7 @@ def _spoil(defect: str, name: str) -> tuple[Layout, int, bytes]:
     elif defect == "renamed":
         gradients[name + "'"] = gradients.pop(name)
     layout = Layout.of(gradients)
-    data = body.join(layout, gradients)
+    data = bytes(body.join(layout, gradients))
     if defect in ("short", "long"):
         whole = data
         place = 64 * _NAMES.index(name) + 5

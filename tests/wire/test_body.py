@@ -1,6 +1,7 @@
 """The arrays' bytes survive the way, bit for bit, and broken ones are refused."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from pswire.errors import (
 from pswire.layout import Layout
 
 Arrays = dict[str, npt.NDArray[Any]]
-Pieces = list[tuple[int, bytes]]
+Pieces = Sequence[tuple[int, body.Buffer]]
 
 W = Layout.of({"w": np.empty(2, np.float32)})
 
@@ -34,7 +35,7 @@ def assembled(layout: Layout, pieces: Pieces) -> Arrays:
     assembly = body.Assembly(layout)
     for offset, data in pieces:
         assembly.add(offset, data)
-    return assembly.finish()
+    return dict(assembly.finish())
 
 
 def assert_same_bits(got: Arrays, sent: Arrays) -> None:
@@ -58,7 +59,7 @@ def test_arrays_survive_in_one_piece(
     for array in filter(np.size, arrays.values()):
         expected += bytes(-len(expected) % 64) + bits(array)
 
-    whole = body.join(layout, arrays)
+    whole = bytes(body.join(layout, arrays))
 
     assert whole == expected
     assert len(whole) == layout.nbytes
@@ -78,7 +79,7 @@ def test_arrays_survive_in_pieces(
 
     assert [offset for offset, _ in pieces] == list(range(0, layout.nbytes, nbytes))
     assert all(len(piece) == nbytes for _, piece in pieces[:-1])
-    assert b"".join(piece for _, piece in pieces) == body.join(layout, arrays)
+    assert b"".join(piece for _, piece in pieces) == bytes(body.join(layout, arrays))
     assert_same_bits(assembled(layout, pieces), arrays)
 
 
@@ -102,7 +103,7 @@ def test_no_number_is_made_of_the_bits(
     array = stored.view(f"{order}f{number.itemsize}")
 
     layout = Layout.of({"w": array})
-    got = assembled(layout, [(0, body.join(layout, {"w": array}))])
+    got = assembled(layout, [(0, bytes(body.join(layout, {"w": array})))])
 
     assert got["w"].tobytes().hex() == pattern
 

@@ -1,0 +1,98 @@
+"""Runs the cases as `python -m benchmarks`."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+import click
+from rich.console import Console
+
+from benchmarks.cases import CASES
+from benchmarks.figures import weigh
+from benchmarks.processes import ChildError, Children
+from benchmarks.rig import MemoryShortageError, Rig
+from benchmarks.sites import Effort
+from benchmarks.table import draw
+from pswire.signals import interruptible
+
+_WIDTH = 170  # Where nobody looks at columns, as in a log.
+_INTERRUPTED = 130
+
+
+@click.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How often every contestant has its turn; large models have at most 3.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(CASES)),
+    help="A case to run. May be repeated.  [default: all]",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="One round, a few cycles, no large model: does everything run?",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results.jsonl",
+    help="Where the figures go, one JSON line each.  [default: beside this module]",
+)
+def main(rounds: int, only: tuple[str, ...], quick: bool, output: Path) -> None:
+    """Measure the server against what this machine can do at best."""
+    effort = Effort(1 if quick else rounds, quick)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console.print(_machine(effort))
+    complete = True
+    with output.open("w") as lines, interruptible():
+        try:
+            for name in only or CASES:
+                complete &= _run(name, effort, lines, console)
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+    sys.exit(0 if complete else 1)
+
+
+def _run(name: str, effort: Effort, lines: TextIO, console: Console) -> bool:
+    """Run a case; False: it failed, which is told, and the next one may still do."""
+    case = CASES[name]
+    try:
+        with Children() as children:
+            series = case.run(Rig(children, effort))
+    except (ChildError, MemoryShortageError) as error:
+        _write(lines, {"case": name, "error": str(error)})
+        console.print(f"{name}: {error}\n", style="red", markup=False)
+        return False
+    figures = weigh(name, case.claims, series)
+    for figure in figures:
+        _write(lines, figure.to_json() | {"quick": effort.quick})
+    console.print(draw(name, figures))
+    return True
+
+
+def _write(lines: TextIO, record: dict[str, object]) -> None:
+    lines.write(json.dumps(record) + "\n")
+    lines.flush()
+
+
+def _machine(effort: Effort) -> str:
+    packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "grpcio", "numpy"))
+    note = "; quick: sizes over 5 MB are 5 MB" if effort.quick else ""
+    return (
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {packages}; "
+        f"rounds: {effort.rounds}{note}\n"
+    )
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

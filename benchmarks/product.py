@@ -1,0 +1,84 @@
+"""What is measured: the one place that knows how to call it."""
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import psworker
+from pswire.body import Body
+from pswire.layout import Layout
+from pswire.values import Snapshot
+
+RULES: dict[str, dict[str, float]] = {
+    "sgd": {"learning_rate": 0.01},
+    "momentum": {"learning_rate": 0.01, "momentum": 0.9},
+    "adam": {"learning_rate": 0.01},
+}
+"""The arguments of each rule; momentum is SGD with it."""
+
+_GRADIENT = 1e-6
+
+
+def serve_options(rule: str) -> list[str]:
+    """Return the options of `psserver serve` for a server that drops nothing."""
+    options = ["--rule", _factory(rule), "--max-staleness", "off", "--port", "0"]
+    for name, value in RULES[rule].items():
+        options += ["-a", f"{name}={value}"]
+    return options
+
+
+def variables(nbytes: int, count: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Return arrays of float32 zeros, which together have so many bytes."""
+    size = nbytes // (4 * count)
+    return {f"layer{i:04}/w": np.zeros(size, np.float32) for i in range(count)}
+
+
+def connect(address: str, *, same_host: bool) -> "psworker.Client":
+    """Join a server by one of the two paths."""
+    takes_it = "same_host" in signature(psworker.connect).parameters
+    settings: dict[str, Any] = {"same_host": same_host} if takes_it else {}
+    return psworker.connect(address, **settings)
+
+
+def gradients(snapshot: Snapshot[Any]) -> Any:
+    """Return gradients for a snapshot: a mapping of names to arrays, filled once."""
+    if hasattr(psworker, "Body"):
+        return _filled(snapshot.params.layout)
+    shapes = {name: array.shape for name, array in snapshot.params.items()}
+    return {name: np.full(s, _GRADIENT, np.float32) for name, s in shapes.items()}
+
+
+def rule_step(rule: str, nbytes: int, count: int) -> Callable[[], None]:
+    """Return what applies a rule once to variables of so many bytes."""
+    from psserver.rules import CompiledRule
+
+    layout = Layout.of(variables(nbytes, count))
+    compiled = CompiledRule(resolve(rule), layout)
+    state, steps = compiled.start(Body.zeros(layout).freeze()), _filled(layout)
+
+    def apply() -> None:
+        nonlocal state
+        state = compiled.apply(state, steps, None)
+
+    return apply
+
+
+def resolve(rule: str) -> Any:
+    """Make a rule as the server's command does."""
+    from psserver import rulespec
+
+    return rulespec.resolve(_factory(rule), RULES[rule])
+
+
+def _factory(rule: str) -> str:
+    return "sgd" if rule == "momentum" else rule
+
+
+def _filled(layout: Layout) -> Body:
+    body = Body.zeros(layout)
+    for array in body.values():
+        array[...] = _GRADIENT
+    return body

@@ -1,0 +1,132 @@
+"""Starts the contestants of a case: limits, and workers at servers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import product
+from benchmarks.figures import Burst, Series, interleave
+from benchmarks.processes import Child, Children
+from benchmarks.sites import MB, Effort, Model, Server, Site
+
+
+class MemoryShortageError(Exception):
+    """The machine has too little memory free for a case."""
+
+
+class Rig:
+    """Starts the processes of one case."""
+
+    def __init__(self, children: Children, effort: Effort) -> None:
+        self._children = children
+        self.effort = effort
+
+    def worker(self) -> Child:
+        return self._children.start("benchmarks.worker")
+
+    def server(self, rule: str = "sgd") -> Server:
+        options = product.serve_options(rule)
+        return Server(self._children.start("psserver", "serve", *options))
+
+    def two_servers(self) -> tuple[Server, Server]:
+        """Start one process that serves two models."""
+        child = self._children.start("benchmarks.two_models")
+        return Server(child), Server(child)
+
+    def site(
+        self, name: str, model: Model, worker: Child, server: Server | None = None
+    ) -> Site:
+        """Describe a worker at a server, which is a new one if none is given."""
+        at = server or self.server(model.rule)
+        return Site(name, model, self.effort, at, worker)
+
+    def echo(self, name: str, family: str, nbytes: int, seconds: float = 0.3) -> Burst:
+        """Return what times a message of so many bytes and an answer as long."""
+        times = self._socket(family, nbytes, True, self.effort.burst(seconds, 5))
+        return lambda: {name: mean(times())}
+
+    def stream(self, name: str, nbytes: int) -> Burst:
+        """Return what measures how fast one socket takes so many bytes, in MB/s."""
+        nbytes = self.effort.nbytes(nbytes)
+        times = self._socket("tcp", nbytes, False, self.effort.burst(0.3, 2))
+        return lambda: {name: nbytes / MB / mean(times())}
+
+    def unary(self, name: str, nbytes: int, seconds: float = 0.3) -> Burst:
+        """Return what times a bare unary call of so many bytes each way."""
+        far, near = self._pair()
+        address = _later(lambda: far.call("serve_unary"))
+        burst = self.effort.burst(seconds, 5)
+
+        def run() -> dict[str, float]:
+            times = near.call("call_unary", address=address(), nbytes=nbytes, **burst)
+            return {name: mean(times)}
+
+        return run
+
+    def copy(self, name: str, nbytes: int) -> Burst:
+        """Return what times a copy of so many bytes within memory."""
+        child = self.memory()
+        arguments = self.effort.burst(0.2, 3) | {"nbytes": self.effort.nbytes(nbytes)}
+
+        def run() -> dict[str, float]:
+            return {name: mean(child.call("copies", **arguments))}
+
+        return run
+
+    def memory(self) -> Child:
+        return self._children.start("benchmarks.memory")
+
+    def pairs(self, sites: Sequence[Site], second: Child) -> Series:
+        """Measure one worker at each site, and two: call this after all else."""
+        bursts: list[Burst] = []
+        for site in sites:
+            site.join(second)
+            bursts += [_team(site, "one worker"), _team(site, "two workers", second)]
+        return interleave(self.effort.rounds, bursts)
+
+    def close(self, site: Site) -> None:
+        """Stop a site's server and worker, which gives their memory back."""
+        self._children.stop(site.server.child, site.worker)
+
+    def require_memory(self, nbytes: int) -> None:
+        """Check that the machine has so much to spare.
+
+        Raises:
+            MemoryShortageError: It has not.
+        """
+        rows = Path("/proc/meminfo").read_text().splitlines()
+        kib = next(row for row in rows if row.startswith("MemAvailable")).split()[1]
+        if int(kib) * 1024 < self.effort.nbytes(nbytes):
+            raise MemoryShortageError(
+                f"memory: expected {nbytes / 1e9:.1f} GB to be available, "
+                f"got {int(kib) * 1024 / 1e9:.1f} GB"
+            )
+
+    def _socket(
+        self, family: str, nbytes: int, echo: bool, burst: Mapping[str, float]
+    ) -> Callable[[], list[float]]:
+        far, near = self._pair()
+        address = _later(lambda: far.call("listen", family=family))
+        arguments = {"family": family, "nbytes": nbytes, "echo": echo, **burst}
+        return lambda: near.call("send", address=address(), **arguments)
+
+    def _pair(self) -> tuple[Child, Child]:
+        start = self._children.start
+        return start("benchmarks.limits"), start("benchmarks.limits")
+
+
+def _team(site: Site, name: str, *others: Child) -> Burst:
+    return lambda: {f"{site.name}, {name}": site.together(site.worker, *others)}
+
+
+def _later(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Put off what would wait for a child to come up."""
+    made: list[Any] = []
+
+    def get() -> Any:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get

@@ -1,0 +1,144 @@
+"""What each call means, whatever carries it: the store is asked and answers."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from psserver.malformed import require_message
+from psserver.store import Store
+from pswire import body
+from pswire._generated import parameter_server_pb2 as pb
+from pswire.body import Body
+from pswire.errors import InvalidRequestError, ParameterServerError
+from pswire.layout import Layout
+from pswire.methods import InitializePiece, PushPiece
+from pswire.pieces import Piece
+from pswire.values import PushHeader, Snapshot, Verdict
+
+Headed = TypeVar("Headed", InitializePiece, PushPiece)
+
+Pulled = tuple[pb.SnapshotHeader, Body | None]
+"""A snapshot's header and its variables; None: the caller has them already."""
+
+
+class Calls:
+    """Answers calls from a `Store`, which decides what every one of them means.
+
+    Bodies arrive as pieces; one that comes in a single message is a single piece.
+    """
+
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._clock = clock
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        joined = self._store.join(request.worker, request.session, self._clock())
+        return pb.JoinReply(
+            generation=joined.generation,
+            incarnation=joined.incarnation,
+            step=joined.step,
+            layout=joined.layout.to_proto() if joined.layout else None,
+            limits=joined.limits.to_proto(),
+        )
+
+    def initialize(self, pieces: Iterator[InitializePiece]) -> pb.InitializeReply:
+        first = _first(pieces)
+        assert first.header is not None
+        initialized = self._store.initialize(
+            first.header.session,
+            Layout.from_proto(first.header.layout),
+            lambda layout: _receive(layout, first, pieces),
+            self._clock(),
+        )
+        return pb.InitializeReply(
+            initialized=initialized,
+            generation=self._store.generation,
+            step=self._store.pull("", self._clock())[1].step,
+        )
+
+    def pull(self, request: pb.PullRequest) -> Pulled:
+        layout, snapshot = self._store.pull(request.session, self._clock())
+        header = self._header(request, layout, snapshot)
+        return header, None if header.not_modified else snapshot.params
+
+    def push(
+        self,
+        pieces: Iterator[PushPiece],
+        is_wanted: Callable[[], bool],
+        require: Callable[[str], None] = lambda session: None,
+    ) -> tuple[PushHeader, Verdict]:
+        """Judge a push.
+
+        Args:
+            pieces: The push; the first one has the header.
+            is_wanted: Whether the caller still waits.
+            require: Called with the session, refuses what cannot be answered: once
+                the push is applied it is too late.
+        """
+        session = ""
+        try:
+            first = _first(pieces)
+            assert first.header is not None
+            session = first.header.session
+            header = PushHeader.from_proto(first.header)
+            require(session)
+        except ParameterServerError as error:
+            self._store.reject(session, error, self._clock())
+            raise
+        verdict = self._store.push(
+            header,
+            lambda layout: _receive(layout, first, pieces),
+            self._clock(),
+            is_wanted,
+            self._clock,
+        )
+        return header, verdict
+
+    def pull_after(self, header: PushHeader) -> Pulled:
+        """Pull for one who has just pushed, and holds what it computed from."""
+        request = pb.PullRequest(
+            session=header.session, generation=header.generation, step=header.step_read
+        )
+        return self.pull(request)
+
+    def nbytes(self, session: str) -> int:
+        """Return the size of the variables' body, in bytes."""
+        return self._store.pull(session, self._clock())[0].nbytes
+
+    def status(self, request: pb.StatusRequest) -> pb.StatusReply:
+        require_message(request)
+        return self._store.status(self._clock()).to_proto()
+
+    def _header(
+        self, request: pb.PullRequest, layout: Layout, snapshot: Snapshot[Any]
+    ) -> pb.SnapshotHeader:
+        same = request.generation == snapshot.generation
+        return pb.SnapshotHeader(
+            generation=snapshot.generation,
+            incarnation=self._store.incarnation,
+            step=snapshot.step,
+            not_modified=same and request.step == snapshot.step,
+            layout=None if same else layout.to_proto(),
+        )
+
+
+def _first(pieces: Iterator[Headed]) -> Headed:
+    for piece in pieces:
+        if piece.header is not None:
+            return piece
+        raise InvalidRequestError("header: expected in the first message, got none")
+    raise InvalidRequestError("stream: expected a message with a header, got none")
+
+
+def _receive(layout: Layout, first: Piece[Any], rest: Iterable[Piece[Any]]) -> Body:
+    assembly = body.Assembly(layout)
+    assembly.add(first.offset, first.data)
+    for piece in rest:
+        if piece.header is not None:
+            raise InvalidRequestError(
+                "header: expected in the first message alone, got another one"
+            )
+        assembly.add(piece.offset, piece.data)
+    return assembly.finish()

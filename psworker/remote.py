@@ -1,0 +1,136 @@
+"""The calls over gRPC, which works everywhere."""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import grpc
+
+from pswire import body, methods
+from pswire._generated import parameter_server_pb2 as pb
+from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES, Arrays
+from pswire.errors import from_status
+from pswire.layout import Layout
+from pswire.methods import Method, PullPiece
+from pswire.pieces import Header, Piece
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
+    # A server that has just come should be found at once, not after gRPC's minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class Remote:
+    """A `Transport` over one gRPC channel."""
+
+    def __init__(self, address: str) -> None:
+        """Prepare to call; nothing is sent yet.
+
+        Args:
+            address: HOST:PORT.
+        """
+        self._address = address
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._calls = {m: self._prepare(m) for m in methods.METHODS}
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def join(self, request: pb.JoinRequest, timeout: float) -> pb.JoinReply:
+        return self._call(methods.JOIN, request, timeout)
+
+    def initialize(
+        self,
+        header: pb.InitializeHeader,
+        layout: Layout,
+        arrays: Arrays,
+        timeout: float,
+    ) -> pb.InitializeReply:
+        if layout.nbytes > MAX_UNARY_NBYTES:
+            pieces = _pieces(header, layout, arrays)
+            return self._call(methods.INITIALIZE_STREAM, pieces, timeout)
+        piece = Piece(header, 0, body.join(layout, arrays))
+        return self._call(methods.INITIALIZE, piece, timeout)
+
+    def pull(
+        self, request: pb.PullRequest, nbytes: int | None, timeout: float
+    ) -> Iterator[PullPiece]:
+        if nbytes is not None and nbytes <= MAX_UNARY_NBYTES:
+            return iter((self._call(methods.PULL, request, timeout),))
+        return self._stream(methods.PULL_STREAM, request, timeout)
+
+    def push(
+        self, header: pb.PushHeader, layout: Layout, arrays: Arrays, timeout: float
+    ) -> pb.PushReply:
+        if layout.nbytes > MAX_UNARY_NBYTES:
+            pieces = _pieces(header, layout, arrays)
+            return self._call(methods.PUSH_STREAM, pieces, timeout)
+        piece = Piece(header, 0, body.join(layout, arrays))
+        return self._call(methods.PUSH, piece, timeout)
+
+    def exchange(
+        self,
+        header: pb.PushHeader,
+        layout: Layout,
+        arrays: Arrays,
+        nbytes: int,
+        timeout: float,
+    ) -> tuple[pb.PushReply, Iterator[PullPiece]]:
+        # Gradients are never larger than the variables.
+        if nbytes <= MAX_UNARY_NBYTES:
+            piece = Piece(header, 0, body.join(layout, arrays))
+            replies = iter((self._call(methods.EXCHANGE, piece, timeout),))
+        else:
+            pieces = _pieces(header, layout, arrays)
+            replies = self._stream(methods.EXCHANGE_STREAM, pieces, timeout)
+        first = next(replies)
+        assert first.push is not None  # The first one has it, by the contract.
+
+        def pulled() -> Iterator[PullPiece]:
+            yield first.pull
+            for reply in replies:
+                yield reply.pull
+
+        return first.push, pulled()
+
+    def status(self, timeout: float) -> pb.StatusReply:
+        return self._call(methods.STATUS, pb.StatusRequest(), timeout)
+
+    def _prepare(self, method: Method[Any, Any]) -> Any:
+        make = {
+            (False, False): self._channel.unary_unary,
+            (False, True): self._channel.unary_stream,
+            (True, False): self._channel.stream_unary,
+            (True, True): self._channel.stream_stream,
+        }[method.streams_requests, method.streams_replies]
+        return make(method.path, method.request.encode, method.reply.decode)
+
+    def _call(
+        self,
+        method: Method[Request, Reply],
+        request: Request | Iterator[Request],
+        timeout: float,
+    ) -> Reply:
+        with from_status(self._address):
+            return self._calls[method](request, timeout=timeout)
+
+    def _stream(
+        self,
+        method: Method[Request, Reply],
+        request: Request | Iterator[Request],
+        timeout: float,
+    ) -> Iterator[Reply]:
+        with from_status(self._address):
+            yield from self._calls[method](request, timeout=timeout)
+
+
+def _pieces(header: Header, layout: Layout, arrays: Arrays) -> Iterator[Piece[Header]]:
+    yield Piece(header)
+    for offset, data in body.cut(layout, arrays):
+        yield Piece(None, offset, data)
