@@ -4,16 +4,16 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
 import click
 from rich.console import Console
 
 from benchmarks.cases import CASES
-from benchmarks.figures import weigh
-from benchmarks.processes import ChildError, Children
+from benchmarks.figures import Figure, weigh
+from benchmarks.processes import ChildError
 from benchmarks.rig import MemoryShortageError, Rig
 from benchmarks.sites import Effort
 from benchmarks.table import draw
@@ -56,33 +56,33 @@ def main(rounds: int, only: tuple[str, ...], quick: bool, output: Path) -> None:
     complete = True
     with output.open("w") as lines, interruptible():
         try:
-            for name in only or CASES:
-                complete &= _run(name, effort, lines, console)
+            for name, result in _run(only or tuple(CASES), effort):
+                if isinstance(result, str):
+                    complete = False
+                    records = [{"case": name, "error": result}]
+                    console.print(f"{name}: {result}\n", style="red", markup=False)
+                else:
+                    records = [f.to_json() | {"quick": quick} for f in result]
+                    console.print(draw(name, result))
+                lines.writelines(json.dumps(record) + "\n" for record in records)
+                lines.flush()
         except KeyboardInterrupt:
             sys.exit(_INTERRUPTED)
     sys.exit(0 if complete else 1)
 
 
-def _run(name: str, effort: Effort, lines: TextIO, console: Console) -> bool:
-    """Run a case; False: it failed, which is told, and the next one may still do."""
-    case = CASES[name]
-    try:
-        with Children() as children:
-            series = case.run(Rig(children, effort))
-    except (ChildError, MemoryShortageError) as error:
-        _write(lines, {"case": name, "error": str(error)})
-        console.print(f"{name}: {error}\n", style="red", markup=False)
-        return False
-    figures = weigh(name, case.claims, series)
-    for figure in figures:
-        _write(lines, figure.to_json() | {"quick": effort.quick})
-    console.print(draw(name, figures))
-    return True
-
-
-def _write(lines: TextIO, record: dict[str, object]) -> None:
-    lines.write(json.dumps(record) + "\n")
-    lines.flush()
+def _run(
+    names: Iterable[str], effort: Effort
+) -> Iterator[tuple[str, list[Figure] | str]]:
+    """Yield the figures of every case, or why there are none."""
+    with Rig(effort) as rig:
+        for name in names:
+            case = CASES[name]
+            try:
+                yield name, weigh(name, case.claims, case.run(rig))
+            except (ChildError, MemoryShortageError) as error:
+                yield name, str(error)
+            rig.clear()
 
 
 def _machine(effort: Effort) -> str:

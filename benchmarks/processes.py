@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 _TIMEOUT_S = 60.0
 _GRACE_S = 15.0
@@ -143,18 +143,20 @@ class Children:
         self._running.append(child)
         return child
 
-    def stop(self, *children: Child) -> None:
-        """Stop some before the others."""
+    def end(self, *children: Child) -> None:
+        """End some before the others."""
         for child in children:
             child.ask_to_stop()
         for child in children:
             child.stop()
             self._running.remove(child)
 
-    def __enter__(self) -> Self:
-        return self
+    def end_all(self) -> None:
+        """End them, all at once."""
+        self.end(*self._running)
 
-    def __exit__(self, *error: object) -> None:
-        self.stop(*self._running)
+    def close(self) -> None:
+        """End all, and let go of the pipe."""
+        self.end_all()
         os.close(self._pipe)
         os.close(self._leash)

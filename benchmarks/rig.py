@@ -1,14 +1,16 @@
 """Starts the contestants of a case: limits, and workers at servers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from benchmarks import product
 from benchmarks.figures import Burst, Series, interleave
 from benchmarks.processes import Child, Children
 from benchmarks.sites import MB, Effort, Model, Server, Site
+
+Made = TypeVar("Made")
 
 
 class MemoryShortageError(Exception):
@@ -16,29 +18,42 @@ class MemoryShortageError(Exception):
 
 
 class Rig:
-    """Starts the processes of one case."""
+    """The processes of one case after another.
 
-    def __init__(self, children: Children, effort: Effort) -> None:
-        self._children = children
+    Every case has fresh ones, which no other has left larger than it found them. Most
+    of a quick run would go into starting Python and JAX: there, what has the same role
+    in several cases is started once.
+    """
+
+    def __init__(self, effort: Effort) -> None:
+        """Start nothing yet."""
         self.effort = effort
+        self._children = Children()
+        self._shared: dict[Hashable, Any] = {}
 
-    def worker(self) -> Child:
-        return self._children.start("benchmarks.worker")
+    def worker(self, role: str = "first") -> Child:
+        return self._start(role, "benchmarks.worker")
 
-    def server(self, rule: str = "sgd") -> Server:
-        options = product.serve_options(rule)
-        return Server(self._children.start("psserver", "serve", *options))
+    def memory(self) -> Child:
+        return self._start("memory", "benchmarks.memory")
+
+    def server(self, model: Model) -> Server:
+        role = (self.effort.nbytes(model.nbytes), model.count, model.rule)
+        options = product.serve_options(model.rule)
+        return self._once(
+            role, lambda: Server(self._children.start("psserver", "serve", *options))
+        )
 
     def two_servers(self) -> tuple[Server, Server]:
         """Start one process that serves two models."""
-        child = self._children.start("benchmarks.two_models")
+        child = self._start("two", "benchmarks.two_models")
         return Server(child), Server(child)
 
     def site(
         self, name: str, model: Model, worker: Child, server: Server | None = None
     ) -> Site:
         """Describe a worker at a server, which is a new one if none is given."""
-        at = server or self.server(model.rule)
+        at = server or self.server(model)
         return Site(name, model, self.effort, at, worker)
 
     def echo(self, name: str, family: str, nbytes: int, seconds: float = 0.3) -> Burst:
@@ -67,15 +82,14 @@ class Rig:
     def copy(self, name: str, nbytes: int) -> Burst:
         """Return what times a copy of so many bytes within memory."""
         child = self.memory()
-        arguments = self.effort.burst(0.2, 3) | {"nbytes": self.effort.nbytes(nbytes)}
+        arguments: dict[str, Any] = self.effort.burst(0.2, 3) | {
+            "nbytes": self.effort.nbytes(nbytes)
+        }
 
         def run() -> dict[str, float]:
             return {name: mean(child.call("copies", **arguments))}
 
         return run
-
-    def memory(self) -> Child:
-        return self._children.start("benchmarks.memory")
 
     def pairs(self, sites: Sequence[Site], second: Child) -> Series:
         """Measure one worker at each site, and two: call this after all else."""
@@ -87,7 +101,13 @@ class Rig:
 
     def close(self, site: Site) -> None:
         """Stop a site's server and worker, which gives their memory back."""
-        self._children.stop(site.server.child, site.worker)
+        if not self.effort.quick:
+            self._children.end(site.server.child, site.worker)
+
+    def clear(self) -> None:
+        """End what a case has started."""
+        if not self.effort.quick:
+            self._children.end_all()
 
     def require_memory(self, nbytes: int) -> None:
         """Check that the machine has so much to spare.
@@ -112,8 +132,24 @@ class Rig:
         return lambda: near.call("send", address=address(), **arguments)
 
     def _pair(self) -> tuple[Child, Child]:
-        start = self._children.start
-        return start("benchmarks.limits"), start("benchmarks.limits")
+        module = "benchmarks.limits"
+        return self._start("far end", module), self._start("near end", module)
+
+    def _start(self, role: str, module: str) -> Child:
+        return self._once(role, lambda: self._children.start(module))
+
+    def _once(self, role: Hashable, make: Callable[[], Made]) -> Made:
+        if not self.effort.quick:
+            return make()
+        if role not in self._shared:
+            self._shared[role] = make()
+        return self._shared[role]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._children.close()
 
 
 def _team(site: Site, name: str, *others: Child) -> Burst:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from statistics import mean
 
@@ -19,7 +20,7 @@ _MODEL_1MB = Model(MB, 10, seconds=0.4, cycles=5)
 _MODEL_100MB = Model(100 * MB, 20, seconds=0.8, cycles=3)
 _MODEL_1GB = Model(_GB, 20, seconds=0, cycles=1)
 _MODEL_2500MB = Model(2500 * MB, 20, seconds=0, cycles=1)
-_MODEL_TAIL = Model(4 * _KB, 1, seconds=0, cycles=1000)
+_MODEL_TAIL = replace(_MODEL_4KB, seconds=0, cycles=1000)
 
 # Where a round takes many seconds, what it measures is far above the noise.
 _FEW_ROUNDS = 3
@@ -44,7 +45,7 @@ _TRIAD_TRAFFIC = 3
 
 def run_4kb(rig: Rig) -> Series:
     """Measure what a call costs."""
-    worker, second = rig.worker(), rig.worker()
+    worker, second = rig.worker(), rig.worker("second")
     sites = [rig.site(path, _MODEL_4KB, worker) for path in PATHS]
     limits = [
         rig.echo(UNIX, "unix", 4 * _KB),
@@ -57,11 +58,12 @@ def run_4kb(rig: Rig) -> Series:
 
 def run_1mb(rig: Rig) -> Series:
     """Measure what bytes in one message cost, and arrays."""
-    worker, second = rig.worker(), rig.worker()
+    worker, second = rig.worker(), rig.worker("second")
     sites = [rig.site(path, _MODEL_1MB, worker) for path in PATHS]
     more = []
     for name, count in (("1 array", 1), ("1000 arrays", 1000)):
-        model, server = Model(MB, count, seconds=0.4, cycles=5), rig.server()
+        model = replace(_MODEL_1MB, count=count)
+        server = rig.server(model)
         more += [rig.site(f"{p}, {name}", model, worker, server) for p in PATHS]
     limits = [rig.echo(TCP_1MB, "tcp", MB), rig.unary(UNARY_1MB, MB)]
     series = _cycles(rig.effort.rounds, limits, [*sites, *more])
@@ -70,14 +72,13 @@ def run_1mb(rig: Rig) -> Series:
 
 def run_100mb(rig: Rig) -> Series:
     """Measure what a stream costs, and the rules."""
-    worker, second = rig.worker(), rig.worker()
+    worker, second = rig.worker(), rig.worker("second")
     sites = [rig.site(path, _MODEL_100MB, worker) for path in PATHS]
     more = []
     for rule in ("momentum", "adam"):
-        server = rig.server(rule)
-        more += [
-            rig.site(f"{path}, {rule}", _MODEL_100MB, worker, server) for path in PATHS
-        ]
+        model = replace(_MODEL_100MB, rule=rule)
+        server = rig.server(model)
+        more += [rig.site(f"{p}, {rule}", model, worker, server) for p in PATHS]
     limits = [rig.stream(TCP, 100 * MB), rig.copy(COPY_100MB, 100 * MB)]
     bursts = [*limits, sites[0].halves]
     series = _cycles(rig.effort.rounds, bursts, [*sites, *more])
@@ -128,7 +129,8 @@ def run_2500mb(rig: Rig) -> Series:
 
 def run_idle(rig: Rig) -> Series:
     """Measure what workers cost that do nothing."""
-    worker, crowd, server = rig.worker(), rig.worker(), rig.server()
+    worker, crowd = rig.worker(), rig.worker("second")
+    server = rig.server(_MODEL_4KB)
     sites = [rig.site(path, _MODEL_4KB, worker, server) for path in PATHS]
     for site in sites:
         site.join()
@@ -140,7 +142,7 @@ def run_idle(rig: Rig) -> Series:
 
 def run_tail(rig: Rig) -> Series:
     """Measure what a small model suffers from a large one in its process."""
-    worker, other = rig.worker(), rig.worker()
+    worker, other = rig.worker(), rig.worker("second")
     small, large = rig.two_servers()
     bursts: list[Burst] = []
     for path in PATHS:

@@ -33,6 +33,9 @@ class _Seat:
         # Only a step later than the known one travels: a push comes before.
         self._snapshot = self._client.pull()
 
+    def close(self) -> None:
+        self._client.close()
+
 
 class _Load:
     """Runs cycles without a pause, in a thread, until it is halted."""
@@ -73,6 +76,8 @@ class _Worker:
     def join(
         self, seat: str, address: str, same_host: bool, nbytes: int, count: int
     ) -> None:
+        if seat in self._seats:
+            self._seats.pop(seat).close()
         client = product.connect(address, same_host=same_host)
         client.initialize(product.variables(nbytes, count))
         self._seats[seat] = _Seat(client)

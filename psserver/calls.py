@@ -28,10 +28,14 @@ class Calls:
     """
 
     def __init__(
-        self, store: Store, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._clock = clock
+        self.same_host = ""
+        """Where workers on this host may call instead; empty: nowhere."""
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         joined = self._store.join(request.worker, request.session, self._clock())
@@ -41,6 +45,7 @@ class Calls:
             step=joined.step,
             layout=joined.layout.to_proto() if joined.layout else None,
             limits=joined.limits.to_proto(),
+            same_host=self.same_host,
         )
 
     def initialize(self, pieces: Iterator[InitializePiece]) -> pb.InitializeReply:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from psserver.config import ServerConfig
-from pswire.memory import keep_freed_memory
 from pswire.signals import interruptible
 
 if TYPE_CHECKING:
@@ -105,6 +104,12 @@ def main() -> None:
 )
 @click.option("--reflection", is_flag=True, help="Answer gRPC's reflection calls.")
 @click.option(
+    "--same-host/--no-same-host",
+    default=ServerConfig.same_host,
+    show_default=True,
+    help="Let this user's workers on this host use a unix socket and shared memory.",
+)
+@click.option(
     "--app-dir",
     type=click.Path(exists=True, file_okay=False),
     default=".",
@@ -129,6 +134,8 @@ def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psserver").setLevel(logging.INFO)
+    from pswire.memory import keep_freed_memory
+
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.

@@ -19,6 +19,8 @@ class ServerConfig:
         insecure: Whether to listen where other machines reach, although nothing is
             encrypted and nobody is asked for a token.
         reflection: Whether to answer gRPC's reflection calls.
+        same_host: Whether this user's workers on this host may go past gRPC, over a
+            unix socket and shared memory.
 
     Raises:
         ValueError: A setting is not what it has to be; the message begins with it.
@@ -30,6 +32,7 @@ class ServerConfig:
     port: int = 7070
     insecure: bool = False
     reflection: bool = False
+    same_host: bool = True
 
     def __post_init__(self) -> None:
         bound = self.max_grad_norm

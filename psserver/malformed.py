@@ -50,12 +50,18 @@ class RefuseMalformed(grpc.ServerInterceptor):
         ours = handler_call_details.method.startswith("/ps.v1.")
         if handler is None or not ours:
             return handler
-        decode = handler.request_deserializer
+        return handler._replace(
+            request_deserializer=marking(handler.request_deserializer)
+        )
 
-        def decode_or_mark(data: bytes) -> Any:
-            try:
-                return decode(data)
-            except DecodeError as error:
-                return _Malformed(error)
 
-        return handler._replace(request_deserializer=decode_or_mark)
+def marking(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Let what does not decode stand for itself, until somebody reads it."""
+
+    def decode_or_mark(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return _Malformed(error)
+
+    return decode_or_mark

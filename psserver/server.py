@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from psserver.calls import Calls
 from psserver.config import ServerConfig
 from psserver.malformed import RefuseMalformed, require_message
+from psserver.samehost import SameHost
 from psserver.service import ParameterServer
 from psserver.store import Store
 from pswire._generated import parameter_server_pb2 as pb
@@ -55,6 +56,7 @@ class Server:
         port: int = ServerConfig.port,
         insecure: bool = ServerConfig.insecure,
         reflection: bool = ServerConfig.reflection,
+        same_host: bool = ServerConfig.same_host,
     ) -> None:
         """Listen.
 
@@ -67,6 +69,7 @@ class Server:
             port: See there.
             insecure: See there.
             reflection: See there.
+            same_host: See there.
 
         Raises:
             ValueError: A setting is not what it has to be.
@@ -79,6 +82,7 @@ class Server:
             port=port,
             insecure=insecure,
             reflection=reflection,
+            same_host=same_host,
         )
         self._store = Store(
             rule,
@@ -93,12 +97,14 @@ class Server:
             incarnation=secrets.token_hex(8),
             now=time.monotonic(),
         )
+        self._calls = Calls(self._store)
         self._stopping = threading.Event()
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
         self._health = health.HealthServicer()
         self._grpc = self._build(config)
         self.address = self._bind(config)
         """HOST:PORT, with the port really bound."""
+        self._same_host = self._listen_nearby() if config.same_host else None
         self._grpc.start()
         for service in ("", *_SERVICES):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -125,7 +131,10 @@ class Server:
         _log.info("stopping, with %g s of grace", grace_s)
         self._stopping.set()
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace_s).wait()
+        stopped = self._grpc.stop(grace_s)
+        if self._same_host:
+            self._same_host.stop(grace_s)
+        stopped.wait()
         # Closing a gRPC server leaves its pool's threads alive.
         self._pool.shutdown(wait=True)
 
@@ -146,7 +155,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        service = ParameterServer(Calls(self._store))
+        service = ParameterServer(self._calls)
         server.add_generic_rpc_handlers((service.handlers(),))
         rpc.add_AdminServicer_to_server(_Admin(self._stopping), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -154,6 +163,17 @@ class Server:
             names = (*_SERVICES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(names, server)
         return server
+
+    def _listen_nearby(self) -> SameHost | None:
+        if not hasattr(os, "memfd_create"):
+            return None  # Only Linux has memory without a name.
+        try:
+            nearby = SameHost(self._calls, self._store.incarnation)
+        except OSError as error:
+            _log.warning("workers on this host will use gRPC: %s", error)
+            return None
+        self._calls.same_host = nearby.path
+        return nearby
 
     def _bind(self, config: ServerConfig) -> str:
         bare = config.host.strip("[]")

@@ -1,5 +1,6 @@
 """One server's RPCs, each with a deadline, repeated while that can help."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -21,11 +22,16 @@ from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.outage import Outage
 from psworker.remote import Remote
+from psworker.samehost import SameHost
+from psworker.transport import Transport
+
+_log = logging.getLogger("psworker")
 
 Known = Snapshot[Any] | None
 """The snapshot that the caller holds already, if any."""
 
 Answer = TypeVar("Answer")
+Attempt = Callable[[Transport, float], Answer]
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
@@ -47,6 +53,7 @@ class Connection:
         session: str = "",
         timeout_s: float,
         outage_s: float,
+        same_host: bool = False,
     ) -> None:
         """Prepare to call; `join` is the first call.
 
@@ -58,6 +65,7 @@ class Connection:
             timeout_s: How long one attempt may take, in seconds, and a second more
                 for every megabyte it moves.
             outage_s: How long to repeat a call that finds no server, in seconds.
+            same_host: Whether to go past gRPC if the server is on this host.
         """
         self.address = address
         self.worker = worker
@@ -71,10 +79,13 @@ class Connection:
         self._outage_s = outage_s
         self._closed = threading.Event()
         self._remote = Remote(address)
+        self._may_be_near = same_host
+        self._near: SameHost | None = None
 
     def close(self) -> None:
         """End the connection; calls in flight are cancelled."""
         self._closed.set()
+        self._leave_near()
         self._remote.close()
 
     def join(self) -> None:
@@ -85,11 +96,14 @@ class Connection:
             SessionSupersededError: A newer process has joined under the name.
         """
         request = pb.JoinRequest(worker=self.worker, session=self.session)
-        reply = self._call(lambda timeout: self._remote.join(request, timeout))
+        reply = self._call(lambda _, timeout: self._remote.join(request, timeout))
         has_layout = reply.HasField("layout")
         self.layout = Layout.from_proto(reply.layout) if has_layout else None
         self.generation = self.generation or reply.generation
         self._max_model_nbytes = reply.limits.max_model_nbytes
+        self._leave_near()  # It may have been a server before this one.
+        if self._may_be_near and reply.same_host:
+            self._come_near(reply)
 
     def initialize(self, arrays: Arrays) -> bool:
         """Offer the first variables.
@@ -110,7 +124,9 @@ class Connection:
 
         allowance = layout.nbytes + _COMPILE_S * _SLOWEST_LINK
         return self._call_in_session(
-            lambda timeout: self._remote.initialize(header, layout, arrays, timeout),
+            lambda carrier, timeout: carrier.initialize(
+                header, layout, arrays, timeout
+            ),
             allowance,
         ).initialized
 
@@ -126,9 +142,9 @@ class Connection:
             step=known.step if known else 0,
         )
 
-        def attempt(timeout: float) -> Snapshot[Body] | None:
-            nbytes = self.layout.nbytes if self.layout else None
-            return self._read_snapshot(self._remote.pull(request, nbytes, timeout))
+        def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | None:
+            carried = carrier.pull(request, self._model_nbytes(), timeout)
+            return self._read_snapshot(carried)
 
         return self._call_in_session(attempt, self._model_nbytes())
 
@@ -141,7 +157,7 @@ class Connection:
         """
         layout, message = self._layout_of(header), header.to_proto()
         reply = self._call_in_session(
-            lambda timeout: self._remote.push(message, layout, arrays, timeout),
+            lambda carrier, timeout: carrier.push(message, layout, arrays, timeout),
             layout.nbytes,
         )
         return Verdict.from_proto(reply)
@@ -159,8 +175,10 @@ class Connection:
             self.join()  # It may have come since we joined.
         layout, message = self._layout_of(header), header.to_proto()
 
-        def attempt(timeout: float) -> tuple[Verdict, Snapshot[Body] | None]:
-            push, pulled = self._remote.exchange(
+        def attempt(
+            carrier: Transport, timeout: float
+        ) -> tuple[Verdict, Snapshot[Body] | None]:
+            push, pulled = carrier.exchange(
                 message, layout, arrays, self._model_nbytes(), timeout
             )
             return Verdict.from_proto(push), self._read_snapshot(pulled)
@@ -169,7 +187,9 @@ class Connection:
 
     def status(self) -> Status:
         """Return the server's counters."""
-        return Status.from_proto(self._call(self._remote.status))
+        return Status.from_proto(
+            self._call(lambda carrier, timeout: carrier.status(timeout))
+        )
 
     def _read_snapshot(self, pieces: Iterator[PullPiece]) -> Snapshot[Body] | None:
         first = next(pieces)
@@ -195,9 +215,7 @@ class Connection:
     def _model_nbytes(self) -> int:
         return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES
 
-    def _call_in_session(
-        self, attempt: Callable[[float], Answer], nbytes: float
-    ) -> Answer:
+    def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
         try:
             return self._call(attempt, nbytes)
         except SessionUnknownError:
@@ -205,12 +223,15 @@ class Connection:
             self.join()
             return self._call(attempt, nbytes)
 
-    def _call(self, attempt: Callable[[float], Answer], nbytes: float = 0) -> Answer:
+    def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK
         outage = Outage(self.address, self._outage_s)
         while True:
+            # Nearby, a body needs memory of its size, which the layout tells.
+            near = self._near if self.layout else None
+            carrier: Transport = near or self._remote
             try:
-                return attempt(timeout)
+                return attempt(carrier, timeout)
             except (ServerUnavailableError, DeadlineError) as error:
                 failure: ParameterServerError = error
             except CallCancelledError as error:
@@ -218,5 +239,20 @@ class Connection:
                     raise
                 # Not by us: a server that stops cancels what reaches it too late.
                 failure = ServerUnavailableError(str(error))
-            if self._closed.wait(outage.next_pause_s(failure)):
+            if near and not self._closed.is_set():
+                # The same push has the same number whichever way it goes.
+                _log.info("going on over gRPC: %s", failure)
+                self._leave_near()
+            elif self._closed.wait(outage.next_pause_s(failure)):
                 raise failure
+
+    def _come_near(self, reply: pb.JoinReply) -> None:
+        try:
+            self._near = SameHost(reply.same_host, reply.incarnation)
+        except OSError as error:
+            _log.debug("staying with gRPC: %s", error)
+
+    def _leave_near(self) -> None:
+        near, self._near = self._near, None
+        if near:
+            near.close()

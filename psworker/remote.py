@@ -59,9 +59,9 @@ class Remote:
         return self._call(methods.INITIALIZE, piece, timeout)
 
     def pull(
-        self, request: pb.PullRequest, nbytes: int | None, timeout: float
+        self, request: pb.PullRequest, nbytes: int, timeout: float
     ) -> Iterator[PullPiece]:
-        if nbytes is not None and nbytes <= MAX_UNARY_NBYTES:
+        if nbytes <= MAX_UNARY_NBYTES:
             return iter((self._call(methods.PULL, request, timeout),))
         return self._stream(methods.PULL_STREAM, request, timeout)
 

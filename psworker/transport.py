@@ -19,8 +19,6 @@ class Transport(Protocol):
     def close(self) -> None:
         """Cancel what is in flight."""
 
-    def join(self, request: pb.JoinRequest, timeout: float) -> pb.JoinReply: ...
-
     def initialize(
         self,
         header: pb.InitializeHeader,
@@ -30,7 +28,7 @@ class Transport(Protocol):
     ) -> pb.InitializeReply: ...
 
     def pull(
-        self, request: pb.PullRequest, nbytes: int | None, timeout: float
+        self, request: pb.PullRequest, nbytes: int, timeout: float
     ) -> Iterator[PullPiece]: ...
 
     def push(

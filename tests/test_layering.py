@@ -22,7 +22,7 @@ ONLY_IN = {
         "psserver/server.py",
         "psserver/malformed.py",
         "psserver/admin.py",
-        "psworker/connection.py",
+        "psworker/remote.py",
     },
     "optax": {"psserver/rules.py", "psserver/rulespec.py", "psserver/server.py"},
     "click": {"psserver/cli.py", "psworker/cli.py"},

@@ -146,7 +146,11 @@ def _said(failure: Any) -> type[ParameterServerError] | None:
         status = rpc_status.from_call(failure)
     except (ValueError, DecodeError):  # A stranger's, of another kind or of none.
         return None
-    for detail in status.details if status else ():
+    return _kind(status) if status else None
+
+
+def _kind(status: status_pb2.Status) -> type[ParameterServerError] | None:
+    for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _ERRORS:
             return _ERRORS[info.reason]
@@ -159,6 +163,17 @@ def _guessed(failure: Any, address: str) -> ParameterServerError:
         text = f"expected a parameter server, got a server of another kind; {text}"
     kind = _BARE.get(failure.code(), InternalError)
     return kind(f"{address}: {text}" if address else text)
+
+
+def to_bytes(error: Exception) -> bytes:
+    """Write an error as a google.rpc.Status; see `to_status` for one of no kind."""
+    return _to_proto(_in_table(error)).SerializeToString()
+
+
+def from_bytes(message: bytes) -> ParameterServerError:
+    """Read what `to_bytes` wrote."""
+    status = status_pb2.Status.FromString(message)
+    return (_kind(status) or InternalError)(status.message)
 
 
 @contextmanager
