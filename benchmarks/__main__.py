@@ -77,6 +77,7 @@ def _run(
     """Yield the figures of every case, or why there are none."""
     with Rig(effort) as rig:
         for name in names:
+            print(f"{name} ...", file=sys.stderr)
             case = CASES[name]
             try:
                 yield name, weigh(name, case.claims, case.run(rig))

@@ -28,15 +28,23 @@ def obey(commands: Mapping[str, Callable[..., Any]]) -> None:
 def timed(action: Callable[[], object], seconds: float, at_least: int) -> list[float]:
     """Repeat an action, and return how long each time took, in seconds.
 
+    The first time does not count: others have had the caches since the last turn.
+
     Args:
         action: What to do.
         seconds: No new repetition begins later than this.
         at_least: But there are so many in any case.
     """
+    action()
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < at_least or time.perf_counter() < begin + seconds:
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
+        times.append(elapsed(action))
     return times
+
+
+def elapsed(action: Callable[[], object]) -> float:
+    """Return how long an action takes, in seconds."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start

@@ -1,7 +1,6 @@
 """What is measured: the one place that knows how to call it."""
 
 from collections.abc import Callable
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -38,17 +37,20 @@ def variables(nbytes: int, count: int) -> dict[str, npt.NDArray[np.float32]]:
 
 def connect(address: str, *, same_host: bool) -> "psworker.Client":
     """Join a server by one of the two paths."""
-    takes_it = "same_host" in signature(psworker.connect).parameters
-    settings: dict[str, Any] = {"same_host": same_host} if takes_it else {}
-    return psworker.connect(address, **settings)
+    return psworker.connect(address, same_host=same_host)
 
 
-def gradients(snapshot: Snapshot[Any]) -> Any:
-    """Return gradients for a snapshot: a mapping of names to arrays, filled once."""
-    if hasattr(psworker, "Body"):
-        return _filled(snapshot.params.layout)
-    shapes = {name: array.shape for name, array in snapshot.params.items()}
-    return {name: np.full(s, _GRADIENT, np.float32) for name, s in shapes.items()}
+def pull(client: "psworker.Client") -> Snapshot[Body]:
+    """Return the newest snapshot; what `exchange` makes of it has the same form."""
+    return client.pull_body()
+
+
+def gradients(layout: Layout) -> Body:
+    """Return gradients of variables, all of the same value."""
+    body = Body.zeros(layout)
+    for array in body.values():
+        array[...] = _GRADIENT
+    return body
 
 
 def rule_step(rule: str, nbytes: int, count: int) -> Callable[[], None]:
@@ -57,7 +59,7 @@ def rule_step(rule: str, nbytes: int, count: int) -> Callable[[], None]:
 
     layout = Layout.of(variables(nbytes, count))
     compiled = CompiledRule(resolve(rule), layout)
-    state, steps = compiled.start(Body.zeros(layout).freeze()), _filled(layout)
+    state, steps = compiled.start(Body.zeros(layout).freeze()), gradients(layout)
 
     def apply() -> None:
         nonlocal state
@@ -75,10 +77,3 @@ def resolve(rule: str) -> Any:
 
 def _factory(rule: str) -> str:
     return "sgd" if rule == "momentum" else rule
-
-
-def _filled(layout: Layout) -> Body:
-    body = Body.zeros(layout)
-    for array in body.values():
-        array[...] = _GRADIENT
-    return body

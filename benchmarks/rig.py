@@ -22,7 +22,7 @@ class Rig:
 
     Every case has fresh ones, which no other has left larger than it found them. Most
     of a quick run would go into starting Python and JAX: there, what has the same role
-    in several cases is started once.
+    in several cases is started once, and only the first server is the command's.
     """
 
     def __init__(self, effort: Effort) -> None:
@@ -37,17 +37,14 @@ class Rig:
     def memory(self) -> Child:
         return self._start("memory", "benchmarks.memory")
 
-    def server(self, model: Model) -> Server:
-        role = (self.effort.nbytes(model.nbytes), model.count, model.rule)
-        options = product.serve_options(model.rule)
-        return self._once(
-            role, lambda: Server(self._children.start("psserver", "serve", *options))
-        )
+    def host(self) -> Child:
+        """Start a process for several servers; see `lodge`."""
+        return self._start("host", "benchmarks.servers")
 
-    def two_servers(self) -> tuple[Server, Server]:
-        """Start one process that serves two models."""
-        child = self._start("two", "benchmarks.two_models")
-        return Server(child), Server(child)
+    def server(self, model: Model) -> Server:
+        """Start a server, or find the one of such a model that a quick run has."""
+        role = (self.effort.nbytes(model.nbytes), model.count, model.rule)
+        return self._once(role, lambda: self._serve(model.rule))
 
     def site(
         self, name: str, model: Model, worker: Child, server: Server | None = None
@@ -128,12 +125,19 @@ class Rig:
     ) -> Callable[[], list[float]]:
         far, near = self._pair()
         address = _later(lambda: far.call("listen", family=family))
-        arguments = {"family": family, "nbytes": nbytes, "echo": echo, **burst}
-        return lambda: near.call("send", address=address(), **arguments)
+        arguments: dict[str, Any] = {"family": family, "nbytes": nbytes, "echo": echo}
+        return lambda: near.call("send", address=address(), **arguments, **burst)
 
     def _pair(self) -> tuple[Child, Child]:
         module = "benchmarks.limits"
         return self._start("far end", module), self._start("near end", module)
+
+    def _serve(self, rule: str) -> Server:
+        if any(isinstance(made, Server) for made in self._shared.values()):
+            return lodge(self.host(), rule)
+        options = product.serve_options(rule)
+        child = self._children.start("psserver", "serve", *options)
+        return Server(child, lambda: child.read_line().split()[-1])
 
     def _start(self, role: str, module: str) -> Child:
         return self._once(role, lambda: self._children.start(module))
@@ -149,7 +153,12 @@ class Rig:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._children.close()
+        self._children.end_all()
+
+
+def lodge(host: Child, rule: str) -> Server:
+    """Start a server in a process with others."""
+    return Server(host, lambda: host.call("serve", rule=rule))
 
 
 def _team(site: Site, name: str, *others: Child) -> Burst:

@@ -9,7 +9,7 @@ from statistics import mean
 
 from benchmarks.figures import Burst, Series, interleave
 from benchmarks.processes import Child, ChildError
-from benchmarks.rig import Rig
+from benchmarks.rig import Rig, lodge
 from benchmarks.sites import MB, PATHS, Model, Site
 
 _KB = 1000
@@ -87,7 +87,7 @@ def run_100mb(rig: Rig) -> Series:
 
 def run_1gb(rig: Rig) -> Series:
     """Measure a large model: time and memory."""
-    rig.require_memory(11 * _GB)
+    rig.require_memory(14 * _GB)
     rounds = min(rig.effort.rounds, _FEW_ROUNDS)
     series: Series = {}
     # One after the other: both at once might not fit into the machine.
@@ -98,7 +98,7 @@ def run_1gb(rig: Rig) -> Series:
             if path == "gRPC"
             else [rig.copy(COPY_1GB, _GB)]
         )
-        series |= _cycles(rounds, bursts, [site])
+        series |= _cycles(rounds, bursts, [site], warm_ups=1)
         series |= _peaks([site])
         rig.close(site)
     return series
@@ -114,7 +114,7 @@ def run_2500mb(rig: Rig) -> Series:
         site = rig.site(path, _MODEL_2500MB, rig.worker())
         start = time.perf_counter()
         try:
-            site.join()
+            site.join(warm_ups=0)
             start = time.perf_counter()
             site.run(site.worker, rig.effort.burst(0, 1))
             passes = 1.0
@@ -143,7 +143,8 @@ def run_idle(rig: Rig) -> Series:
 def run_tail(rig: Rig) -> Series:
     """Measure what a small model suffers from a large one in its process."""
     worker, other = rig.worker(), rig.worker("second")
-    small, large = rig.two_servers()
+    host = rig.host()
+    small, large = lodge(host, "sgd"), lodge(host, "sgd")
     bursts: list[Burst] = []
     for path in PATHS:
         measured = rig.site(path, _MODEL_TAIL, worker, small)
@@ -155,18 +156,19 @@ def run_tail(rig: Rig) -> Series:
 
 
 def run_rules(rig: Rig) -> Series:
-    """Measure the rules alone."""
-    child = rig.memory()
+    """Measure the rules alone, each in a process of its own."""
     model = {"nbytes": rig.effort.nbytes(100 * MB), **rig.effort.burst(0.4, 3)}
+    bare = rig.memory()
 
     def triad() -> dict[str, float]:
-        seconds = mean(child.call("triads", **model))
+        seconds = mean(bare.call("triads", **model))
         return {
             at_triad_rate(rule): seconds * arrays / _TRIAD_TRAFFIC
             for rule, arrays in TRAFFIC.items()
         }
 
     def step(rule: str) -> Burst:
+        child = rig.memory()
         arguments = {"rule": rule, "count": _MODEL_100MB.count, **model}
         return lambda: {f"{rule} of 100 MB": mean(child.call("steps", **arguments))}
 
@@ -178,9 +180,11 @@ def at_triad_rate(rule: str) -> str:
     return f"{TRAFFIC[rule]} x 100 MB, as fast as the triad"
 
 
-def _cycles(rounds: int, bursts: Sequence[Burst], sites: Sequence[Site]) -> Series:
+def _cycles(
+    rounds: int, bursts: Sequence[Burst], sites: Sequence[Site], warm_ups: int = 5
+) -> Series:
     for site in sites:
-        site.join()
+        site.join(warm_ups=warm_ups)
     return interleave(rounds, [*bursts, *(site.cycle for site in sites)])
 
 
@@ -221,7 +225,8 @@ def _tail(rig: Rig, measured: Site, loading: Site) -> Burst:
         idle = measured.run(measured.worker, burst)
         loading.worker.call("start_load", seat=loading.name)
         loaded = measured.run(measured.worker, burst)
-        loading.worker.call("halt_load")
+        if not loading.worker.call("halt_load"):
+            raise ChildError(f"{name}: expected cycles of 100 MB beside it, got none")
         return {
             f"{name}: p99 of a 4 KB cycle": _p99(idle),
             f"{name}: p99 beside 100 MB cycles": _p99(loaded),

@@ -1,7 +1,7 @@
 """Workers at servers, and how long each of them is measured."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -16,7 +16,7 @@ FOUR_MODELS = "4 models and 200 MB"
 MB = 10**6
 _QUICK_NBYTES = 5 * MB  # More than one message takes: it still travels as a stream.
 _QUICK_CYCLES = 3
-_SLOW_S = 300.0
+_SLOW_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,21 @@ class Model:
 
 
 class Server:
-    """A `psserver serve`, or one of the servers of another child."""
+    """A server, and the process that it is in."""
 
-    def __init__(self, child: Child) -> None:
-        """Take a child whose first line ends with the address."""
+    def __init__(self, child: Child, find: Callable[[], str]) -> None:
+        """Take a process that has been started.
+
+        Args:
+            child: It may have other servers.
+            find: Waits for the server to come up, and returns its address.
+        """
         self.child = child
+        self._find = find
 
     @cached_property
     def address(self) -> str:
-        """Where it listens; the first who asks waits for it to come up."""
-        return self.child.read_line().split()[-1]
+        return self._find()
 
     def watch_cpu(self, seconds: float) -> float:
         """Return how much processor time it uses meanwhile, in seconds."""
@@ -112,8 +117,11 @@ class Site:
         self._count = model.count
         self._burst = effort.burst(model.seconds, model.cycles)
 
-    def join(self, *others: Child) -> None:
-        """Let the worker join, or others, and warm them up."""
+    def join(self, *others: Child, warm_ups: int = 5) -> None:
+        """Let the worker join, or others, and run some cycles that do not count.
+
+        Server and worker take fresh memory at first, which the kernel has to clear.
+        """
         for worker in others or (self.worker,):
             worker.call(
                 "join",
@@ -124,7 +132,7 @@ class Site:
                 count=self._count,
                 timeout_s=_SLOW_S,
             )
-            self.run(worker, {"seconds": 0, "at_least": 2})
+            self.run(worker, {"seconds": 0, "at_least": warm_ups})
 
     def run(self, worker: Child, burst: Mapping[str, float]) -> list[float]:
         """Run cycles, and return how long each took."""

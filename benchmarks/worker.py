@@ -10,9 +10,8 @@ import grpc
 
 import psworker
 from benchmarks import product
-from benchmarks.commands import obey, timed
+from benchmarks.commands import elapsed, obey, timed
 from pswire.memory import keep_freed_memory
-from pswire.values import Snapshot
 
 
 class _Seat:
@@ -20,8 +19,8 @@ class _Seat:
 
     def __init__(self, client: psworker.Client) -> None:
         self._client = client
-        self._snapshot: Snapshot[Any] = client.pull()
-        self._gradients = product.gradients(self._snapshot)
+        self._snapshot = product.pull(client)
+        self._gradients = product.gradients(self._snapshot.params.layout)
 
     def cycle(self) -> None:
         _, self._snapshot = self._client.exchange(self._gradients, self._snapshot)
@@ -31,7 +30,7 @@ class _Seat:
 
     def pull(self) -> None:
         # Only a step later than the known one travels: a push comes before.
-        self._snapshot = self._client.pull()
+        self._snapshot = product.pull(self._client)
 
     def close(self) -> None:
         self._client.close()
@@ -87,18 +86,18 @@ class _Worker:
 
     def halves(self, seat: str, seconds: float, at_least: int) -> list[list[float]]:
         """Push and pull in turns; returns the times of the pushes, then the pulls."""
+        client = self._seats[seat]
         pushes: list[float] = []
         pulls: list[float] = []
 
         def both() -> None:
-            pushes.extend(timed(self._seats[seat].push, 0, 1))
-            pulls.extend(timed(self._seats[seat].pull, 0, 1))
+            pushes.append(elapsed(client.push))
+            pulls.append(elapsed(client.pull))
 
         timed(both, seconds, at_least)
-        return [pushes, pulls]
+        return [pushes[1:], pulls[1:]]
 
     def start_load(self, seat: str) -> None:
-        self._seats[seat].cycle()
         self._load = _Load(self._seats[seat].cycle)
 
     def halt_load(self) -> int:
@@ -110,7 +109,7 @@ class _Worker:
         with _connections_of_their_own():
             for _ in range(count):
                 client = product.connect(address, same_host=same_host)
-                self._crowd.enter_context(client).pull()
+                product.pull(self._crowd.enter_context(client))
 
     def disperse(self) -> None:
         self._crowd.close()

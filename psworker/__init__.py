@@ -3,19 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pswire.body import Body as Body
     from psworker.client import Client as Client
     from psworker.client import connect as connect
     from psworker.task import Shard as Shard
     from psworker.task import Task as Task
 
 _HOMES = {
+    "Body": "pswire.body",
     "Client": "psworker.client",
     "Shard": "psworker.task",
     "Task": "psworker.task",
     "connect": "psworker.client",
 }
 
-__all__ = ["Client", "Shard", "Task", "connect"]
+__all__ = ["Body", "Client", "Shard", "Task", "connect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,12 +76,21 @@ def start_server() -> Iterator[StartServer]:
         yield start
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what connects twice, over gRPC and past it; through a relay only gRPC goes."""
+    if "same_host" in metafunc.fixturenames:
+        ways = [False] if "start_relay" in metafunc.fixturenames else [False, True]
+        names = ["same_host" if way else "grpc" for way in ways]
+        metafunc.parametrize("same_host", ways, ids=names)
+
+
 @pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Connect clients that close with the test."""
+def connect(same_host: bool) -> Iterator[Connect]:
+    """Connect clients that close with the test, over gRPC or past it."""
     with ExitStack() as stack:
 
         def connect(address: str, **settings: Any) -> psworker.Client:
+            settings = {"same_host": same_host, **settings}
             return stack.enter_context(psworker.connect(address, **settings))
 
         yield connect

@@ -7,7 +7,7 @@ import pytest
 
 NAMES = {
     "psserver": ["Server"],
-    "psworker": ["Client", "Shard", "Task", "connect"],
+    "psworker": ["Body", "Client", "Shard", "Task", "connect"],
 }
 EACH = [(package, name) for package, names in NAMES.items() for name in names]
 
@@ -36,7 +36,7 @@ def test_a_public_name_and_its_methods_are_documented(package: str, name: str) -
     ]
 
     assert found.__name__ == name
-    assert found.__module__.startswith(f"{package}.")
+    assert found.__module__.startswith((f"{package}.", "pswire."))
     for each in [found, *methods]:
         assert each.__doc__, each
         assert not each.__doc__.startswith(f"{name}(")

@@ -23,6 +23,9 @@ MODEL_NBYTES = sum(4 * int(np.prod(shape)) for shape in SHAPES.values())
 # variables; and, for the rehearsal of the rule, zeros as gradients, JAX's copy of its
 # arguments, and a result. That is 4 in both; 1 more is for JAX itself and for chunks.
 MODELS_AT_ONCE = 5
+# Seen by the server too: the memory that a worker on its host sends gradients from, and
+# three more where snapshots lie for as long as the worker holds them.
+MODELS_NEARBY = 4
 
 
 class ServerProcess:
@@ -87,7 +90,7 @@ def require_equal(got: Any, expected: Any) -> None:
 
 
 def test_a_large_model_goes_in_and_out_and_is_updated(
-    server_process: ServerProcess, connect: Any
+    server_process: ServerProcess, connect: Any, same_host: bool
 ) -> None:
     """Every bit is right, and the server never holds more than it has to."""
     before = server_process.peak_nbytes()
@@ -104,5 +107,6 @@ def test_a_large_model_goes_in_and_out_and_is_updated(
     assert (pushed.step, exchanged.step) == (1, 2)
     # Half of the gradients, twice.
     require_equal(after.params, {k: params[k] - gradients[k] for k in SHAPES})
-    assert (peak - before) / MODEL_NBYTES <= MODELS_AT_ONCE
+    allowed = MODELS_AT_ONCE + MODELS_NEARBY * same_host
+    assert (peak - before) / MODEL_NBYTES <= allowed
     assert server_process.stop() == 0

@@ -17,6 +17,7 @@ from pswire.errors import (
     VariableMismatchError,
 )
 from pswire.layout import Layout
+from pswire.memory import aligned
 
 Arrays = dict[str, npt.NDArray[Any]]
 Pieces = Sequence[tuple[int, body.Buffer]]
@@ -109,12 +110,13 @@ def test_no_number_is_made_of_the_bits(
 
 
 def test_a_body_in_one_piece_is_not_copied() -> None:
-    """A unary call's arrays are views of the message that brought them."""
-    data = np.array([1.5, -2.5], np.float32).tobytes()
+    """It stays where it is, if that is where JAX can use it."""
+    memory = aligned(W.nbytes + 64)
+    memory[:] = 0
+    here, beside = memory[: W.nbytes], memory[4 : 4 + W.nbytes]
 
-    got = assembled(W, [(0, data)])
-
-    assert np.shares_memory(got["w"], np.frombuffer(data, np.uint8))
+    assert np.shares_memory(assembled(W, [(0, here.data)])["w"], here)
+    assert not np.shares_memory(assembled(W, [(0, beside.data)])["w"], beside)
 
 
 @pytest.mark.parametrize("nbytes", [1000, 70])
