@@ -78,6 +78,7 @@ class CompiledRule:
                 a parameter server does not have.
         """
         self._rule = rule
+        self._trainable = layout.trainable
         self._x64 = any(spec.dtype == np.float64 for spec in layout.trainable)
         trainable = {
             spec.name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
@@ -96,7 +97,7 @@ class CompiledRule:
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
-        zeros = tuple(np.zeros(s.size, s.dtype) for s in self._segments)
+        zeros = tuple(self.parts(Body.zeros(self._trainable)))
         with self._precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):

@@ -219,6 +219,9 @@ def _load(target: str, app_dir: str) -> Task:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psworker").setLevel(logging.INFO)
+    from pswire.memory import keep_freed_memory
+
+    keep_freed_memory()
     sys.path.insert(0, app_dir)
     try:
         return load_task(target)

@@ -2,7 +2,11 @@
 
 import ctypes
 import logging
+import mmap
 import sys
+import weakref
+from collections import deque
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +16,50 @@ from pswire.layout import ALIGNMENT
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _TOP_PAD_NBYTES = 64 * 2**20
 
+_RECYCLED_NBYTES = 2**20
+_MAX_FREE = 2  # One for the gradients that come next, one for a second worker's.
+
+_free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
+
 _log = logging.getLogger("pswire")
 
 
 def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Take memory that starts where JAX can use it without a copy."""
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes]
+    """Take memory that starts where JAX can use it without a copy.
+
+    Memory of a large body that nobody reads any more is taken again, if there is some
+    of just this size: the kernel clears every page that it hands out, which takes far
+    longer than to fill it.
+    """
+    if nbytes < _RECYCLED_NBYTES:
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + nbytes]
+    region = _recycled(nbytes) or _fresh(nbytes)
+    memory = np.frombuffer(region, np.uint8)
+    # All arrays made of it keep it alive, so this comes after the last reader.
+    weakref.finalize(memory, _free.append, region).atexit = False
+    return memory
+
+
+def _recycled(nbytes: int) -> mmap.mmap | None:
+    for _ in range(len(_free)):
+        try:
+            region = _free.popleft()
+        except IndexError:  # Another thread was first.
+            return None
+        if len(region) == nbytes:
+            return region
+        _free.append(region)
+    return None
+
+
+def _fresh(nbytes: int) -> mmap.mmap:
+    region = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            region.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer pages to clear.
+    return region
 
 
 def is_aligned(array: npt.NDArray[np.uint8]) -> bool:
