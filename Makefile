@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LIMIT ?= 12
 
-.PHONY: demo test test-all lint check stubs
+.PHONY: demo test test-all lint check stubs bench
 
 demo: $(VENV)/.demo
 	$(BIN)/psworker launch digits:task --app-dir examples --workers 4 --steps 1500 \
@@ -28,6 +28,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint test
+
+# What a cycle costs against what this machine can do at best: some 20 minutes.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
 
 # A test compares what this makes with what is committed.
 stubs: $(VENV)/.dev

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -220,11 +220,11 @@ class CompiledRule:
         for name, array in self._segments[path[at].key].cut(np.asarray(leaf)).items():
             yield f"slots{keystr((*path[:at], DictKey(name), *path[at + 1 :]))}", array
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def _precision(self) -> AbstractContextManager[Any]:
         now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-        with nullcontext() if now == self._x64 else _x64_home.enable_x64(self._x64):
-            yield
+        if now == self._x64:
+            return nullcontext()
+        return _x64_home.enable_x64(self._x64)
 
 
 def _needs_value(

@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from psserver.calls import Calls, Pulled
 from psserver.malformed import marking
 from pswire import body, methods
 from pswire.errors import InvalidRequestError, to_bytes
-from pswire.memory import aligned
+from pswire.memory import aligned, fill
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Exchanged, Piece
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
@@ -25,6 +27,7 @@ from pswire.sharedmemory import SharedMemory
 
 _MAX_WORKERS = 1024  # Each holds a thread.
 _MAX_MEMORIES = 8  # Of one worker, at once.
+_RETRY_S = 0.1
 _SEND_TIMEOUT_S = 30  # Answers are small: who does not take one has stopped.
 
 _log = logging.getLogger("psserver")
@@ -43,8 +46,8 @@ class SameHost:
         self._greeting = Frame(Kind.ANSWER, incarnation.encode())
         self._home = Path(tempfile.mkdtemp(prefix="asyncps-"))  # Of mode 0700.
         self._workers: dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()  # Guards `_workers` and `_stopping`.
-        self._stopping = False
+        self._lock = threading.Lock()  # Guards `_workers`.
+        self._stopped = threading.Event()
         try:
             self._listener = self._listen()
         except OSError:
@@ -65,8 +68,8 @@ class SameHost:
             grace_s: How long to wait for them, in seconds.
         """
         deadline = time.monotonic() + grace_s
+        self._stopped.set()
         with self._lock:
-            self._stopping = True
             workers = dict(self._workers)
         for connection in (self._listener, *workers):
             # Whoever waits for a frame wakes up; what is being answered still can be.
@@ -94,13 +97,17 @@ class SameHost:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._stopped.is_set():
+                    return
+                _log.warning("a worker on this host cannot connect: %s", error)
+                self._stopped.wait(_RETRY_S)
+                continue
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="samehost worker"
             )
             with self._lock:
-                if self._stopping or len(self._workers) >= _MAX_WORKERS:
+                if self._stopped.is_set() or len(self._workers) >= _MAX_WORKERS:
                     connection.close()
                     continue
                 self._workers[connection] = thread
@@ -126,7 +133,7 @@ class SameHost:
 
     def _waits(self, connection: socket.socket) -> bool:
         """Say whether the worker is still there to take its answer."""
-        if self._stopping:
+        if self._stopped.is_set():
             return True  # Nothing can be read any more: it may be, and it may not.
         try:
             return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
@@ -190,7 +197,7 @@ class _Worker:
         if request.upload:
             # The variables stay, and the worker could change its memory later.
             memory = aligned(len(piece.data))
-            memory[:] = piece.data
+            fill(memory, np.frombuffer(piece.data, np.uint8))
             piece = Piece(piece.header, 0, memory.data)
         reply = self._calls.initialize(iter((piece,)))
         return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))

@@ -52,7 +52,7 @@ class Segment:
 
     def bytes_of(self, array: npt.NDArray[Any]) -> Bytes:
         """Return the bytes that travel: those between two arrays are zero."""
-        if array[self.gaps].any():
+        if self.gaps.size and array[self.gaps].any():
             array = array.copy()
             array[self.gaps] = 0
         return array.view(np.uint8)

@@ -61,7 +61,7 @@ class Sessions:
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
         """Remember the verdict on a session's newest push."""
         row = self._rows[session]
-        self._rows[session] = replace(row, last_seq=seq, last_verdict=verdict)
+        self._rows[session] = Session(row.worker, seq, verdict, row.superseded)
 
     def _enter(self, worker: str, session: str) -> None:
         previous = self._newest.get(worker)

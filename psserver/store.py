@@ -42,7 +42,9 @@ class Model:
 
     def body(self, state: State) -> Body:
         """Return all variables, without a copy."""
-        runs = sorted((*self.kept, *self.rule.runs(state)), key=lambda run: run[0])
+        runs = [*self.kept, *self.rule.runs(state)]
+        if self.kept:
+            runs.sort(key=lambda run: run[0])
         return Body(self.layout, runs)
 
 

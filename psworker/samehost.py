@@ -2,14 +2,13 @@
 
 import os
 import socket
+import struct
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
@@ -21,7 +20,7 @@ from pswire.errors import (
     from_bytes,
 )
 from pswire.layout import Layout
-from pswire.memory import aligned
+from pswire.memory import aligned, fill
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Piece
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
@@ -55,8 +54,9 @@ class SameHost:
         self._upload: _Memory | None = None
         self._downloads: list[_Memory] = []
         self._number = 0
+        self._timeout = 0.0
         try:
-            self._socket.settimeout(_CONNECT_TIMEOUT_S)
+            self._wait_at_most(_CONNECT_TIMEOUT_S)
             self._socket.connect(path)
             greeting = self._frames.receive()
             if greeting is None or greeting.message != incarnation.encode():
@@ -130,22 +130,36 @@ class SameHost:
         return methods.STATUS.reply.decode(answer.message)
 
     def _call(self, request: Frame, timeout: float) -> Frame:
-        try:
-            self._socket.settimeout(timeout)
+        with self._ending():
+            self._wait_at_most(timeout)
             self._frames.send(request)
             answer = self._frames.receive()
-        except TimeoutError as error:
-            self.close()  # The answer may still come, to nobody.
-            raise DeadlineError(f"{self._path}: no answer in {timeout:g} s") from error
-        except OSError as error:
-            self.close()
-            raise ServerUnavailableError(f"{self._path}: {error}") from error
-        if answer is None:
-            self.close()
-            raise ServerUnavailableError(f"{self._path}: the server has closed it")
+            if answer is None:
+                raise ConnectionError("the server has closed it")
         if answer.kind == Kind.ERROR:
             raise from_bytes(answer.message)
         return answer
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Close the socket if the block fails on it, for the caller to go elsewhere."""
+        try:
+            yield
+        except BlockingIOError as error:
+            self.close()  # The answer may still come, to nobody.
+            raise DeadlineError(f"{self._path}: no answer in time") from error
+        except OSError as error:
+            self.close()
+            raise ServerUnavailableError(f"{self._path}: {error}") from error
+
+    def _wait_at_most(self, timeout: float) -> None:
+        # The kernel keeps the time: with `settimeout`, Python asks it twice each time.
+        if timeout == self._timeout:
+            return
+        timeval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
+        self._timeout = timeout
 
     def _request(
         self,
@@ -199,21 +213,20 @@ class SameHost:
 
     def _attach(self, nbytes: int) -> "_Memory":
         self._number += 1
-        memory, descriptor = SharedMemory.create(nbytes)
-        try:
-            self._frames.send(
-                Frame(Kind.ATTACH, upload=self._number, descriptors=(descriptor,))
-            )
-        except OSError as error:
-            self.close()
-            raise ServerUnavailableError(f"{self._path}: {error}") from error
-        finally:
-            os.close(descriptor)
+        with self._ending():
+            memory, descriptor = SharedMemory.create(nbytes)
+            try:
+                self._frames.send(
+                    Frame(Kind.ATTACH, upload=self._number, descriptors=(descriptor,))
+                )
+            finally:
+                os.close(descriptor)
         return _Memory(memory, self._number)
 
     def _drop(self, memory: "_Memory | None") -> None:
         if memory is not None:
-            self._frames.send(Frame(Kind.DETACH, upload=memory.number))
+            with self._ending():
+                self._frames.send(Frame(Kind.DETACH, upload=memory.number))
 
 
 class _Memory:
@@ -242,5 +255,5 @@ def _number(memory: _Memory | None) -> int:
 
 def _copied(view: Bytes) -> Buffer:
     memory = aligned(len(view))
-    np.copyto(memory, view)
+    fill(memory, view)
     return memory.data

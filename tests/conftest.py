@@ -77,7 +77,7 @@ def start_server() -> Iterator[StartServer]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what connects twice, over gRPC and past it; through a relay only gRPC goes."""
+    """Run what connects twice: over gRPC, and past it unless there is a relay."""
     if "same_host" in metafunc.fixturenames:
         ways = [False] if "start_relay" in metafunc.fixturenames else [False, True]
         names = ["same_host" if way else "grpc" for way in ways]

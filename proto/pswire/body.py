@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pswire.errors import InvalidRequestError, VariableMismatchError
 from pswire.layout import ALIGNMENT, ArraySpec, Layout
-from pswire.memory import aligned, is_aligned
+from pswire.memory import aligned, fill, is_aligned
 
 if sys.byteorder != "little":
     raise ImportError("pswire: expected a little-endian machine, as the wire is")
@@ -140,8 +140,7 @@ def copy(layout: Layout, arrays: Arrays, memory: Bytes) -> None:
     """Write the whole body into memory of at least its size."""
     end = 0
     for run in _runs(layout, arrays):
-        # Unlike a slice assignment of a memoryview, this lets go of the GIL.
-        np.copyto(memory[end : end + len(run)], np.frombuffer(run, np.uint8))
+        fill(memory[end : end + len(run)], np.frombuffer(run, np.uint8))
         end += len(run)
 
 
@@ -203,8 +202,7 @@ class Assembly:
         elif len(data):
             if not self._received:
                 self._body = aligned(self._layout.nbytes)
-            # Unlike a slice assignment of a memoryview, this lets go of the GIL.
-            np.copyto(self._body[offset:end], piece)
+            fill(self._body[offset:end], piece)
         self._received = end
 
     def finish(self) -> Body:
@@ -217,7 +215,8 @@ class Assembly:
         if self._received != self._layout.nbytes:
             raise self._size_error(self._received)
         body = Body(self._layout, [(0, self._body)]).freeze()
-        if self._body[self._layout.gaps].any():
+        gaps = self._layout.gaps
+        if gaps.size and self._body[gaps].any():
             raise VariableMismatchError(
                 "body: expected zeros between the arrays, got something else"
             )

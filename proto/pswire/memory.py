@@ -4,6 +4,7 @@ import ctypes
 import logging
 import mmap
 import sys
+import threading
 import weakref
 from collections import deque
 from contextlib import suppress
@@ -17,6 +18,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _TOP_PAD_NBYTES = 64 * 2**20
 
 _RECYCLED_NBYTES = 2**20
+_SHARED_NBYTES = 2**24
 _MAX_FREE = 2  # One for the gradients that come next, one for a second worker's.
 
 _free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
@@ -64,7 +66,22 @@ def _fresh(nbytes: int) -> mmap.mmap:
 
 def is_aligned(array: npt.NDArray[np.uint8]) -> bool:
     """Say whether an array starts where JAX can use it without a copy."""
-    return array.ctypes.data % ALIGNMENT == 0
+    address: int = array.__array_interface__["data"][0]
+    return address % ALIGNMENT == 0
+
+
+def fill(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
+    """Copy bytes, and let other threads run meanwhile."""
+    if len(target) < _SHARED_NBYTES:
+        # Unlike a slice assignment of a memoryview, this lets go of the GIL.
+        np.copyto(target, source)
+        return
+    # One core cannot keep the memory busy; two copy up to three times as fast.
+    middle = len(target) // 2
+    helper = threading.Thread(target=np.copyto, args=(target[middle:], source[middle:]))
+    helper.start()
+    np.copyto(target[:middle], source[:middle])
+    helper.join()
 
 
 def keep_freed_memory() -> None:

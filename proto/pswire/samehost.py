@@ -38,7 +38,7 @@ MAX_INLINE_NBYTES = 32 * 2**10
 
 _FRAME = struct.Struct("<IIIIQ")
 _READ_NBYTES = 2**16
-_MAX_DESCRIPTORS = 1  # With one read; the socket passes them frame by frame.
+_ANCILLARY_NBYTES = socket.CMSG_SPACE(4)  # One descriptor: they come frame by frame.
 
 
 class Kind(enum.IntEnum):
@@ -105,10 +105,9 @@ class FrameSocket:
         """
         descriptors: list[int] = []
         while len(self._read) < (size := self._size()):
-            data, fds, _, _ = socket.recv_fds(
-                self._socket, _READ_NBYTES, _MAX_DESCRIPTORS
-            )
-            descriptors += fds
+            data, attached, _, _ = self._socket.recvmsg(_READ_NBYTES, _ANCILLARY_NBYTES)
+            for _, _, descriptor in attached:
+                descriptors += struct.unpack("i", descriptor)
             if not data:
                 return None
             self._read += data
