@@ -164,9 +164,13 @@ class _Worker:
         Raises:
             InvalidRequestError: A memory cannot be attached.
         """
-        if request.kind == Kind.ATTACH:
-            self._attach(request)
-            return None
+        try:
+            if request.kind == Kind.ATTACH:
+                self._attach(request)
+                return None
+        finally:
+            for descriptor in request.descriptors:
+                os.close(descriptor)
         if request.kind == Kind.DETACH:
             self._memories.pop(request.upload, None)
             return None
@@ -188,9 +192,6 @@ class _Worker:
             self._memories[request.upload] = SharedMemory(request.descriptors[0])
         except (OSError, ValueError) as error:
             raise InvalidRequestError(str(error)) from error
-        finally:
-            for descriptor in request.descriptors:
-                os.close(descriptor)
 
     def _initialize(self, request: Frame) -> Frame:
         piece = self._piece(methods.INITIALIZE, request)

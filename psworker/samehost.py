@@ -156,7 +156,8 @@ class SameHost:
         # The kernel keeps the time: with `settimeout`, Python asks it twice each time.
         if timeout == self._timeout:
             return
-        timeval = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
+        # All zeros would mean to wait for ever.
+        timeval = struct.pack("ll", int(timeout), max(1, int(timeout % 1 * 1e6)))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
         self._timeout = timeout

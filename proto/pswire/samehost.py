@@ -25,6 +25,7 @@ lets go of it when the socket closes, whatever has become of the worker.
 """
 
 import enum
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -37,8 +38,7 @@ MAX_INLINE_NBYTES = 32 * 2**10
 """The largest body in a message: up to here a copy is cheaper than a second memory."""
 
 _FRAME = struct.Struct("<IIIIQ")
-_READ_NBYTES = 2**16
-_ANCILLARY_NBYTES = socket.CMSG_SPACE(4)  # One descriptor: they come frame by frame.
+_ANCILLARY_NBYTES = socket.CMSG_LEN(4)  # Of one descriptor.
 
 
 class Kind(enum.IntEnum):
@@ -77,11 +77,10 @@ class Frame:
 
 
 class FrameSocket:
-    """Sends and receives frames, one at a time."""
+    """Sends and receives frames, one at a time; a failure leaves it of no use."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._read = bytearray()
 
     def send(self, frame: Frame) -> None:
         """Send a frame.
@@ -104,25 +103,37 @@ class FrameSocket:
             OSError: Of the socket, a timeout too.
         """
         descriptors: list[int] = []
-        while len(self._read) < (size := self._size()):
-            data, attached, _, _ = self._socket.recvmsg(_READ_NBYTES, _ANCILLARY_NBYTES)
-            for _, _, descriptor in attached:
-                descriptors += struct.unpack("i", descriptor)
-            if not data:
-                return None
-            self._read += data
-        _, kind, upload, download, nbytes = _FRAME.unpack_from(self._read)
-        message = bytes(memoryview(self._read)[_FRAME.size : size])
-        del self._read[:size]
+        frame = bytearray()
+        try:
+            # Never read past the end: what comes next may have descriptors of its own.
+            while missing := _size(frame) - len(frame):
+                data, attached, _, _ = self._socket.recvmsg(missing, _ANCILLARY_NBYTES)
+                for _, _, descriptor in attached:
+                    descriptors += struct.unpack("i", descriptor)
+                if not data:
+                    _close(descriptors)
+                    return None
+                frame += data
+        except BaseException:
+            _close(descriptors)
+            raise
+        _, kind, upload, download, nbytes = _FRAME.unpack_from(frame)
+        message = bytes(memoryview(frame)[_FRAME.size :])
         return Frame(kind, message, upload, download, nbytes, descriptors)
 
-    def _size(self) -> int:
-        """Return how many bytes the next frame has, as far as one can tell."""
-        if len(self._read) < _FRAME.size:
-            return _FRAME.size
-        nbytes = _FRAME.unpack_from(self._read)[0]
-        if nbytes > MAX_MESSAGE_NBYTES:
-            raise InvalidRequestError(
-                f"frame: expected at most {MAX_MESSAGE_NBYTES} bytes, got {nbytes}"
-            )
-        return _FRAME.size + int(nbytes)
+
+def _size(frame: bytearray) -> int:
+    """Return how many bytes a frame will have, as far as its beginning tells."""
+    if len(frame) < _FRAME.size:
+        return _FRAME.size
+    nbytes: int = _FRAME.unpack_from(frame)[0]
+    if nbytes > MAX_MESSAGE_NBYTES:
+        raise InvalidRequestError(
+            f"frame: expected at most {MAX_MESSAGE_NBYTES} bytes, got {nbytes}"
+        )
+    return _FRAME.size + nbytes
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

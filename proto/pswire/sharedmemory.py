@@ -19,7 +19,8 @@ class SharedMemory:
         """Map what a descriptor stands for; the descriptor stays the caller's.
 
         Raises:
-            ValueError: Its maker could make it shorter, which would kill its readers.
+            ValueError: It is empty, or its maker could make it shorter, which would
+                kill whoever reads it.
             OSError: It cannot be mapped.
         """
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:

@@ -306,3 +306,82 @@ def test_what_is_no_status_comes_through() -> None:
     """A mistake in the client's own code is not the server's."""
     with pytest.raises(ValueError, match=r"^mine$"), errors.from_status():
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("error", CODES)
+@pytest.mark.parametrize("text", [*WHOLE.values(), ""], ids=[*WHOLE, "empty"])
+def test_an_error_survives_as_bytes(
+    error: type[errors.ParameterServerError], text: str
+) -> None:
+    """Past gRPC it is the same error, with the same text."""
+    got = errors.from_bytes(errors.to_bytes(error(text)))
+
+    assert type(got) is error
+    assert str(got) == text
+
+
+@pytest.mark.parametrize(("error", "code"), CODES.items())
+def test_an_error_s_bytes_are_a_status(
+    error: type[errors.ParameterServerError], code: grpc.StatusCode
+) -> None:
+    """The one that gRPC would carry, so that another language can read it."""
+    status = status_pb2.Status.FromString(errors.to_bytes(error("some text")))
+
+    info = error_details_pb2.ErrorInfo()
+    number: Any = code.value
+    assert (status.code, status.message) == (number[0], "some text")
+    assert [detail.Unpack(info) for detail in status.details] == [True]
+    assert (info.domain, info.reason) == ("ps.v1", errors.reason(error))
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG.keys())
+def test_a_long_text_is_cut_short_in_bytes_too(text: str) -> None:
+    """Both ways say the same, and the error stays itself."""
+    got = errors.from_bytes(errors.to_bytes(errors.StepReadError(text)))
+
+    assert type(got) is errors.StepReadError
+    assert str(got).endswith("...")
+    assert text.startswith(str(got).removesuffix("..."))
+    assert len(str(got).encode()) <= 2_000
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("boom"), "ValueError: boom"),
+        (KeyError("w"), "KeyError: 'w'"),
+        (OSError("\udcff"), r"OSError: \udcff"),
+        (
+            errors.ParameterServerError("of no kind"),
+            "ParameterServerError: of no kind",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_any_other_exception_is_an_internal_error_in_bytes_too(
+    error: Exception, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log has its traceback."""
+    got = errors.from_bytes(errors.to_bytes(error))
+
+    assert type(got) is errors.InternalError
+    assert str(got) == text
+    logged = [record for record in caplog.records if record.name == "pswire"]
+    assert [record.exc_info and record.exc_info[1] for record in logged] == [error]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        details(14, "STEP_READ", "other.example"),
+        details(14, "NEVER_HEARD_OF", "ps.v1"),
+        status_pb2.Status(code=14, message="gone").SerializeToString(),
+    ],
+    ids=["domain", "reason", "none"],
+)
+def test_bytes_of_an_unknown_reason_are_an_internal_error(foreign: bytes) -> None:
+    """Of a newer server, say; its text is kept."""
+    got = errors.from_bytes(foreign)
+
+    assert type(got) is errors.InternalError
+    assert str(got) == "gone"

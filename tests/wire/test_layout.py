@@ -217,3 +217,118 @@ def test_a_long_list_of_names_is_cut_short() -> None:
     text = "^x: expected one of v0, v1, v2, v3, v4 and 4 more, got"
     with pytest.raises(VariableMismatchError, match=text):
         expected.require(layout(**{f"v{i}": () for i in range(9)}, x=()))
+
+
+def _mixed() -> Layout:
+    return Layout.of(
+        {
+            "mask": np.empty(3, np.bool_),
+            "none": np.empty((0, 5), np.bool_),
+            "w": np.empty((4, 4), np.float32),
+            "flag": np.empty((), np.bool_),
+            "b": np.empty(9, np.int8),
+        }
+    )
+
+
+def test_an_array_s_place_is_found_by_its_name() -> None:
+    """In the layout's order; one of no elements has a place, too."""
+    mixed = _mixed()
+
+    places = mixed.places
+
+    assert list(places) == ["mask", "none", "w", "flag", "b"]
+    assert [spec for spec, _ in places.values()] == list(mixed.arrays)
+    assert [offset for _, offset in places.values()] == [0, 64, 64, 128, 192]
+
+
+@settings(deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_byte_is_an_array_s_or_of_a_gap(
+    data: st.DataObject, named_arrays: st.SearchStrategy[dict[str, npt.NDArray[Any]]]
+) -> None:
+    """Of one or the other, never of both; behind the last array there is none."""
+    layout = Layout.of(data.draw(named_arrays))
+
+    filled = [
+        index
+        for spec, offset in layout.places.values()
+        for index in range(offset, offset + spec.nbytes)
+    ]
+
+    assert sorted([*filled, *layout.gaps.tolist()]) == list(range(layout.nbytes))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "gaps"),
+    [
+        ({}, []),
+        ({"a": (3,)}, []),
+        ({"a": (16,), "b": (16,)}, []),
+        ({"a": (15,), "b": ()}, [60, 61, 62, 63]),
+        ({"a": (15,), "none": (0,), "b": (1,)}, [60, 61, 62, 63]),
+        ({"a": (15,), "none": (0,)}, []),
+        ({"none": (0,), "a": (16,), "b": (31,), "c": (1,)}, [188, 189, 190, 191]),
+    ],
+)
+def test_gaps_lie_between_arrays_that_have_bytes(
+    shapes: dict[str, tuple[int, ...]], gaps: list[int]
+) -> None:
+    """An array of no elements neither ends a gap nor begins one."""
+    assert layout(**shapes).gaps.tolist() == gaps
+
+
+def test_bools_are_named() -> None:
+    """Bytes are not bools, though as large."""
+    assert _mixed().bools == ("mask", "none", "flag")
+    assert layout(a=(2,)).bools == ()
+
+
+@settings(deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_layout_describes_the_arrays_that_it_is_of(
+    data: st.DataObject, named_arrays: st.SearchStrategy[dict[str, npt.NDArray[Any]]]
+) -> None:
+    """As soon as they are in this machine's order of bytes."""
+    arrays = {
+        name: array.astype(array.dtype.newbyteorder("="))
+        for name, array in data.draw(named_arrays).items()
+    }
+
+    assert Layout.of(arrays).describes(arrays)
+
+
+def _of(**arrays: tuple[int | tuple[int, ...], npt.DTypeLike]) -> Any:
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "described"),
+    [
+        (_of(a=(2, "f4"), b=((), "f4")), True),
+        (_of(b=((), "f4"), a=(2, "f4")), False),
+        (_of(a=(2, "f4")), False),
+        (_of(a=(2, "f4"), b=((), "f4"), c=(2, "f4")), False),
+        (_of(a=(2, "f4"), c=((), "f4")), False),
+        (_of(a=(3, "f4"), b=((), "f4")), False),
+        (_of(a=((2, 1), "f4"), b=((), "f4")), False),
+        (_of(a=(2, "f4"), b=(1, "f4")), False),
+        (_of(a=(2, "i4"), b=((), "f4")), False),
+        (_of(a=(2, "f8"), b=((), "f4")), False),
+        (_of(a=(2, ">f4"), b=((), "f4")), False),
+        ({}, False),
+    ],
+    ids=[
+        *("same", "order", "missing", "extra", "name", "size", "rank", "scalar"),
+        *("kind", "width", "byte-order", "none"),
+    ],
+)
+def test_a_layout_describes_no_other_arrays(arrays: Any, described: bool) -> None:
+    """Names, their order, shapes and dtypes are all the same, or it does not."""
+    assert layout(a=(2,), b=()).describes(arrays) is described
+
+
+def test_an_empty_layout_describes_no_arrays() -> None:
+    """And them alone."""
+    assert Layout(()).describes({})
+    assert not Layout(()).describes(_of(a=(0, "f4")))
