@@ -1,13 +1,12 @@
 """Whether a rule treats every element alike, whatever array it is in."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
-
-from pswire.layout import HasShape
 
 # Each computes an element of its result from the same element of its operands.
 _ELEMENTWISE = """
@@ -21,6 +20,8 @@ square sub tan tanh xor
 _CALLS = {"pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "remat"}
 _TEXTS = ("jaxpr", "call_jaxpr")
 
+_log = logging.getLogger("psserver")
+
 Function = Callable[..., Any]
 
 
@@ -28,29 +29,37 @@ class _NotElementwiseError(Exception):
     """The program does something else, or nobody knows."""
 
 
-def is_elementwise(
-    init: Function, update: Function, variables: Mapping[str, HasShape]
-) -> bool:
-    """Say whether arrays laid end to end would be updated as they are one by one.
+Shapes = Mapping[Any, jax.ShapeDtypeStruct]
 
-    It reads the programs that JAX makes of the rule for these very variables: the same
-    operations in the same order for every array of one type, each elementwise, and
-    what all arrays share, a count or a learning rate, computed from nothing but what
-    is shared. A rule with a global norm, a mask or noise is not like that.
+
+def is_elementwise(
+    init: Function, update: Function, variables: Shapes, segments: Shapes
+) -> bool:
+    """Say whether a rule does to segments what it does to the variables in them.
+
+    It reads the programs that JAX makes of the rule, for the variables and for the
+    segments: the same operations in the same order for every array of one type, each
+    elementwise, and what all arrays share, a count or a learning rate, computed from
+    nothing but what is shared. A rule with a global norm, a mask or noise is not like
+    that, and neither is one that looks at the arrays' names, shapes or number.
 
     Args:
         init: The rule's: variables -> slots.
         update: (variables, slots, gradients, value) -> (variables, slots).
-        variables: Their names, shapes and dtypes; slots are told by the names.
+        variables: By name; slots are told by the names.
+        segments: Likewise; all variables of one type are in segments of that type.
     """
-    like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in variables.items()}
-    reader = _Reader(like)
+    formulas: dict[object, int] = {}
     try:
-        slots = reader.read(init, (like,))
-        reader.read(update, (like, slots, like, jnp.float32(0)))
+        apart = _Reader(variables, formulas).read_rule(init, update)
+        together = _Reader(segments, formulas).read_rule(init, update)
     except _NotElementwiseError:
         return False
-    return True
+    except Exception as error:
+        # A rule made for these variables need not run on anything else.
+        _log.debug("the rule runs on the variables one by one: %s", error)
+        return False
+    return apart == together
 
 
 class _Value:
@@ -58,63 +67,75 @@ class _Value:
 
     __slots__ = ("formula", "owner")
 
-    def __init__(self, formula: int, owner: str | None) -> None:
+    def __init__(self, formula: int, owner: Any) -> None:
         self.formula = formula
         self.owner = owner
 
 
 class _Reader:
-    """Reads programs over one set of variables; equal formulas get equal numbers."""
+    """Reads programs over one set of arrays; equal formulas get equal numbers."""
 
-    def __init__(self, variables: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-        self._variables = variables
+    def __init__(self, arrays: Shapes, formulas: dict[object, int]) -> None:
+        self._arrays = arrays
         self._elementwise = frozenset(_ELEMENTWISE.split())
-        self._formulas: dict[object, int] = {}
+        self._formulas = formulas
 
-    def read(self, function: Function, arguments: tuple[Any, ...]) -> Any:
-        """Check one function, and return the form of its result.
+    def read_rule(self, init: Function, update: Function) -> object:
+        """Return what the rule computes: for all arrays, and for each type of them.
 
         Raises:
             _NotElementwiseError: It is not elementwise, or not the same for all.
         """
+        arrays = dict(self._arrays)
+        slots, first = self._read(init, (arrays,))
+        _, further = self._read(update, (arrays, slots, arrays, jnp.float32(0)))
+        return first, further
+
+    def _read(self, function: Function, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Return the form of a function's result, and how it is computed."""
         program, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
         inputs = [
             _Value(self._number("input", role, leaf.dtype), owner)
             for role, owner, leaf in self._leaves(arguments)
         ]
         outputs = self._run(program.jaxpr, program.consts, inputs)
-        self._require_same(result, outputs)
-        return result
+        return result, self._by_dtype(result, outputs)
 
-    def _require_same(self, result: Any, outputs: Sequence[_Value]) -> None:
-        of_array: dict[str, set[object]] = {name: set() for name in self._variables}
+    def _by_dtype(
+        self, result: Any, outputs: Sequence[_Value]
+    ) -> dict[object, set[object]]:
+        of_array: dict[Any, set[object]] = {key: set() for key in self._arrays}
+        shared: set[object] = set()
         for (role, owner, _), value in zip(self._leaves(result), outputs, strict=True):
             if value.owner not in (None, owner):
                 raise _NotElementwiseError
-            if owner is not None:
-                of_array[owner].add((role, value.formula))
-        of_dtype: dict[object, set[object]] = {}
-        for name, formulas in of_array.items():
-            if of_dtype.setdefault(self._variables[name].dtype, formulas) != formulas:
+            formulas = shared if owner is None else of_array[owner]
+            formulas.add((role, value.formula))
+        of_dtype: dict[object, set[object]] = {None: shared}
+        for key, formulas in of_array.items():
+            array = self._arrays[key]
+            # JAX computes an array of no elements in a way of its own.
+            if array.size and of_dtype.setdefault(array.dtype, formulas) != formulas:
                 raise _NotElementwiseError
+        return of_dtype
 
-    def _leaves(self, tree: Any) -> list[tuple[object, str | None, Any]]:
+    def _leaves(self, tree: Any) -> list[tuple[object, Any, Any]]:
         return [
             (*self._place(path, leaf), leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         ]
 
-    def _place(self, path: tuple[Any, ...], leaf: Any) -> tuple[object, str | None]:
+    def _place(self, path: tuple[Any, ...], leaf: Any) -> tuple[object, Any]:
         """Return a leaf's place in its tree, the array's name apart."""
-        names = [str(getattr(key, "key", "")) for key in path]
-        owners = [name for name in names if name in self._variables]
+        keys = [getattr(entry, "key", None) for entry in path]
+        owners = [key for key in keys if key in self._arrays]
         role = tuple(
-            "*" if n in self._variables else str(k)
-            for n, k in zip(names, path, strict=True)
+            "*" if key in self._arrays else str(entry)
+            for key, entry in zip(keys, path, strict=True)
         )
         if not owners and leaf.shape == ():
             return role, None
-        if len(owners) != 1 or leaf.shape != self._variables[owners[0]].shape:
+        if len(owners) != 1 or leaf.shape != self._arrays[owners[0]].shape:
             raise _NotElementwiseError
         return role, owners[0]
 

@@ -23,6 +23,8 @@ from pswire.layout import HasShape, Layout
 Slots = Any
 """A rule's state: a pytree that only the rule understands."""
 
+_SMALL = 2**14  # Elements: so few are sooner looked through by numpy.
+
 _log = logging.getLogger("psserver")
 
 # It moved out of `jax.experimental` in jax 0.8.
@@ -84,11 +86,18 @@ class CompiledRule:
             spec.name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
             for spec in layout.trainable
         }
+        whole = segments(layout, apart=False)
+        flat = {
+            i: jax.ShapeDtypeStruct((s.size,), s.dtype) for i, s in enumerate(whole)
+        }
         with self._precision():
             self.needs_value = _needs_value(rule, trainable)
-            self._elementwise = is_elementwise(rule.init, self._step, trainable)
+            self._elementwise = is_elementwise(rule.init, self._step, trainable, flat)
             self._update = jax.jit(self._traced_update)
-        self._segments = segments(layout, apart=not self._elementwise)
+        self._segments = whole if self._elementwise else segments(layout, apart=True)
+        size = sum(segment.size for segment in self._segments)
+        self._small = self._elementwise and size <= _SMALL
+        self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body) -> State:
         """Take over variables that no push has changed yet, without a copy.
@@ -104,6 +113,7 @@ class CompiledRule:
                 slots = self._rule.init(self._tree(arrays))
             # Committed to the CPU, all that comes of them will stay there.
             first = after = State(arrays, jax.device_put(slots, cpu))
+            self._overflowing = [_overflows(leaf) for leaf in jax.tree.leaves(first)]
             # Some rules change their slots' types in the first update, which compiles
             # anew.
             for _ in range(2):
@@ -127,7 +137,8 @@ class CompiledRule:
         with self._precision():
             try:
                 new, sound = self._update(state, tuple(self.parts(gradients)), loss)
-                is_sound = bool(sound)  # Waits for the rule, which may still fail.
+                # Either waits for the rule, which may still fail.
+                is_sound = self._are_finite(new) if sound is None else bool(sound)
             except Exception as error:
                 _log.exception("the rule failed")
                 raise InternalError(
@@ -169,15 +180,23 @@ class CompiledRule:
 
     def _traced_update(
         self, state: State, gradients: Any, value: Any
-    ) -> tuple[State, jax.Array]:
+    ) -> tuple[State, jax.Array | None]:
         changed, slots = self._step(
             self._tree(state.variables), state.slots, self._tree(gradients), value
         )
         new = State(self._arrays(changed), slots)
+        if self._small:
+            return new, None
         sound = [
             _seems_finite(leaf) for leaf in jax.tree.leaves(new) if _overflows(leaf)
         ]
         return new, jnp.stack(sound).all()
+
+    def _are_finite(self, state: State) -> bool:
+        leaves = zip(jax.tree.leaves(state), self._overflowing, strict=True)
+        return all(
+            is_finite(np.asarray(leaf)) for leaf, overflows in leaves if overflows
+        )
 
     def _step(
         self, variables: Any, slots: Slots, gradients: Any, value: Any
@@ -208,17 +227,21 @@ class CompiledRule:
         self, path: tuple[Any, ...], leaf: Any
     ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Name a slot; one that a rule keeps for a segment is several variables'."""
-        numbers = [
-            i
-            for i, k in enumerate(path)
-            if isinstance(k, DictKey) and type(k.key) is int
-        ]
-        if not (self._elementwise and numbers):
-            yield f"slots{keystr(path)}", np.asarray(leaf)
-            return
-        at = numbers[0]
-        for name, array in self._segments[path[at].key].cut(np.asarray(leaf)).items():
-            yield f"slots{keystr((*path[:at], DictKey(name), *path[at + 1 :]))}", array
+        for at, entry in enumerate(path):
+            if self._elementwise and self._is_segments(entry, leaf):
+                segment = self._segments[entry.key]
+                for name, array in segment.cut(np.asarray(leaf)).items():
+                    named = (*path[:at], DictKey(name), *path[at + 1 :])
+                    yield f"slots{keystr(named)}", array
+                return
+        yield f"slots{keystr(path)}", np.asarray(leaf)
+
+    def _is_segments(self, entry: Any, leaf: Any) -> bool:
+        """Say whether a slot's path tells by this entry which segment it is for."""
+        number = entry.key if isinstance(entry, DictKey) else None
+        if type(number) is not int or not 0 <= number < len(self._segments):
+            return False
+        return bool(leaf.shape == (self._segments[number].size,))
 
     def _precision(self) -> AbstractContextManager[Any]:
         now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64

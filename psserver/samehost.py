@@ -8,7 +8,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -150,13 +150,6 @@ class _Worker:
         self._calls = calls
         self._is_wanted = is_wanted
         self._memories: dict[int, SharedMemory] = {}
-        self._answers: dict[int, Callable[[Frame], Frame]] = {
-            Kind.INITIALIZE: self._initialize,
-            Kind.PULL: self._pull,
-            Kind.PUSH: self._push,
-            Kind.EXCHANGE: self._exchange,
-            Kind.STATUS: self._status,
-        }
 
     def answer(self, request: Frame) -> Frame | None:
         """Do what a frame asks for; None: it wants no answer.
@@ -175,15 +168,24 @@ class _Worker:
             self._memories.pop(request.upload, None)
             return None
         try:
-            answer = self._answers.get(request.kind)
-            if answer is None:
-                raise InvalidRequestError(
-                    f"kind: expected one of {', '.join(k.name for k in Kind)}, "
-                    f"got {request.kind}"
-                )
-            return answer(request)
+            return self._answer(request)
         except Exception as error:
             return Frame(Kind.ERROR, to_bytes(error))
+
+    def _answer(self, request: Frame) -> Frame:
+        match request.kind:
+            case Kind.INITIALIZE:
+                return self._initialize(request)
+            case Kind.PULL:
+                return self._pull(request)
+            case Kind.PUSH:
+                return self._push(request)
+            case Kind.EXCHANGE:
+                return self._exchange(request)
+            case Kind.STATUS:
+                return self._status(request)
+        known = ", ".join(kind.name for kind in Kind)
+        raise InvalidRequestError(f"kind: expected one of {known}, got {request.kind}")
 
     def _attach(self, request: Frame) -> None:
         try:
@@ -194,13 +196,11 @@ class _Worker:
             raise InvalidRequestError(str(error)) from error
 
     def _initialize(self, request: Frame) -> Frame:
-        piece = self._piece(methods.INITIALIZE, request)
+        pieces = self._pieces(methods.INITIALIZE, request)
         if request.upload:
             # The variables stay, and the worker could change its memory later.
-            memory = aligned(len(piece.data))
-            fill(memory, np.frombuffer(piece.data, np.uint8))
-            piece = Piece(piece.header, 0, memory.data)
-        reply = self._calls.initialize(iter((piece,)))
+            pieces = map(_copied, pieces)
+        reply = self._calls.initialize(pieces)
         return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
 
     def _pull(self, request: Frame) -> Frame:
@@ -209,14 +209,13 @@ class _Worker:
         return Frame(Kind.ANSWER, methods.PULL.reply.encode(piece), download=download)
 
     def _push(self, request: Frame) -> Frame:
-        piece = self._piece(methods.PUSH, request)
-        _, verdict = self._calls.push(iter((piece,)), self._is_wanted)
+        pieces = self._pieces(methods.PUSH, request)
+        _, verdict = self._calls.push(pieces, self._is_wanted)
         return Frame(Kind.ANSWER, methods.PUSH.reply.encode(verdict.to_proto()))
 
     def _exchange(self, request: Frame) -> Frame:
-        piece = self._piece(methods.EXCHANGE, request)
         header, verdict = self._calls.push(
-            iter((piece,)),
+            self._pieces(methods.EXCHANGE, request),
             self._is_wanted,
             lambda session: self._require_room(self._calls.nbytes(session), request),
         )
@@ -232,13 +231,18 @@ class _Worker:
         )
         return Frame(Kind.ANSWER, methods.STATUS.reply.encode(status))
 
-    def _piece(self, method: Method[Piece[Any], Any], request: Frame) -> Piece[Any]:
-        """Return a request's message, its body taken from where it lies."""
+    def _pieces(
+        self, method: Method[Piece[Any], Any], request: Frame
+    ) -> Iterator[Piece[Any]]:
+        """Yield a request's message, its body taken from where it lies.
+
+        What is wrong with it comes up when it is asked for, and so is counted.
+        """
         piece = marking(method.request.decode)(request.message)
-        if not request.upload:
-            return piece
-        memory = self._memory(request.upload).view()
-        return Piece(piece.header, 0, memory[: request.body_nbytes].data)
+        if request.upload:
+            memory = self._memory(request.upload).view()
+            piece = Piece(piece.header, 0, memory[: request.body_nbytes].data)
+        yield piece
 
     def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and the memory that its body was written to."""
@@ -269,3 +273,9 @@ class _Worker:
                 f"memory: expected one that has been attached, got number {number}"
             )
         return memory
+
+
+def _copied(piece: Piece[Any]) -> Piece[Any]:
+    memory = aligned(len(piece.data))
+    fill(memory, np.frombuffer(piece.data, np.uint8))
+    return Piece(piece.header, 0, memory.data)

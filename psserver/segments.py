@@ -34,7 +34,7 @@ class Segment:
         size: How many elements it has, gaps included.
         start: Where it begins in the variables' body, in bytes.
         gradient_start: Where it begins in the gradients' body, in bytes.
-        gaps: Its elements that belong to no array.
+        gaps: Its bytes that belong to no array.
     """
 
     dtype: np.dtype[Any]
@@ -52,10 +52,11 @@ class Segment:
 
     def bytes_of(self, array: npt.NDArray[Any]) -> Bytes:
         """Return the bytes that travel: those between two arrays are zero."""
-        if self.gaps.size and array[self.gaps].any():
-            array = array.copy()
-            array[self.gaps] = 0
-        return array.view(np.uint8)
+        stored = array.view(np.uint8)
+        if self.gaps.size and stored[self.gaps].any():
+            stored = stored.copy()
+            stored[self.gaps] = 0
+        return stored
 
     def cut(self, array: AnyArray) -> dict[str, AnyArray]:
         """Return the arrays that this one is made of."""
@@ -70,6 +71,8 @@ class Segment:
             return arrays[self.arrays[0][0].name].reshape(-1)
         pieces, end = [], 0
         for spec, start in self.arrays:
+            if not spec.nbytes:
+                continue
             pieces += [
                 jnp.zeros(start - end, self.dtype),
                 arrays[spec.name].reshape(-1),
@@ -119,5 +122,5 @@ def _segment(layout: Layout, names: list[str]) -> Segment:
         size=part.nbytes // dtype.itemsize,
         start=layout.places[first][1],
         gradient_start=layout.trainable.places[first][1],
-        gaps=part.gaps[:: dtype.itemsize] // dtype.itemsize,
+        gaps=part.gaps,
     )

@@ -11,6 +11,7 @@ from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     DeadlineError,
+    InternalError,
     ParameterServerError,
     ServerUnavailableError,
     SessionUnknownError,
@@ -192,14 +193,16 @@ class Connection:
         )
 
     def _read_snapshot(self, pieces: Iterator[PullPiece]) -> Snapshot[Body] | None:
-        first = next(pieces)
+        first = next(pieces, None)
+        if first is None or first.header is None:
+            raise InternalError(f"{self.address}: expected a header, got none")
         header = first.header
-        assert header is not None  # The first piece has it, by the contract.
         if header.HasField("layout"):
             self.layout = Layout.from_proto(header.layout)
         if header.not_modified:
             return None
-        assert self.layout is not None  # The server leaves out only what we know.
+        if self.layout is None:
+            raise InternalError(f"{self.address}: expected a layout, got none")
         assembly = body.Assembly(self.layout)
         assembly.add(first.offset, first.data)
         for piece in pieces:

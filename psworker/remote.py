@@ -8,7 +8,7 @@ import grpc
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES, Arrays
-from pswire.errors import from_status
+from pswire.errors import InternalError, from_status
 from pswire.layout import Layout
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Header, Piece
@@ -89,8 +89,9 @@ class Remote:
         else:
             pieces = _pieces(header, layout, arrays)
             replies = self._stream(methods.EXCHANGE_STREAM, pieces, timeout)
-        first = next(replies)
-        assert first.push is not None  # The first one has it, by the contract.
+        first = next(replies, None)
+        if first is None or first.push is None:
+            raise InternalError(f"{self._address}: expected a verdict, got none")
 
         def pulled() -> Iterator[PullPiece]:
             yield first.pull

@@ -15,6 +15,7 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Arrays, Buffer, Bytes
 from pswire.errors import (
     DeadlineError,
+    InternalError,
     InvalidRequestError,
     ServerUnavailableError,
     from_bytes,
@@ -119,7 +120,8 @@ class SameHost:
             download = self._room(nbytes)
             answer = self._call(replace(request, download=_number(download)), timeout)
             reply = methods.EXCHANGE.reply.decode(answer.message)
-            assert reply.push is not None  # It is there, by the contract.
+            if reply.push is None:
+                raise InternalError(f"{self._path}: expected a verdict, got none")
             pull = self._taken(reply.pull, answer, download, nbytes)
         return reply.push, iter((pull,))
 
@@ -151,6 +153,9 @@ class SameHost:
         except OSError as error:
             self.close()
             raise ServerUnavailableError(f"{self._path}: {error}") from error
+        except BaseException:
+            self.close()  # Else the next call would be given this one's answer.
+            raise
 
     def _wait_at_most(self, timeout: float) -> None:
         # The kernel keeps the time: with `settimeout`, Python asks it twice each time.

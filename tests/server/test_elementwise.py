@@ -13,6 +13,8 @@ import pytest
 
 from psserver.elementwise import is_elementwise
 from psserver.rules import require_rule
+from psserver.segments import segments
+from pswire.layout import Layout
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Make = Callable[[], optax.GradientTransformation]
@@ -32,7 +34,13 @@ def _says(rule: optax.GradientTransformation, variables: Arrays = _MODEL) -> boo
         updates, slots = whole.update(gradients, slots, params, value=value)
         return optax.apply_updates(params, updates), slots
 
-    return is_elementwise(whole.init, update, variables)
+    layout = Layout.of(variables)
+    apart = {a.name: jax.ShapeDtypeStruct(a.shape, a.dtype) for a in layout}
+    together = {
+        number: jax.ShapeDtypeStruct((segment.size,), segment.dtype)
+        for number, segment in enumerate(segments(layout, apart=False))
+    }
+    return is_elementwise(whole.init, update, apart, together)
 
 
 def _each(function: Callable[[Any], Any]) -> optax.GradientTransformation:
@@ -200,12 +208,10 @@ def test_a_tiny_difference_between_two_constants_is_one() -> None:
     """The two neighbours of float32 look the same with six digits."""
     one, next_one = np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1))
 
-    rules = [
-        _by_name(lambda name, other=other: float(other if name == "b" else one))
-        for other in (one, next_one)
-    ]
+    def rule(other: np.float32) -> optax.GradientTransformation:
+        return _by_name(lambda name: float(other if name == "b" else one))
 
-    assert [_says(rule) for rule in rules] == [True, False]
+    assert [_says(rule(other)) for other in (one, next_one)] == [True, False]
 
 
 def test_the_loss_is_shared_by_all() -> None:
@@ -240,7 +246,7 @@ def test_a_thousand_variables_are_told_like_two() -> None:
     }
 
     def factor(name: str) -> float:
-        return 2.0 if name == "637" else 1.0
+        return 2.0 if name == "638" else 1.0
 
     rules = (optax.sgd(0.1, momentum=0.9), _by_name(factor))
 

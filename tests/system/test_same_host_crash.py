@@ -101,6 +101,10 @@ class Process(subprocess.Popen[str]):
         """Return how many threads it has."""
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
+    def files(self) -> int:
+        """Return how many files it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def __exit__(self, *error: Any) -> None:
         self.kill()
         self._alarm.cancel()
@@ -139,7 +143,9 @@ def serve(start_process: StartProcess, home: Path) -> Serve:
             *("--max-staleness", "off", "--port", port),
             TMPDIR=str(home),
         )
-        return process, process.line().removeprefix("listening on ")
+        first = process.line()
+        assert first.startswith("listening on ")
+        return process, first.removeprefix("listening on ")
 
     return start
 
@@ -158,30 +164,36 @@ def wait_until(is_so: Callable[[], bool], client: psworker.Client) -> None:
         client.status()
 
 
-def test_a_worker_that_is_killed_leaves_no_thread_in_the_server(
+def test_a_worker_that_is_killed_leaves_nothing_in_the_server(
     serve: Serve, start_process: StartProcess, connect_near: ConnectNear
 ) -> None:
-    """In the midst of its exchanges; the others go on, and whole pushes are counted."""
+    """In the midst of its exchanges; neither memory nor threads nor open files."""
     server, address = serve()
     other = connect_near(address)
     other.initialize(ZEROS)
     snapshot = other.pull()
     for _ in range(5):
         snapshot = other.exchange(UP, snapshot)[1]
-    before = server.threads()
+    before = server.memories(), server.threads(), server.files()
     clients = 16
     worker = start_process("-c", WORKER, address, str(clients), str(SIZE))
     assert worker.line() == "ready"
-    alive = server.threads()
+    alive = server.memories(), server.threads(), server.files()
 
     worker.send_signal(signal.SIGKILL)
     worker.wait(TIMEOUT_S)
     verdict, snapshot = other.exchange(UP, snapshot)
-    wait_until(lambda: server.threads() < before + clients // 2, other)
+    wait_until(lambda: server.memories() <= before[0], other)
+    wait_until(lambda: server.threads() < before[1] + clients // 2, other)
+    wait_until(lambda: server.files() < before[2] + clients // 2, other)
 
-    assert alive >= before + clients
+    # Every client has memory for its gradients and one snapshot at least.
+    assert alive[0] >= before[0] + 2 * clients
+    assert alive[1] >= before[1] + clients
+    assert server.memories() == before[0]
     # gRPC has some of its own, which come and go.
-    assert server.threads() < before + clients // 2
+    assert server.threads() < before[1] + clients // 2
+    assert server.files() < before[2] + clients // 2
     assert verdict.applied
     last = other.exchange(UP, snapshot)[1]
     status = other.status()

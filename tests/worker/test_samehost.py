@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import signal
 import socket
 import tempfile
 import threading
@@ -334,6 +335,24 @@ def test_a_refusal_is_the_same_error_and_ends_nothing(
     assert unix_relay.kinds[calls:] == [Kind.EXCHANGE]
 
 
+@pytest.mark.parametrize("attempt", range(5))
+def test_gradients_that_need_more_memory_than_before_get_it(
+    initialized: Any, connect_near: ConnectNear, start_relay: Any, attempt: int
+) -> None:
+    """The smaller memory, of gradients that were refused, is let go of at once."""
+    relay = start_relay(initialized(PARAMS))
+    client = connect_near(relay.address)
+    snapshot = client.pull()
+
+    with pytest.raises(VariableMismatchError, match=r"^w: expected \(262144,\) float"):
+        client.push({"w": BASE[: SIZE // 2]}, snapshot)
+    verdict, new = client.exchange(UP, snapshot)
+
+    assert verdict == Verdict(applied=True, staleness=0, step=1)
+    np.testing.assert_array_equal(new.params["w"], BASE + 1)
+    assert relay.methods() == ["Join"]
+
+
 # What the caller holds
 
 
@@ -387,6 +406,8 @@ def test_no_more_memory_is_taken_than_is_held(
     initialized: Any, connect_near: ConnectNear, held_at_once: int
 ) -> None:
     """Fifty more exchanges attach no memory and leave no file open."""
+    gc.collect()
+    before = shared_memories()
     client = connect_near(initialized(PARAMS))
     snapshot = client.pull()
     held: list[Any] = []
@@ -396,7 +417,7 @@ def test_no_more_memory_is_taken_than_is_held(
     for _ in range(60):
         snapshot = client.exchange(UP, snapshot)[1]
         held = [*held, snapshot][len(held) + 1 - held_at_once :]
-        memories.append(shared_memories())
+        memories.append(shared_memories() - before)
         files.append(len(os.listdir("/proc/self/fd")))
 
     assert 0 < memories[9] <= 10  # Three held, one to come, gradients: on both sides.
@@ -620,8 +641,9 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_over_grpc(
     initialized: Any, connect_near: ConnectNear, unix_relay: UnixRelay, way: str
 ) -> None:
     """The socket is given up: an answer that is late must not be another's."""
-    client = connect_near(initialized(SMALL), timeout_s=0.3)
-    snapshot = client.pull()
+    address = initialized(SMALL)
+    snapshot = connect_near(address, same_host=False).pull()
+    client = connect_near(address, timeout_s=0.3)
     given_up = threading.Event()
     getattr(unix_relay, way)[Kind.PUSH] = lambda: given_up.wait(WAIT_S)
 
@@ -631,6 +653,22 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_over_grpc(
     assert verdict == Verdict(True, 0, 1, duplicate=way == "after")
     assert client.status().counts.applied == 1
     np.testing.assert_array_equal(client.pull().params["w"], np.ones(4))
+    assert unix_relay.kinds == [Kind.PUSH]
+
+
+def test_an_answer_may_take_longer_than_it_may_take_to_connect(
+    initialized: Any, connect_near: ConnectNear, unix_relay: UnixRelay
+) -> None:
+    """A call has its own time; what has to come within a second is the greeting."""
+    client = connect_near(initialized(SMALL))
+    snapshot = client.pull()
+    unix_relay.after[Kind.PUSH] = lambda: threading.Event().wait(1.1)
+
+    verdict = client.push(SMALL_UP, snapshot)
+
+    assert verdict == Verdict(applied=True, staleness=0, step=1)
+    assert client.status().step == 1
+    assert unix_relay.kinds == [Kind.PULL, Kind.PUSH, Kind.STATUS]
 
 
 def test_a_server_that_answers_nowhere_runs_into_the_deadline(
@@ -641,7 +679,7 @@ def test_a_server_that_answers_nowhere_runs_into_the_deadline(
 ) -> None:
     """First here, then over gRPC, where patience ends."""
     relay = start_relay(initialized(SMALL))
-    client = connect_near(relay.address, timeout_s=0.2, outage_s=0.1)
+    client = connect_near(relay.address, timeout_s=0.5, outage_s=0.5)
     given_up = threading.Event()
     unix_relay.before[Kind.STATUS] = lambda: given_up.wait(WAIT_S)
     relay.before["Status"] = lambda: given_up.wait(WAIT_S)
@@ -829,3 +867,29 @@ def test_a_path_without_a_listener_is_left_alone(
         assert (Path(home) / "file").read_text() == "as it was"
         assert len(list(Path(home).iterdir())) == 3
     assert verdict == Verdict(applied=True, staleness=0, step=1)
+
+
+@pytest.mark.parametrize("kind", [Kind.PUSH, Kind.EXCHANGE], ids=["push", "exchange"])
+def test_after_an_interruption_no_call_gets_the_answer_of_another(
+    initialized: Any, connect_near: ConnectNear, unix_relay: UnixRelay, kind: Kind
+) -> None:
+    """Ctrl-C while the client waits: the answer still comes, and is nobody's."""
+    client = connect_near(initialized(PARAMS))
+    snapshot = client.pull()
+    interrupted = threading.Event()
+
+    def interrupt() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert interrupted.wait(WAIT_S)
+
+    unix_relay.before[kind] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        getattr(client, kind.name.lower())(UP, snapshot)
+    interrupted.set()
+
+    assert client.status().rule == "custom"
+    before = client.pull()
+    verdict, new = client.exchange(UP, before)
+    assert (verdict.applied, verdict.duplicate) == (True, False)
+    assert verdict.step == before.step + 1
+    np.testing.assert_array_equal(new.params["w"], BASE + new.step)
