@@ -891,5 +891,6 @@ def test_after_an_interruption_no_call_gets_the_answer_of_another(
     before = client.pull()
     verdict, new = client.exchange(UP, before)
     assert (verdict.applied, verdict.duplicate) == (True, False)
-    assert verdict.step == before.step + 1
+    # The interrupted push may come through at any time, or not at all.
+    assert verdict.step > before.step
     np.testing.assert_array_equal(new.params["w"], BASE + new.step)
