@@ -6,7 +6,6 @@ import numpy as np
 
 from benchmarks import product
 from benchmarks.commands import obey, timed
-from pswire.memory import keep_freed_memory
 
 _WARM_UPS = 5
 """So often an action may still take fresh memory, which the kernel has to clear."""
@@ -65,5 +64,4 @@ def _triad(nbytes: int) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     obey({"copies": copies, "triads": triads, "steps": steps})

@@ -158,8 +158,6 @@ class Children:
 
 def _follow() -> None:
     """Let the kernel end this process with its parent, and before any other."""
-    # Not `psworker.leash`: its thread comes before the server sets the allocator, which
-    # then has two arenas, one of which gives large blocks back.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # Where memory runs out, what goes is to be the benchmark.
     Path("/proc/self/oom_score_adj").write_text("1000")

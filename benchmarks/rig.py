@@ -140,7 +140,9 @@ class Rig:
         return Server(child, lambda: child.read_line().split()[-1])
 
     def _start(self, role: str, module: str) -> Child:
-        return self._once(role, lambda: self._children.start(module))
+        return self._once(
+            role, lambda: self._children.start("benchmarks.child", module)
+        )
 
     def _once(self, role: Hashable, make: Callable[[], Made]) -> Made:
         if not self.effort.quick:

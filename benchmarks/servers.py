@@ -3,7 +3,6 @@
 import psserver
 from benchmarks import product
 from benchmarks.commands import obey
-from pswire.memory import keep_freed_memory
 
 _servers: list[psserver.Server] = []
 
@@ -16,5 +15,4 @@ def serve(rule: str) -> str:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     obey({"serve": serve})

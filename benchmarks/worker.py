@@ -11,7 +11,6 @@ import grpc
 import psworker
 from benchmarks import product
 from benchmarks.commands import elapsed, obey, timed
-from pswire.memory import keep_freed_memory
 
 
 class _Seat:
@@ -133,7 +132,6 @@ def _connections_of_their_own() -> Any:
 
 def main() -> None:
     """Take commands until the input ends."""
-    keep_freed_memory()
     worker = _Worker()
     names = [name for name in dir(worker) if not name.startswith("_")]
     obey({name: getattr(worker, name) for name in names})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from psserver.config import ServerConfig
+from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 
 if TYPE_CHECKING:
@@ -134,8 +135,6 @@ def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psserver").setLevel(logging.INFO)
-    from pswire.memory import keep_freed_memory
-
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.

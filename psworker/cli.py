@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 from psworker.task import Shard, Task, load_task
 
@@ -219,8 +220,6 @@ def _load(target: str, app_dir: str) -> Task:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psworker").setLevel(logging.INFO)
-    from pswire.memory import keep_freed_memory
-
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from pswire.memory import keep_freed_memory
+from pswire.heap import keep_freed_memory
 
 _GRACE_S = 5.0
 
@@ -22,7 +22,7 @@ def main() -> None:
     # A group of its own: Ctrl-C in the terminal is for the starter, and what this
     # process starts in turn can be ended with it.
     os.setpgrp()
-    keep_freed_memory()  # While there is one thread: each gets a heap of its own.
+    keep_freed_memory()  # While there is but one thread.
     pipe, module = int(sys.argv[1]), sys.argv[2]
     threading.Thread(target=_watch, args=(pipe,), name="leash", daemon=True).start()
     sys.argv = sys.argv[2:]

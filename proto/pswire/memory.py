@@ -1,9 +1,6 @@
-"""The memory that bodies lie in: where it starts, and whether it stays."""
+"""The memory that bodies lie in."""
 
-import ctypes
-import logging
 import mmap
-import sys
 import threading
 import weakref
 from collections import deque
@@ -14,16 +11,11 @@ import numpy.typing as npt
 
 from pswire.layout import ALIGNMENT
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_TOP_PAD_NBYTES = 64 * 2**20
-
 _RECYCLED_NBYTES = 2**20
 _SHARED_NBYTES = 2**24
 _MAX_FREE = 2  # One for the gradients that come next, one for a second worker's.
 
 _free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
-
-_log = logging.getLogger("pswire")
 
 
 def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
@@ -82,27 +74,3 @@ def fill(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
     helper.start()
     np.copyto(target[:middle], source[:middle])
     helper.join()
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for what it takes next.
-
-    The kernel clears every page that it hands out: for an array of 100 MB that takes
-    three times as long as an update of SGD. Left alone, glibc gives large blocks back
-    as soon as they are freed, so that every step pays for fresh ones. The price is
-    that the process stays as large as it has once been. Other C libraries are left as
-    they are.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    settings = (
-        (_M_MMAP_MAX, 0),  # Large blocks come from the heap,
-        (_M_ARENA_MAX, 1),  # of which there is one for all threads,
-        (_M_TRIM_THRESHOLD, -1),  # which never shrinks,
-        (_M_TOP_PAD, _TOP_PAD_NBYTES),  # and grows by much at a time.
-    )
-    done = [mallopt(name, value) for name, value in settings]
-    _log.debug("freed memory: %s", "kept" if all(done) else "kept in part")

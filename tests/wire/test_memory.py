@@ -150,13 +150,15 @@ def test_bytes_are_copied_whole(nbytes: int) -> None:
 
 _KEEP = """
 import logging, resource, threading
-import numpy as np
-from pswire.memory import aligned, keep_freed_memory
+from pswire.heap import keep_freed_memory
 
 logging.basicConfig(format="%(message)s")
 logging.getLogger("pswire").setLevel(logging.DEBUG)
 keep_freed_memory()
 keep_freed_memory()
+
+import numpy as np
+from pswire.memory import aligned
 
 def work(mark):
     for nbytes in (100, 2**20, 2**22):
