@@ -53,7 +53,10 @@ class SameHost:
         except OSError:
             shutil.rmtree(self._home)
             raise
-        self._acceptor = threading.Thread(target=self._accept, name="samehost")
+        # Daemons: a program that never stops its server can still end.
+        self._acceptor = threading.Thread(
+            target=self._accept, name="samehost", daemon=True
+        )
         self._acceptor.start()
 
     @property
@@ -104,21 +107,29 @@ class SameHost:
                 self._stopped.wait(_RETRY_S)
                 continue
             thread = threading.Thread(
-                target=self._serve, args=(connection,), name="samehost worker"
+                target=self._serve,
+                args=(connection,),
+                name="samehost worker",
+                daemon=True,
             )
             with self._lock:
                 if self._stopped.is_set() or len(self._workers) >= _MAX_WORKERS:
                     connection.close()
                     continue
+                try:
+                    thread.start()
+                except RuntimeError as error:  # The system has no thread left.
+                    _log.warning("a worker on this host cannot be served: %s", error)
+                    connection.close()
+                    continue
                 self._workers[connection] = thread
-            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        timeout = struct.pack("ll", _SEND_TIMEOUT_S, 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         frames = FrameSocket(connection)
         worker = _Worker(self._calls, lambda: self._waits(connection))
         try:
+            timeout = struct.pack("ll", _SEND_TIMEOUT_S, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
             frames.send(self._greeting)
             while (request := frames.receive()) is not None:
                 answer = worker.answer(request)
@@ -196,10 +207,8 @@ class _Worker:
             raise InvalidRequestError(str(error)) from error
 
     def _initialize(self, request: Frame) -> Frame:
-        pieces = self._pieces(methods.INITIALIZE, request)
-        if request.upload:
-            # The variables stay, and the worker could change its memory later.
-            pieces = map(_copied, pieces)
+        # Copied: the variables stay, and the worker could change its memory later.
+        pieces = map(_copied, self._pieces(methods.INITIALIZE, request))
         reply = self._calls.initialize(pieces)
         return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
 
@@ -234,15 +243,14 @@ class _Worker:
     def _pieces(
         self, method: Method[Piece[Any], Any], request: Frame
     ) -> Iterator[Piece[Any]]:
-        """Yield a request's message, its body taken from where it lies.
+        """Yield a request's message, then its body if that lies in memory.
 
         What is wrong with it comes up when it is asked for, and so is counted.
         """
-        piece = marking(method.request.decode)(request.message)
+        yield marking(method.request.decode)(request.message)
         if request.upload:
             memory = self._memory(request.upload).view()
-            piece = Piece(piece.header, 0, memory[: request.body_nbytes].data)
-        yield piece
+            yield Piece(None, 0, memory[: request.body_nbytes].data)
 
     def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and the memory that its body was written to."""
@@ -276,6 +284,8 @@ class _Worker:
 
 
 def _copied(piece: Piece[Any]) -> Piece[Any]:
+    if piece.header is not None:
+        return piece
     memory = aligned(len(piece.data))
     fill(memory, np.frombuffer(piece.data, np.uint8))
     return Piece(piece.header, 0, memory.data)

@@ -82,11 +82,12 @@ class Connection:
         self._remote = Remote(address)
         self._may_be_near = same_host
         self._near: SameHost | None = None
+        self._nearing = threading.Lock()  # Guards `_near`, but for reading it.
 
     def close(self) -> None:
         """End the connection; calls in flight are cancelled."""
         self._closed.set()
-        self._leave_near()
+        self._replace_near(self._near, None)
         self._remote.close()
 
     def join(self) -> None:
@@ -102,9 +103,8 @@ class Connection:
         self.layout = Layout.from_proto(reply.layout) if has_layout else None
         self.generation = self.generation or reply.generation
         self._max_model_nbytes = reply.limits.max_model_nbytes
-        self._leave_near()  # It may have been a server before this one.
-        if self._may_be_near and reply.same_host:
-            self._come_near(reply)
+        # What was near may have been a server before this one.
+        self._replace_near(self._near, self._find_near(reply))
 
     def initialize(self, arrays: Arrays) -> bool:
         """Offer the first variables.
@@ -242,20 +242,30 @@ class Connection:
                     raise
                 # Not by us: a server that stops cancels what reaches it too late.
                 failure = ServerUnavailableError(str(error))
-            if near and not self._closed.is_set():
+            if self._closed.is_set():
+                raise CallCancelledError(f"{self.address}: closed") from failure
+            if near:
                 # The same push has the same number whichever way it goes.
                 _log.info("going on over gRPC: %s", failure)
-                self._leave_near()
+                self._replace_near(near, None)
             elif self._closed.wait(outage.next_pause_s(failure)):
                 raise failure
 
-    def _come_near(self, reply: pb.JoinReply) -> None:
+    def _find_near(self, reply: pb.JoinReply) -> SameHost | None:
+        if not (self._may_be_near and reply.same_host):
+            return None
         try:
-            self._near = SameHost(reply.same_host, reply.incarnation)
+            return SameHost(reply.same_host, reply.incarnation)
         except OSError as error:
             _log.debug("staying with gRPC: %s", error)
+            return None
 
-    def _leave_near(self) -> None:
-        near, self._near = self._near, None
-        if near:
-            near.close()
+    def _replace_near(self, old: SameHost | None, new: SameHost | None) -> None:
+        """Put one in place of another, unless some other thread has been first."""
+        with self._nearing:
+            wanted = self._near is old and not self._closed.is_set()
+            if self._near is old:
+                self._near = new if wanted else None
+        for end in (old, None if wanted else new):
+            if end:
+                end.close()

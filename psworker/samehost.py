@@ -5,10 +5,12 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
 
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
@@ -27,6 +29,9 @@ from pswire.pieces import Piece
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
 from pswire.sharedmemory import SharedMemory
 
+Reply = TypeVar("Reply")
+
+_UCRED = "iII"  # The process, the user and the group of who has the other end.
 _CONNECT_TIMEOUT_S = 1.0
 _MAX_LENT = 3  # Snapshots that the caller may hold without a copy.
 
@@ -56,17 +61,19 @@ class SameHost:
         self._downloads: list[_Memory] = []
         self._number = 0
         self._timeout = 0.0
+        self._ended = False
         try:
             self._wait_at_most(_CONNECT_TIMEOUT_S)
             self._socket.connect(path)
-            greeting = self._frames.receive()
-            if greeting is None or greeting.message != incarnation.encode():
-                raise ConnectionError(f"{path}: expected the server of this host")
+            self._require_same_user()
+            if self._receive().message != incarnation.encode():
+                raise ConnectionError("expected the server of this host")
         except (OSError, InvalidRequestError) as error:
             self._socket.close()
             raise OSError(f"{path}: {error}") from error
 
     def close(self) -> None:
+        self._ended = True
         # A thread that waits for an answer wakes up.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -79,31 +86,28 @@ class SameHost:
         arrays: Arrays,
         timeout: float,
     ) -> pb.InitializeReply:
-        with self._lock:
+        with self._turn():
             request = self._request(
                 Kind.INITIALIZE, methods.INITIALIZE, header, layout, arrays
             )
-            answer = self._call(request, timeout)
-        return methods.INITIALIZE.reply.decode(answer.message)
+            return self._call(request, methods.INITIALIZE.reply.decode, timeout)[0]
 
     def pull(
         self, request: pb.PullRequest, nbytes: int, timeout: float
     ) -> Iterator[PullPiece]:
-        with self._lock:
+        with self._turn():
             download = self._room(nbytes)
             message = methods.PULL.request.encode(request)
             frame = Frame(Kind.PULL, message, download=_number(download))
-            answer = self._call(frame, timeout)
-            piece = methods.PULL.reply.decode(answer.message)
+            piece, answer = self._call(frame, methods.PULL.reply.decode, timeout)
             return iter((self._taken(piece, answer, download, nbytes),))
 
     def push(
         self, header: pb.PushHeader, layout: Layout, arrays: Arrays, timeout: float
     ) -> pb.PushReply:
-        with self._lock:
+        with self._turn():
             request = self._request(Kind.PUSH, methods.PUSH, header, layout, arrays)
-            answer = self._call(request, timeout)
-        return methods.PUSH.reply.decode(answer.message)
+            return self._call(request, methods.PUSH.reply.decode, timeout)[0]
 
     def exchange(
         self,
@@ -113,38 +117,63 @@ class SameHost:
         nbytes: int,
         timeout: float,
     ) -> tuple[pb.PushReply, Iterator[PullPiece]]:
-        with self._lock:
+        with self._turn():
             request = self._request(
                 Kind.EXCHANGE, methods.EXCHANGE, header, layout, arrays
             )
             download = self._room(nbytes)
-            answer = self._call(replace(request, download=_number(download)), timeout)
-            reply = methods.EXCHANGE.reply.decode(answer.message)
+            request = replace(request, download=_number(download))
+            decode = methods.EXCHANGE.reply.decode
+            reply, answer = self._call(request, decode, timeout)
             if reply.push is None:
                 raise InternalError(f"{self._path}: expected a verdict, got none")
             pull = self._taken(reply.pull, answer, download, nbytes)
         return reply.push, iter((pull,))
 
     def status(self, timeout: float) -> pb.StatusReply:
-        with self._lock:
+        with self._turn():
             request = methods.STATUS.request.encode(pb.StatusRequest())
-            answer = self._call(Frame(Kind.STATUS, request), timeout)
-        return methods.STATUS.reply.decode(answer.message)
+            frame = Frame(Kind.STATUS, request)
+            return self._call(frame, methods.STATUS.reply.decode, timeout)[0]
 
-    def _call(self, request: Frame, timeout: float) -> Frame:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock:
+            # Before anything is written: the server may still read the last gradients.
+            if self._ended:
+                raise ServerUnavailableError(f"{self._path}: the socket has ended")
+            yield
+
+    def _call(
+        self, request: Frame, decode: Callable[[bytes], Reply], timeout: float
+    ) -> tuple[Reply, Frame]:
         with self._ending():
             self._wait_at_most(timeout)
             self._frames.send(request)
-            answer = self._frames.receive()
-            if answer is None:
-                raise ConnectionError("the server has closed it")
-        if answer.kind == Kind.ERROR:
-            raise from_bytes(answer.message)
-        return answer
+            answer = self._receive()
+            if answer.kind != Kind.ERROR:
+                return decode(answer.message), answer
+        raise from_bytes(answer.message)
+
+    def _receive(self) -> Frame:
+        frame = self._frames.receive()
+        if frame is None:
+            raise ConnectionError("the server has closed it")
+        for descriptor in frame.descriptors:
+            os.close(descriptor)  # Nothing of the server's is for us to map.
+        return frame
+
+    def _require_same_user(self) -> None:
+        # What a server says of itself, anybody may have heard of it.
+        size = struct.calcsize(_UCRED)
+        got = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        _, user, _ = struct.unpack(_UCRED, got)
+        if user != os.geteuid():
+            raise ConnectionError(f"expected a server of user {os.geteuid()}")
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
-        """Close the socket if the block fails on it, for the caller to go elsewhere."""
+        """Close the socket if the block fails, for the caller to go elsewhere."""
         try:
             yield
         except BlockingIOError as error:
@@ -153,6 +182,9 @@ class SameHost:
         except OSError as error:
             self.close()
             raise ServerUnavailableError(f"{self._path}: {error}") from error
+        except DecodeError as error:
+            self.close()
+            raise InternalError(f"{self._path}: {error}") from error
         except BaseException:
             self.close()  # Else the next call would be given this one's answer.
             raise
@@ -210,7 +242,8 @@ class SameHost:
         """Return an answer's message with its body."""
         if not answer.download:
             return piece
-        assert download is not None  # The server uses only what we have offered.
+        if download is None:
+            raise InternalError(f"{self._path}: expected no memory, got one")
         lent = sum(memory.is_lent() for memory in self._downloads)
         view = download.lend()[:nbytes]
         # Who holds on to many snapshots gets a copy, lest each take another memory.

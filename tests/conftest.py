@@ -22,7 +22,11 @@ Connect = Callable[..., psworker.Client]
 
 def _threads() -> set[threading.Thread]:
     # gRPC's own daemons end by themselves, some time after their channel.
-    return {thread for thread in threading.enumerate() if not thread.daemon}
+    return {
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon or thread.name.startswith("samehost")
+    }
 
 
 def _children() -> set[str]:

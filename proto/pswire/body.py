@@ -49,7 +49,7 @@ class Body(Arrays):
                 lies within one run, at an offset that suits its type.
         """
         self.layout = layout
-        self.runs = tuple(runs)
+        self.runs = tuple((start, memory) for start, memory in runs if len(memory))
         self._starts = [start for start, _ in self.runs]
 
     @classmethod

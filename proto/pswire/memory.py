@@ -63,14 +63,18 @@ def is_aligned(array: npt.NDArray[np.uint8]) -> bool:
 
 
 def fill(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
-    """Copy bytes, and let other threads run meanwhile."""
+    """Copy as many bytes as the target has, and let other threads run meanwhile."""
     if len(target) < _SHARED_NBYTES:
         # Unlike a slice assignment of a memoryview, this lets go of the GIL.
         np.copyto(target, source)
         return
     # One core cannot keep the memory busy; two copy up to three times as fast.
     middle = len(target) // 2
-    helper = threading.Thread(target=np.copyto, args=(target[middle:], source[middle:]))
+    helper = threading.Thread(
+        target=np.copyto, args=(target[middle:], source[middle:]), name="pswire copy"
+    )
     helper.start()
-    np.copyto(target[:middle], source[:middle])
-    helper.join()
+    try:
+        np.copyto(target[:middle], source[:middle])
+    finally:
+        helper.join()  # Nobody may find it still writing.

@@ -22,6 +22,10 @@ gives it a number in `upload`: the message's `data` is then empty, and the body 
 where the memory begins. The answer says in `download` whether it has used that memory.
 The server writes no worker's memory outside a call, keeps nothing in it beyond one, and
 lets go of it when the socket closes, whatever has become of the worker.
+
+The socket lies where only one user can reach it, and each end belongs to that user. A
+worker that changes its memory while the server reads it spoils its own push, and gets
+past the bound on the norm: whoever does that could as well read the server's memory.
 """
 
 import enum
@@ -107,7 +111,9 @@ class FrameSocket:
         try:
             # Never read past the end: what comes next may have descriptors of its own.
             while missing := _size(frame) - len(frame):
-                data, attached, _, _ = self._socket.recvmsg(missing, _ANCILLARY_NBYTES)
+                data, attached, _, _ = self._socket.recvmsg(
+                    missing, _ANCILLARY_NBYTES, socket.MSG_CMSG_CLOEXEC
+                )
                 for _, _, descriptor in attached:
                     descriptors += struct.unpack("i", descriptor)
                 if not data:
