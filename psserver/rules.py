@@ -18,6 +18,7 @@ from psserver.gradients import is_finite
 from psserver.segments import segments
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
+from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
 
 Slots = Any
@@ -117,7 +118,15 @@ class CompiledRule:
             # Some rules change their slots' types in the first update, which compiles
             # anew.
             for _ in range(2):
-                after, _ = self._update(after, zeros, np.float32(1))
+                before = after
+                # Waited for: two results at once would be one more than ever needed.
+                after, _ = jax.block_until_ready(
+                    self._update(before, zeros, np.float32(1))
+                )
+                if _types(after) == _types(before):
+                    break
+        del before, after
+        give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
 
     def apply(self, state: State, gradients: Body, value: float | None) -> State:
@@ -270,6 +279,10 @@ def _needs_value(
         "rule: expected one that needs the gradients, the variables and at most the "
         f"loss as `value`, got {type(failures[-1]).__name__}: {failures[-1]}"
     ) from failures[-1]
+
+
+def _types(state: State) -> list[Any]:
+    return [leaf.aval for leaf in jax.tree.leaves(state)]
 
 
 def _overflows(leaf: Any) -> bool:

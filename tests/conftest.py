@@ -81,9 +81,10 @@ def start_server() -> Iterator[StartServer]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what connects twice: over gRPC, and past it unless there is a relay."""
+    """Run what connects twice: over gRPC, and past it unless gRPC is tapped."""
     if "same_host" in metafunc.fixturenames:
-        ways = [False] if "start_relay" in metafunc.fixturenames else [False, True]
+        tapped = {"start_relay", "connect_through"} & {*metafunc.fixturenames}
+        ways = [False] if tapped else [False, True]
         names = ["same_host" if way else "grpc" for way in ways]
         metafunc.parametrize("same_host", ways, ids=names)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pswire.errors import InvalidRequestError, VariableMismatchError
 from pswire.layout import ALIGNMENT, ArraySpec, Layout
-from pswire.memory import aligned, fill, is_aligned
+from pswire.memory import aligned, fill, is_aligned, zeros
 
 if sys.byteorder != "little":
     raise ImportError("pswire: expected a little-endian machine, as the wire is")
@@ -55,9 +55,7 @@ class Body(Arrays):
     @classmethod
     def zeros(cls, layout: Layout) -> Self:
         """Make a body that can be written, all zero."""
-        memory = aligned(layout.nbytes)
-        memory[:] = 0
-        return cls(layout, [(0, memory)])
+        return cls(layout, [(0, zeros(layout.nbytes))])
 
     @classmethod
     def gather(cls, layout: Layout, arrays: Arrays) -> Self:

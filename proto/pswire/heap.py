@@ -35,3 +35,10 @@ def keep_freed_memory() -> None:
     )
     done = [mallopt(name, value) for name, value in settings]
     _log.debug("freed memory: %s", "kept" if all(done) else "kept in part")
+
+
+def give_back_freed_memory() -> None:
+    """Hand what is free now to the kernel: after work that is not done again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

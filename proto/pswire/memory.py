@@ -13,7 +13,7 @@ from pswire.layout import ALIGNMENT
 
 _RECYCLED_NBYTES = 2**20
 _SHARED_NBYTES = 2**24
-_MAX_FREE = 2  # One for the gradients that come next, one for a second worker's.
+_MAX_FREE = 1  # For the gradients, or the snapshot, that come next.
 
 _free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
 
@@ -29,7 +29,19 @@ def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
         memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + nbytes]
-    region = _recycled(nbytes) or _fresh(nbytes)
+    return _lent(_recycled(nbytes) or _fresh(nbytes))
+
+
+def zeros(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Take memory like `aligned`, all zero; it takes no room before it is written."""
+    if nbytes < _RECYCLED_NBYTES:
+        memory = aligned(nbytes)
+        memory[:] = 0
+        return memory
+    return _lent(_fresh(nbytes))
+
+
+def _lent(region: mmap.mmap) -> npt.NDArray[np.uint8]:
     memory = np.frombuffer(region, np.uint8)
     # All arrays made of it keep it alive, so this comes after the last reader.
     weakref.finalize(memory, _free.append, region).atexit = False
