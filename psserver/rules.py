@@ -60,7 +60,7 @@ class State(NamedTuple):
 
 
 class CompiledRule:
-    """One rule for variables of one layout: pure, with no state of its own.
+    """One rule for variables of one layout: pure, once it has started.
 
     JAX takes some microseconds for every array that it is given, so milliseconds for
     a thousand. An elementwise rule therefore runs on whole segments of the body, as if

@@ -19,7 +19,7 @@ from psserver.calls import Calls, Pulled
 from psserver.malformed import marking
 from pswire import body, methods
 from pswire.errors import InvalidRequestError, to_bytes
-from pswire.memory import aligned, fill
+from pswire.memory import copied
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Exchanged, Piece
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
@@ -286,6 +286,4 @@ class _Worker:
 def _copied(piece: Piece[Any]) -> Piece[Any]:
     if piece.header is not None:
         return piece
-    memory = aligned(len(piece.data))
-    fill(memory, np.frombuffer(piece.data, np.uint8))
-    return Piece(piece.header, 0, memory.data)
+    return Piece(None, 0, copied(np.frombuffer(piece.data, np.uint8)).data)

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.body import Arrays, Buffer, Bytes
+from pswire.body import Arrays, Bytes
 from pswire.errors import (
     DeadlineError,
     InternalError,
@@ -23,7 +23,7 @@ from pswire.errors import (
     from_bytes,
 )
 from pswire.layout import Layout
-from pswire.memory import aligned, fill
+from pswire.memory import copied
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Piece
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
@@ -247,8 +247,8 @@ class SameHost:
         lent = sum(memory.is_lent() for memory in self._downloads)
         view = download.lend()[:nbytes]
         # Who holds on to many snapshots gets a copy, lest each take another memory.
-        data: Buffer = view.data if lent < _MAX_LENT else _copied(view)
-        return Piece(piece.header, 0, data)
+        kept = view if lent < _MAX_LENT else copied(view)
+        return Piece(piece.header, 0, kept.data)
 
     def _attach(self, nbytes: int) -> "_Memory":
         self._number += 1
@@ -290,9 +290,3 @@ class _Memory:
 
 def _number(memory: _Memory | None) -> int:
     return memory.number if memory else 0
-
-
-def _copied(view: Bytes) -> Buffer:
-    memory = aligned(len(view))
-    fill(memory, view)
-    return memory.data

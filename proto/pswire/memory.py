@@ -74,6 +74,13 @@ def is_aligned(array: npt.NDArray[np.uint8]) -> bool:
     return address % ALIGNMENT == 0
 
 
+def copied(source: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the same bytes in memory like `aligned`."""
+    memory = aligned(len(source))
+    fill(memory, source)
+    return memory
+
+
 def fill(target: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
     """Copy as many bytes as the target has, and let other threads run meanwhile."""
     if len(target) < _SHARED_NBYTES:
