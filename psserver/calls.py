@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from psserver.malformed import require_message
@@ -9,6 +10,7 @@ from psserver.store import Store
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Body
+from pswire.encoding import Encoding
 from pswire.errors import InvalidRequestError, ParameterServerError
 from pswire.layout import Layout
 from pswire.methods import InitializePiece, PushPiece
@@ -17,8 +19,20 @@ from pswire.values import PushHeader, Snapshot, Verdict
 
 Headed = TypeVar("Headed", InitializePiece, PushPiece)
 
-Pulled = tuple[pb.SnapshotHeader, Body | None]
-"""A snapshot's header and its variables; None: the caller has them already."""
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A snapshot that is to travel.
+
+    Attributes:
+        header: What comes before its body.
+        layout: Of the body.
+        variables: What the body is made of; None: the caller has them already.
+    """
+
+    header: pb.SnapshotHeader
+    layout: Layout
+    variables: Body | None
 
 
 class Calls:
@@ -64,23 +78,28 @@ class Calls:
         )
 
     def pull(self, request: pb.PullRequest) -> Pulled:
+        encoding = Encoding.from_proto(request.wire_dtype)
         layout, snapshot = self._store.pull(request.session, self._clock())
         header = self._header(request, layout, snapshot)
-        return header, None if header.not_modified else snapshot.params
+        return Pulled(
+            header,
+            encoding.layout(layout),
+            None if header.not_modified else snapshot.params,
+        )
 
     def push(
         self,
         pieces: Iterator[PushPiece],
         is_wanted: Callable[[], bool],
-        require: Callable[[str], None] = lambda session: None,
+        require: Callable[[PushHeader], None] = lambda header: None,
     ) -> tuple[PushHeader, Verdict]:
         """Judge a push.
 
         Args:
             pieces: The push; the first one has the header.
             is_wanted: Whether the caller still waits.
-            require: Called with the session, refuses what cannot be answered: once
-                the push is applied it is too late.
+            require: Refuses what cannot be answered: once the push is applied it is
+                too late.
         """
         session = ""
         try:
@@ -88,7 +107,7 @@ class Calls:
             assert first.header is not None
             session = first.header.session
             header = PushHeader.from_proto(first.header)
-            require(session)
+            require(header)
         except ParameterServerError as error:
             self._store.reject(session, error, self._clock())
             raise
@@ -104,13 +123,17 @@ class Calls:
     def pull_after(self, header: PushHeader) -> Pulled:
         """Pull for one who has just pushed, and holds what it computed from."""
         request = pb.PullRequest(
-            session=header.session, generation=header.generation, step=header.step_read
+            session=header.session,
+            generation=header.generation,
+            step=header.step_read,
+            wire_dtype=header.snapshot_encoding.wire_dtype_number,
         )
         return self.pull(request)
 
-    def nbytes(self, session: str) -> int:
-        """Return the size of the variables' body, in bytes."""
-        return self._store.pull(session, self._clock())[0].nbytes
+    def snapshot_nbytes(self, session: str, encoding: Encoding) -> int:
+        """Return the size of the body that a snapshot takes to travel, in bytes."""
+        layout, _ = self._store.pull(session, self._clock())
+        return encoding.layout(layout).nbytes
 
     def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         require_message(request)
@@ -126,6 +149,7 @@ class Calls:
             step=snapshot.step,
             not_modified=same and request.step == snapshot.step,
             layout=None if same else layout.to_proto(),
+            wire_dtype=request.wire_dtype,
         )
 
 

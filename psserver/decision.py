@@ -102,7 +102,7 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
 def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.layout is not None:
         layout.require(header.layout)
-    expected = (header.layout or layout).nbytes
+    expected = header.encoding.layout(header.layout or layout).nbytes
     if header.nbytes != expected:
         raise VariableMismatchError(
             f"nbytes: expected {expected} bytes, got {header.nbytes}"

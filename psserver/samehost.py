@@ -226,7 +226,10 @@ class _Worker:
         header, verdict = self._calls.push(
             self._pieces(methods.EXCHANGE, request),
             self._is_wanted,
-            lambda session: self._require_room(self._calls.nbytes(session), request),
+            lambda header: self._require_room(
+                self._calls.snapshot_nbytes(header.session, header.snapshot_encoding),
+                request,
+            ),
         )
         pull, download = self._whole(self._calls.pull_after(header), request)
         exchanged = Exchanged(verdict.to_proto(), pull)
@@ -254,16 +257,16 @@ class _Worker:
 
     def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and the memory that its body was written to."""
-        header, variables = pulled
-        if variables is None:
-            return Piece(header), 0
-        layout = variables.layout
-        if layout.nbytes <= MAX_INLINE_NBYTES:
-            return Piece(header, 0, body.join(layout, variables)), 0
-        self._require_room(layout.nbytes, request)
+        if pulled.variables is None:
+            return Piece(pulled.header), 0
+        nbytes = pulled.layout.nbytes
+        if nbytes <= MAX_INLINE_NBYTES:
+            data = body.join(pulled.layout, pulled.variables)
+            return Piece(pulled.header, 0, data), 0
+        self._require_room(nbytes, request)
         memory = self._memory(request.download).view()
-        body.copy(layout, variables, memory)
-        return Piece(header), request.download
+        body.copy(pulled.layout, pulled.variables, memory)
+        return Piece(pulled.header), request.download
 
     def _require_room(self, nbytes: int, request: Frame) -> None:
         if nbytes <= MAX_INLINE_NBYTES:

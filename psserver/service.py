@@ -11,6 +11,7 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import CallCancelledError, TooLargeError, to_status
 from pswire.methods import InitializePiece, Method, PullPiece, PushPiece
 from pswire.pieces import Exchanged, Piece
+from pswire.values import PushHeader
 
 Message = TypeVar("Message")
 
@@ -46,7 +47,6 @@ class ParameterServer:
 
     def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> PullPiece:
         with to_status(context):
-            self._require_unary(request.session)
             return _whole(self._calls.pull(request))
 
     def PullStream(
@@ -68,7 +68,7 @@ class ParameterServer:
     def Exchange(self, request: PushPiece, context: grpc.ServicerContext) -> Exchanged:
         with to_status(context):
             header, verdict = self._calls.push(
-                iter((request,)), context.is_active, self._require_unary
+                iter((request,)), context.is_active, self._require_room
             )
             pull = _whole(self._calls.pull_after(header))
             return Exchanged(verdict.to_proto(), pull)
@@ -101,13 +101,10 @@ class ParameterServer:
         answer = getattr(self, method.name)
         return make(answer, method.request.decode, method.reply.encode)
 
-    def _require_unary(self, session: str) -> None:
-        nbytes = self._calls.nbytes(session)
-        if nbytes > body.MAX_UNARY_NBYTES:
-            raise TooLargeError(
-                f"variables: expected at most {body.MAX_UNARY_NBYTES} bytes in one "
-                f"message, got {nbytes}; the Stream calls carry them"
-            )
+    def _require_room(self, header: PushHeader) -> None:
+        _require_unary(
+            self._calls.snapshot_nbytes(header.session, header.snapshot_encoding)
+        )
 
 
 def _arriving(
@@ -123,16 +120,23 @@ def _arriving(
         raise gone
 
 
+def _require_unary(nbytes: int) -> None:
+    if nbytes > body.MAX_UNARY_NBYTES:
+        raise TooLargeError(
+            f"variables: expected at most {body.MAX_UNARY_NBYTES} bytes in one "
+            f"message, got {nbytes}; the Stream calls carry them"
+        )
+
+
 def _whole(pulled: Pulled) -> PullPiece:
-    header, variables = pulled
-    if variables is None:
-        return Piece(header)
-    return Piece(header, 0, body.join(variables.layout, variables))
+    _require_unary(pulled.layout.nbytes)
+    if pulled.variables is None:
+        return Piece(pulled.header)
+    return Piece(pulled.header, 0, body.join(pulled.layout, pulled.variables))
 
 
 def _pieces(pulled: Pulled) -> Iterator[PullPiece]:
-    header, variables = pulled
-    yield Piece(header)
-    if variables is not None:
-        for offset, data in body.cut(variables.layout, variables):
+    yield Piece(pulled.header)
+    if pulled.variables is not None:
+        for offset, data in body.cut(pulled.layout, pulled.variables):
             yield Piece(None, offset, data)

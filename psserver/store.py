@@ -197,8 +197,9 @@ class Store:
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, now)
             trainable = self._initialized().layout.trainable
-            received = receive(header.layout or trainable)
-            gradients = Body.gather(trainable, received)
+            layout = header.layout or trainable
+            received = receive(header.encoding.layout(layout))
+            gradients = Body.gather(trainable, header.encoding.decode(layout, received))
             self._require_sound(gradients)
             with self._lock:
                 verdict = self._decide(header)

@@ -15,6 +15,7 @@ import click
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 from psworker.task import Shard, Task, load_task
+from psworker.wire import Wire
 
 # JAX and gRPC are imported by the commands that need them: `--help` is instant.
 
@@ -50,6 +51,18 @@ _outage = click.option(
     help="How long to go on trying while no server answers.",
 )
 
+_wire_dtype = click.option(
+    "--wire-dtype",
+    metavar="bf16|bf16:pull|bf16:push",
+    help="Let float32 travel as bfloat16: both ways, or one.  [default: as it is]",
+)
+_compression = click.option(
+    "--compression",
+    metavar="topk:FRACTION",
+    help="Push the largest elements of each gradient alone, the others later.  "
+    "[default: push all]",
+)
+
 
 def _read_shard(context: click.Context, parameter: click.Parameter, text: str) -> Shard:
     try:
@@ -83,6 +96,8 @@ def main() -> None:
 @_steps
 @_on_drop
 @_outage
+@_wire_dtype
+@_compression
 @_app_dir
 def run(
     target: str,
@@ -92,6 +107,8 @@ def run(
     steps: int | None,
     on_drop: Any,
     outage_s: float,
+    wire_dtype: str | None,
+    compression: str | None,
     app_dir: str,
 ) -> None:
     """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
@@ -103,6 +120,7 @@ def run(
         latest = progress
         news(progress)
 
+    _require_wire(wire_dtype, compression)
     news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
     with interruptible(), _clear_errors():
         try:
@@ -110,7 +128,13 @@ def run(
             from psworker.client import connect
             from psworker.loop import train
 
-            with connect(server, name=name, outage_s=outage_s) as client:
+            with connect(
+                server,
+                name=name,
+                outage_s=outage_s,
+                wire_dtype=wire_dtype,
+                compression=compression,
+            ) as client:
                 log.info("joined %s as %s", server, client.name)
                 train(client, task, shard, steps=steps, on_drop=on_drop, report=report)
         except KeyboardInterrupt:
@@ -151,6 +175,8 @@ def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
 @_steps
 @_on_drop
 @_outage
+@_wire_dtype
+@_compression
 @_app_dir
 @click.option(
     "--log-dir",
@@ -175,6 +201,8 @@ def launch(
     steps: int | None,
     on_drop: str,
     outage_s: float,
+    wire_dtype: str | None,
+    compression: str | None,
     app_dir: str,
     log_dir: Path,
     max_restarts: int,
@@ -186,6 +214,7 @@ def launch(
         raise click.UsageError(
             f"--local-server: expected beside serve options, got {serve_options[0]}"
         )
+    _require_wire(wire_dtype, compression)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Several workers may share one accelerator: none takes all its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -195,6 +224,10 @@ def launch(
     run_options = ["--on-drop", on_drop, "--outage", str(outage_s)]
     if steps is not None:
         run_options += ["--steps", str(steps)]
+    if wire_dtype is not None:
+        run_options += ["--wire-dtype", wire_dtype]
+    if compression is not None:
+        run_options += ["--compression", compression]
     plan = Plan(
         target=target,
         workers=workers,
@@ -214,6 +247,13 @@ def launch(
         except LaunchError as error:
             raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)
+
+
+def _require_wire(wire_dtype: str | None, compression: str | None) -> None:
+    try:
+        Wire.parse(wire_dtype, compression)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _load(target: str, app_dir: str) -> Task:

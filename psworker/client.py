@@ -5,16 +5,21 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar, overload
 
 from pswire import trees
 from pswire.body import Arrays, Body
+from pswire.encoding import BFLOAT16, PLAIN, Encoding
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
 from psworker.gradient import differentiate
+from psworker.topk import TopK
+from psworker.wire import Wire
 
 Params = TypeVar("Params")
 OnDrop = Literal["skip", "retry"]
@@ -29,6 +34,8 @@ def connect(
     timeout_s: float = 30.0,
     outage_s: float = 60.0,
     same_host: bool = True,
+    wire_dtype: str | None = None,
+    compression: str | None = None,
 ) -> "Client":
     """Join a parameter server as a worker, waiting for it if need be.
 
@@ -42,10 +49,17 @@ def connect(
         outage_s: How long to go on trying while no server answers, in seconds.
         same_host: Whether to use a unix socket and shared memory in place of gRPC,
             which is several times as fast, if the server is on this host.
+        wire_dtype: "bf16" lets arrays of float32 travel as bfloat16, each number
+            rounded to the nearest, ties to even; "bf16:pull" only variables,
+            "bf16:push" only gradients. The server's own copy stays as it is.
+        compression: "topk:0.01" sends the hundredth of each gradient's elements that
+            are largest, and adds the others to the gradients of the next push.
 
     Raises:
         ServerUnavailableError: No server came in that time.
+        ValueError: `wire_dtype` or `compression` is none of those.
     """
+    wire = Wire.parse(wire_dtype, compression)
     worker = name or f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
     connection = Connection(
         address,
@@ -54,13 +68,14 @@ def connect(
         timeout_s=timeout_s,
         outage_s=outage_s,
         same_host=same_host,
+        pull_encoding=_rounded(wire.narrow_pulls),
     )
     try:
         connection.join()
     except BaseException:
         connection.close()
         raise
-    return Client(connection)
+    return Client(connection, wire)
 
 
 def read(
@@ -89,12 +104,15 @@ def read(
 class Client:
     """A worker's side of one session; made by `connect`, closed by `with`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, wire: Wire) -> None:
         self._connection = connection
         self._known: Snapshot[Body] | None = None
-        # Guards `_seq`, and keeps one push at a time: the server remembers the last.
+        # Guards what follows, and keeps one push at a time: the server remembers the
+        # last.
         self._pushing = threading.Lock()
         self._seq = 0
+        self._encoding = _rounded(wire.narrow_pushes)
+        self._top_k = None if wire.fraction is None else TopK(wire.fraction)
 
     @property
     def name(self) -> str:
@@ -178,9 +196,8 @@ class Client:
         """
         arrays = _flat(gradients)
         origin = self._origin(snapshot, step_read)
-        with self._pushing:
-            header = self._header(arrays, *origin, value)
-            return self._connection.push(header, arrays)
+        with self._sending(arrays, *origin, value) as (header, sent):
+            return self._connection.push(header, sent)
 
     def exchange(
         self,
@@ -200,9 +217,9 @@ class Client:
             ParameterServerError: As `push` and `pull` do.
         """
         arrays = _flat(gradients)
-        with self._pushing:
-            header = self._header(arrays, snapshot.generation, snapshot.step, value)
-            verdict, new = self._connection.exchange(header, arrays)
+        origin = snapshot.generation, snapshot.step
+        with self._sending(arrays, *origin, value) as (header, sent):
+            verdict, new = self._connection.exchange(header, sent)
         if new is None:
             return verdict, snapshot
         self._known = new
@@ -282,25 +299,45 @@ class Client:
         origin = self._known or self._connection
         return origin.generation, step_read
 
-    def _header(
+    @contextmanager
+    def _sending(
         self, arrays: Arrays, generation: str, step_read: int, value: float | None
-    ) -> PushHeader:
-        self._seq += 1
+    ) -> Iterator[tuple[PushHeader, Arrays]]:
+        """Yield what to send for gradients, one push at a time."""
+        layout, told = self._layouts(arrays)
+        with self._pushing:
+            encoding, choice = self._encoding, None
+            if self._top_k:
+                wire = encoding.layout(layout)
+                choice = self._top_k.choose(arrays, wire, generation)
+                encoding = replace(encoding, counts=choice.counts)
+                arrays = encoding.encode(choice.arrays, choice.indices)
+            self._seq += 1
+            yield (
+                PushHeader(
+                    session=self._connection.session,
+                    seq=self._seq,
+                    generation=generation,
+                    step_read=step_read,
+                    nbytes=encoding.layout(layout).nbytes,
+                    layout=told,
+                    value=value,
+                    encoding=encoding,
+                    snapshot_encoding=self._connection.pull_encoding,
+                ),
+                arrays,
+            )
+            if self._top_k and choice:
+                self._top_k.keep(choice, wire)
+
+    def _layouts(self, arrays: Arrays) -> tuple[Layout, Layout | None]:
+        """Return the layout of gradients, and again if the server has to be told."""
         variables = self._connection.layout
         usual = variables.trainable if variables else None
         if usual is not None and _has_layout(arrays, usual):
-            layout, told = usual, None  # What the server expects need not be sent.
-        else:
-            layout = told = Layout.of(arrays)
-        return PushHeader(
-            session=self._connection.session,
-            seq=self._seq,
-            generation=generation,
-            step_read=step_read,
-            nbytes=layout.nbytes,
-            layout=told,
-            value=value,
-        )
+            return usual, None  # What the server expects need not be sent.
+        layout = Layout.of(arrays)
+        return layout, layout
 
 
 def retries(on_drop: OnDrop, max_retries: int) -> int:
@@ -314,6 +351,10 @@ def retries(on_drop: OnDrop, max_retries: int) -> int:
     if max_retries < 0:
         raise ValueError(f"max_retries: expected 0 or more, got {max_retries}")
     return max_retries if on_drop == "retry" else 0
+
+
+def _rounded(narrow: bool) -> Encoding:
+    return Encoding(BFLOAT16) if narrow else PLAIN
 
 
 def _flat(gradients: Any) -> Arrays:

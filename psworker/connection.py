@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Arrays, Body
+from pswire.encoding import PLAIN, Encoding
 from pswire.errors import (
     CallCancelledError,
     DeadlineError,
@@ -55,6 +56,7 @@ class Connection:
         timeout_s: float,
         outage_s: float,
         same_host: bool = False,
+        pull_encoding: Encoding = PLAIN,
     ) -> None:
         """Prepare to call; `join` is the first call.
 
@@ -67,12 +69,14 @@ class Connection:
                 for every megabyte it moves.
             outage_s: How long to repeat a call that finds no server, in seconds.
             same_host: Whether to go past gRPC if the server is on this host.
+            pull_encoding: How snapshots are to travel.
         """
         self.address = address
         self.worker = worker
         self.session = session
         self.layout: Layout | None = None
         """Of the variables; None: not known yet."""
+        self.pull_encoding = pull_encoding
         self.generation = ""
         """The server's when this session first joined; empty: it has not."""
         self._max_model_nbytes = 0
@@ -141,13 +145,14 @@ class Connection:
             session=self.session,
             generation=known.generation if known else "",
             step=known.step if known else 0,
+            wire_dtype=self.pull_encoding.wire_dtype_number,
         )
 
         def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | None:
-            carried = carrier.pull(request, self._model_nbytes(), timeout)
+            carried = carrier.pull(request, self._snapshot_nbytes(), timeout)
             return self._read_snapshot(carried)
 
-        return self._call_in_session(attempt, self._model_nbytes())
+        return self._call_in_session(attempt, self._snapshot_nbytes())
 
     def push(self, header: PushHeader, arrays: Arrays) -> Verdict:
         """Offer gradients; a repeated attempt is the same push.
@@ -156,7 +161,7 @@ class Connection:
             header: Its layout is that of the arrays, also if it does not name one.
             arrays: The gradients.
         """
-        layout, message = self._layout_of(header), header.to_proto()
+        layout, message = self._body_layout(header), header.to_proto()
         reply = self._call_in_session(
             lambda carrier, timeout: carrier.push(message, layout, arrays, timeout),
             layout.nbytes,
@@ -174,17 +179,17 @@ class Connection:
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
-        layout, message = self._layout_of(header), header.to_proto()
+        layout, message = self._body_layout(header), header.to_proto()
 
         def attempt(
             carrier: Transport, timeout: float
         ) -> tuple[Verdict, Snapshot[Body] | None]:
             push, pulled = carrier.exchange(
-                message, layout, arrays, self._model_nbytes(), timeout
+                message, layout, arrays, self._snapshot_nbytes(), timeout
             )
             return Verdict.from_proto(push), self._read_snapshot(pulled)
 
-        return self._call_in_session(attempt, layout.nbytes + self._model_nbytes())
+        return self._call_in_session(attempt, layout.nbytes + self._snapshot_nbytes())
 
     def status(self) -> Status:
         """Return the server's counters."""
@@ -203,20 +208,26 @@ class Connection:
             return None
         if self.layout is None:
             raise InternalError(f"{self.address}: expected a layout, got none")
-        assembly = body.Assembly(self.layout)
+        encoding = Encoding.from_proto(header.wire_dtype)
+        assembly = body.Assembly(encoding.layout(self.layout))
         assembly.add(first.offset, first.data)
         for piece in pieces:
             assembly.add(piece.offset, piece.data)
-        return Snapshot(assembly.finish(), header.step, header.generation)
+        variables = encoding.decode(self.layout, assembly.finish())
+        return Snapshot(variables.freeze(), header.step, header.generation)
 
-    def _layout_of(self, header: PushHeader) -> Layout:
-        if header.layout is not None:
-            return header.layout
-        assert self.layout is not None  # Else the header would name one.
-        return self.layout.trainable
+    def _body_layout(self, header: PushHeader) -> Layout:
+        """Return the layout of what travels of gradients."""
+        layout = header.layout
+        if layout is None:
+            assert self.layout is not None  # Else the header would name one.
+            layout = self.layout.trainable
+        return header.encoding.layout(layout)
 
-    def _model_nbytes(self) -> int:
-        return self.layout.nbytes if self.layout else _UNKNOWN_NBYTES
+    def _snapshot_nbytes(self) -> int:
+        if self.layout is None:
+            return _UNKNOWN_NBYTES
+        return self.pull_encoding.layout(self.layout).nbytes
 
     def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
         try:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -169,6 +169,17 @@ class Layout:
     def trainable(self) -> "Layout":
         """The arrays that have a gradient, in the same order."""
         return Layout(tuple(spec for spec in self.arrays if spec.trainable))
+
+    @cached_property
+    def narrowed(self) -> "Layout":
+        """The same arrays, those of float32 as bfloat16."""
+        narrow = _FLOATS[pb.BFLOAT16]
+        return Layout(
+            tuple(
+                replace(spec, dtype=narrow) if spec.dtype == np.float32 else spec
+                for spec in self.arrays
+            )
+        )
 
     def require(self, got: "Layout") -> None:
         """Check that `got` has just these arrays, in any order.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
 from pswire._generated import parameter_server_pb2 as pb
+from pswire.encoding import PLAIN, Encoding
 from pswire.layout import Layout
 
 Params = TypeVar("Params")
@@ -91,6 +92,8 @@ class PushHeader:
         nbytes: The size of the gradients' body, in bytes.
         layout: Of the gradients; None: of all trainable variables.
         value: The loss at that snapshot; None: unknown.
+        encoding: How the gradients travel.
+        snapshot_encoding: How the snapshot is to travel that answers an exchange.
     """
 
     session: str
@@ -100,9 +103,17 @@ class PushHeader:
     nbytes: int
     layout: Layout | None = None
     value: float | None = None
+    encoding: Encoding = PLAIN
+    snapshot_encoding: Encoding = PLAIN
 
     @classmethod
     def from_proto(cls, message: pb.PushHeader) -> Self:
+        """Read a header from anyone at all: what it says of arrays is checked here.
+
+        Raises:
+            VariableMismatchError: The layout is none.
+            InvalidRequestError: A wire dtype is none.
+        """
         has_layout = message.HasField("layout")
         return cls(
             session=message.session,
@@ -112,6 +123,8 @@ class PushHeader:
             nbytes=message.nbytes,
             layout=Layout.from_proto(message.layout) if has_layout else None,
             value=message.value if message.HasField("value") else None,
+            encoding=Encoding.from_proto(message.wire_dtype, message.counts),
+            snapshot_encoding=Encoding.from_proto(message.snapshot_wire_dtype),
         )
 
     def to_proto(self) -> pb.PushHeader:
@@ -123,4 +136,7 @@ class PushHeader:
             nbytes=self.nbytes,
             layout=self.layout.to_proto() if self.layout else None,
             value=self.value,
+            wire_dtype=self.encoding.wire_dtype_number,
+            counts=self.encoding.counts,
+            snapshot_wire_dtype=self.snapshot_encoding.wire_dtype_number,
         )

@@ -126,14 +126,16 @@ class InitializeReply(_message.Message):
     def __init__(self, initialized: bool = ..., generation: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("session", "generation", "step")
+    __slots__ = ("session", "generation", "step", "wire_dtype")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     session: str
     generation: str
     step: int
-    def __init__(self, session: _Optional[str] = ..., generation: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+    wire_dtype: DType
+    def __init__(self, session: _Optional[str] = ..., generation: _Optional[str] = ..., step: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class PullReply(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -146,18 +148,20 @@ class PullReply(_message.Message):
     def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout")
+    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
     not_modified: bool
     layout: Layout
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ...) -> None: ...
+    wire_dtype: DType
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -170,7 +174,7 @@ class PushRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes")
+    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes", "wire_dtype", "counts", "snapshot_wire_dtype")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +182,9 @@ class PushHeader(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     NBYTES_FIELD_NUMBER: _ClassVar[int]
+    WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     session: str
     seq: int
     generation: str
@@ -185,7 +192,10 @@ class PushHeader(_message.Message):
     layout: Layout
     value: float
     nbytes: int
-    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ...) -> None: ...
+    wire_dtype: DType
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    snapshot_wire_dtype: DType
+    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("applied", "staleness", "step", "reason", "duplicate")
