@@ -15,7 +15,7 @@ from pswire.errors import InvalidRequestError, ParameterServerError
 from pswire.layout import Layout
 from pswire.methods import InitializePiece, PushPiece
 from pswire.pieces import Piece
-from pswire.values import PushHeader, Snapshot, Verdict
+from pswire.values import PushHeader, Verdict
 
 Headed = TypeVar("Headed", InitializePiece, PushPiece)
 
@@ -79,13 +79,7 @@ class Calls:
 
     def pull(self, request: pb.PullRequest) -> Pulled:
         encoding = Encoding.from_proto(request.wire_dtype)
-        layout, snapshot = self._store.pull(request.session, self._clock())
-        header = self._header(request, layout, snapshot)
-        return Pulled(
-            header,
-            encoding.layout(layout),
-            None if header.not_modified else snapshot.params,
-        )
+        return self._pull(request.session, request.generation, request.step, encoding)
 
     def push(
         self,
@@ -122,13 +116,8 @@ class Calls:
 
     def pull_after(self, header: PushHeader) -> Pulled:
         """Pull for one who has just pushed, and holds what it computed from."""
-        request = pb.PullRequest(
-            session=header.session,
-            generation=header.generation,
-            step=header.step_read,
-            wire_dtype=header.snapshot_encoding.wire_dtype_number,
-        )
-        return self.pull(request)
+        known = header.generation, header.step_read
+        return self._pull(header.session, *known, header.snapshot_encoding)
 
     def snapshot_nbytes(self, session: str, encoding: Encoding) -> int:
         """Return the size of the body that a snapshot takes to travel, in bytes."""
@@ -139,18 +128,23 @@ class Calls:
         require_message(request)
         return self._store.status(self._clock()).to_proto()
 
-    def _header(
-        self, request: pb.PullRequest, layout: Layout, snapshot: Snapshot[Any]
-    ) -> pb.SnapshotHeader:
-        same = request.generation == snapshot.generation
-        return pb.SnapshotHeader(
+    def _pull(
+        self, session: str, generation: str, step: int, encoding: Encoding
+    ) -> Pulled:
+        """Pull for one who holds the snapshot of a generation and step."""
+        layout, snapshot = self._store.pull(session, self._clock())
+        same = generation == snapshot.generation
+        not_modified = same and step == snapshot.step
+        header = pb.SnapshotHeader(
             generation=snapshot.generation,
             incarnation=self._store.incarnation,
             step=snapshot.step,
-            not_modified=same and request.step == snapshot.step,
+            not_modified=not_modified,
             layout=None if same else layout.to_proto(),
-            wire_dtype=request.wire_dtype,
+            wire_dtype=encoding.wire_dtype_number,
         )
+        variables = None if not_modified else snapshot.params
+        return Pulled(header, encoding.layout(layout), variables)
 
 
 def _first(pieces: Iterator[Headed]) -> Headed:

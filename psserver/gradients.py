@@ -31,7 +31,7 @@ def is_finite(array: npt.NDArray[Any]) -> bool:
     # that writes nothing; a sum may also overflow by itself, so only then look closer.
     with np.errstate(over="ignore", invalid="ignore"):
         total = _quick_sum(array)
-    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
+    return math.isfinite(total) or bool(np.isfinite(array).all())
 
 
 def require_no_nan(variables: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -1,9 +1,9 @@
 """What of arrays travels: all of it, or less at a loss that the sender chose."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -37,18 +37,20 @@ class Encoding:
     wire_dtype: np.dtype[Any] | None = None
     counts: tuple[int, ...] | None = None
 
-    @classmethod
-    def from_proto(cls, wire_dtype: pb.DType, counts: Iterable[int] = ()) -> Self:
+    @staticmethod
+    def from_proto(wire_dtype: pb.DType, counts: Sequence[int] = ()) -> "Encoding":
         """Read an encoding from anyone at all.
 
         Raises:
             InvalidRequestError: The dtype is none that float32 may travel as.
         """
+        if not (wire_dtype or counts):
+            return PLAIN
         if wire_dtype not in (pb.DTYPE_UNSPECIFIED, pb.BFLOAT16):
             raise InvalidRequestError(
                 f"wire_dtype: expected BFLOAT16 or none, got number {wire_dtype}"
             )
-        return cls(BFLOAT16 if wire_dtype else None, tuple(counts) or None)
+        return Encoding(BFLOAT16 if wire_dtype else None, tuple(counts) or None)
 
     @property
     def wire_dtype_number(self) -> pb.DType:
