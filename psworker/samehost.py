@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -118,11 +117,10 @@ class SameHost:
         timeout: float,
     ) -> tuple[pb.PushReply, Iterator[PullPiece]]:
         with self._turn():
-            request = self._request(
-                Kind.EXCHANGE, methods.EXCHANGE, header, layout, arrays
-            )
             download = self._room(nbytes)
-            request = replace(request, download=_number(download))
+            request = self._request(
+                Kind.EXCHANGE, methods.EXCHANGE, header, layout, arrays, download
+            )
             decode = methods.EXCHANGE.reply.decode
             reply, answer = self._call(request, decode, timeout)
             if reply.push is None:
@@ -206,11 +204,13 @@ class SameHost:
         header: Any,
         layout: Layout,
         arrays: Arrays,
+        download: "_Memory | None" = None,
     ) -> Frame:
         """Return a request that carries a body, or says where one is."""
         if layout.nbytes <= MAX_INLINE_NBYTES:
             piece = Piece(header, 0, body.join(layout, arrays))
-            return Frame(kind, method.request.encode(piece))
+            message = method.request.encode(piece)
+            return Frame(kind, message, download=_number(download))
         if self._upload is None or self._upload.nbytes < layout.nbytes:
             self._drop(self._upload)
             self._upload = self._attach(layout.nbytes)
@@ -219,6 +219,7 @@ class SameHost:
             kind,
             method.request.encode(Piece(header)),
             upload=self._upload.number,
+            download=_number(download),
             body_nbytes=layout.nbytes,
         )
 

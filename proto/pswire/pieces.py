@@ -16,6 +16,8 @@ from pswire.body import Buffer
 _FIRST, _SECOND, _THIRD = b"\x0a", b"\x12", b"\x1a"
 _OFFSET = b"\x10"
 
+_ONE_BYTE = [bytes([number]) for number in range(0x80)]
+
 
 class _Message(Protocol):
     @classmethod
@@ -178,6 +180,8 @@ def _field(tag: bytes, view: memoryview) -> tuple[memoryview | None, memoryview]
 
 def _varint(number: int) -> bytes:
     """Write a number as protobuf does: 7 bits a byte, lowest first."""
+    if number <= 0x7F:
+        return _ONE_BYTE[number]
     digits = bytearray()
     while number > 0x7F:
         digits.append(number & 0x7F | 0x80)
