@@ -58,6 +58,13 @@ class Body(Arrays):
         return cls(layout, [(0, zeros(layout.nbytes))])
 
     @classmethod
+    def unwritten(cls, layout: Layout) -> Self:
+        """Make a body to be written: only what lies between its arrays is zero."""
+        memory = aligned(layout.nbytes)
+        memory[layout.gaps] = 0
+        return cls(layout, [(0, memory)])
+
+    @classmethod
     def gather(cls, layout: Layout, arrays: Arrays) -> Self:
         """Lay arrays out in one run; a body that is so already is not copied.
 
@@ -67,7 +74,7 @@ class Body(Arrays):
         """
         if isinstance(arrays, cls) and arrays.layout == layout and len(arrays.runs) < 2:
             return arrays
-        body = cls.zeros(layout)
+        body = cls.unwritten(layout)
         for name in layout.places:
             np.copyto(body[name], arrays[name])
         return body

@@ -91,12 +91,13 @@ class Encoding:
         """
         if self.counts is None:
             return Body.gather(layout, received)
-        body = Body.zeros(layout)
+        body = Body.unwritten(layout)
         for name in layout.places:
             if name + _INDICES in received:
                 where = received[name + _INDICES]
                 flat = body[name].reshape(-1)
                 _require_rising(name, where, flat.size)
+                flat[:] = 0
                 flat[where] = received[name]
             else:
                 np.copyto(body[name], received[name])

@@ -13,7 +13,7 @@ from pswire.layout import ALIGNMENT
 
 _RECYCLED_NBYTES = 2**20
 _SHARED_NBYTES = 2**24
-_MAX_FREE = 1  # For the gradients, or the snapshot, that come next.
+_MAX_FREE = 2  # One of a size: bodies that travel narrowed have two.
 
 _free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
 
@@ -44,8 +44,14 @@ def zeros(nbytes: int) -> npt.NDArray[np.uint8]:
 def _lent(region: mmap.mmap) -> npt.NDArray[np.uint8]:
     memory = np.frombuffer(region, np.uint8)
     # All arrays made of it keep it alive, so this comes after the last reader.
-    weakref.finalize(memory, _free.append, region).atexit = False
+    weakref.finalize(memory, _keep, region).atexit = False
     return memory
+
+
+def _keep(region: mmap.mmap) -> None:
+    # For the gradients, or the snapshot, that come next.
+    if all(len(free) != len(region) for free in tuple(_free)):
+        _free.append(region)
 
 
 def _recycled(nbytes: int) -> mmap.mmap | None:
