@@ -29,7 +29,7 @@ lint: $(VENV)/.dev
 
 check: lint test
 
-# What a cycle costs against what this machine can do at best: some 20 minutes.
+# What a cycle costs against what this machine can do at best: some 30 minutes.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 

@@ -14,12 +14,12 @@ from rich.console import Console
 from benchmarks.cases import CASES
 from benchmarks.figures import Figure, weigh
 from benchmarks.processes import ChildError
-from benchmarks.rig import MemoryShortageError, Rig
+from benchmarks.rig import MachineError, Rig
 from benchmarks.sites import Effort
 from benchmarks.table import draw
 from pswire.signals import interruptible
 
-_WIDTH = 170  # Where nobody looks at columns, as in a log.
+_WIDTH = 200  # Where nobody looks at columns, as in a log.
 _INTERRUPTED = 130
 
 
@@ -29,7 +29,7 @@ _INTERRUPTED = 130
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How often every contestant has its turn; large models have at most 3.",
+    help="How often every contestant has its turn; what takes long has at most 3.",
 )
 @click.option(
     "--only",
@@ -81,7 +81,7 @@ def _run(
             case = CASES[name]
             try:
                 yield name, weigh(name, case.claims, case.run(rig))
-            except (ChildError, MemoryShortageError) as error:
+            except (ChildError, MachineError) as error:
                 yield name, str(error)
             rig.clear()
 

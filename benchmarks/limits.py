@@ -24,11 +24,16 @@ _families = {"tcp": socket.AF_INET, "unix": socket.AF_UNIX}
 _kept: list[Any] = []  # What must not be collected: servers and channels.
 
 
-def listen(family: str) -> Any:
-    """Take connections, each in a thread, and return the address."""
+def listen(family: str, host: str) -> Any:
+    """Take connections, each in a thread, and return the address.
+
+    Args:
+        family: "tcp" or "unix".
+        host: Where to listen for TCP.
+    """
     listener = socket.socket(_families[family], socket.SOCK_STREAM)
     # A Unix socket of no name gets an abstract one, which leaves no file behind.
-    listener.bind(("127.0.0.1", 0) if family == "tcp" else "")
+    listener.bind((host, 0) if family == "tcp" else "")
     listener.listen()
     threading.Thread(target=_accept, args=(listener,), daemon=True).start()
     address = listener.getsockname()

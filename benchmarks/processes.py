@@ -9,8 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from benchmarks import namespaces
 
 _TIMEOUT_S = 180.0
 _GRACE_S = 15.0
@@ -24,10 +28,26 @@ class ChildError(Exception):
     """A child failed, ended, or did not answer in time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a child runs.
+
+    Attributes:
+        host: The address to listen on, for children at other places too.
+        namespace: The path of its network namespace; None: this process's own.
+    """
+
+    host: str
+    namespace: str | None = None
+
+
+LOOPBACK = Place("127.0.0.1")
+
+
 class Child:
     """`python -m MODULE ARGUMENTS`, which ends when this process does, however."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, place: Place = LOOPBACK) -> None:
         """Start it; whether it came up shows in the first answer."""
         self._name = module
         self._buffer = b""
@@ -39,7 +59,7 @@ class Child:
             stderr=self._said,
             # Ctrl-C in the terminal is for this process alone, which ends the others.
             process_group=0,
-            preexec_fn=_follow,
+            preexec_fn=partial(_settle, place),
             env=os.environ | {"JAX_PLATFORMS": "cpu", "GRPC_VERBOSITY": "ERROR"},
         )
 
@@ -94,11 +114,13 @@ class Child:
         return line.decode()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def cpu_s(self) -> float:
         """The processor time that it has used, in seconds."""
-        # The clock that clock_getcpuclockid(3) names: it counts nanoseconds, where
-        # /proc counts hundredths of a second.
-        return time.clock_gettime((~self._process.pid << 3) | 2)
+        return cpu_s(self.pid)
 
     @property
     def peak_rss_nbytes(self) -> int:
@@ -137,9 +159,9 @@ class Children:
     def __init__(self) -> None:
         self._running: list[Child] = []
 
-    def start(self, module: str, *arguments: str) -> Child:
+    def start(self, module: str, *arguments: str, place: Place = LOOPBACK) -> Child:
         """Start `python -m module`, without waiting for it to come up."""
-        child = Child(module, *arguments)
+        child = Child(module, *arguments, place=place)
         self._running.append(child)
         return child
 
@@ -156,8 +178,17 @@ class Children:
         self.end(*self._running)
 
 
-def _follow() -> None:
-    """Let the kernel end this process with its parent, and before any other."""
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    # The clock that clock_getcpuclockid(3) names: it counts nanoseconds, where
+    # /proc counts hundredths of a second.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _settle(place: Place) -> None:
+    """Go to a place; end with the parent, and before any other process."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # Where memory runs out, what goes is to be the benchmark.
     Path("/proc/self/oom_score_adj").write_text("1000")
+    if place.namespace is not None:
+        namespaces.enter(place.namespace)

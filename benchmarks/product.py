@@ -1,6 +1,6 @@
 """What is measured: the one place that knows how to call it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ RULES: dict[str, dict[str, float]] = {
 _GRADIENT = 1e-6
 
 
-def serve_options(rule: str) -> list[str]:
+def serve_options(rule: str, host: str) -> list[str]:
     """Return the options of `psserver serve` for a server that drops nothing."""
-    options = ["--rule", _factory(rule), "--max-staleness", "off", "--port", "0"]
+    options = ["--rule", _factory(rule), "--max-staleness", "off"]
+    options += ["--host", host, "--port", "0", "--insecure"]
     for name, value in RULES[rule].items():
         options += ["-a", f"{name}={value}"]
     return options
@@ -35,9 +36,9 @@ def variables(nbytes: int, count: int) -> dict[str, npt.NDArray[np.float32]]:
     return {f"layer{i:04}/w": np.zeros(size, np.float32) for i in range(count)}
 
 
-def connect(address: str, *, same_host: bool) -> "psworker.Client":
+def connect(address: str, *, same_host: bool, **options: Any) -> "psworker.Client":
     """Join a server by one of the two paths."""
-    return psworker.connect(address, same_host=same_host)
+    return psworker.connect(address, same_host=same_host, **options)
 
 
 def pull(client: "psworker.Client") -> Snapshot[Body]:
@@ -51,6 +52,25 @@ def gradients(layout: Layout) -> Body:
     for array in body.values():
         array[...] = _GRADIENT
     return body
+
+
+def train(
+    client: "psworker.Client",
+    task: "psworker.Task",
+    report: Callable[[Any], None],
+    **options: Any,
+) -> None:
+    """Run the worker's loop until the batches end."""
+    from psworker import loop
+
+    loop.train(client, task, psworker.Shard(), report=report, **options)
+
+
+def staleness(address: str) -> Mapping[int, int]:
+    """Return how many pushes a server has judged of each staleness, in steps."""
+    from psserver import admin
+
+    return admin.status(address).staleness
 
 
 def rule_step(rule: str, nbytes: int, count: int) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """Starts the contestants of a case: limits, and workers at servers."""
 
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -7,14 +8,17 @@ from typing import Any, Self, TypeVar
 
 from benchmarks import product
 from benchmarks.figures import Burst, Series, interleave
-from benchmarks.processes import Child, Children
+from benchmarks.processes import LOOPBACK, Child, Children, Place
 from benchmarks.sites import MB, Effort, Model, Server, Site
 
 Made = TypeVar("Made")
+Ends = tuple[Place, Place]
+
+_NEAR = LOOPBACK, LOOPBACK
 
 
-class MemoryShortageError(Exception):
-    """The machine has too little memory free for a case."""
+class MachineError(Exception):
+    """The machine lacks what a case needs."""
 
 
 class Rig:
@@ -34,17 +38,35 @@ class Rig:
     def worker(self, role: str = "first") -> Child:
         return self._start(role, "benchmarks.worker")
 
+    def trainer(self, role: str, place: Place) -> Child:
+        return self._start(role, "benchmarks.trainer", place)
+
     def memory(self) -> Child:
         return self._start("memory", "benchmarks.memory")
 
-    def host(self) -> Child:
+    def host(self, place: Place = LOOPBACK) -> Child:
         """Start a process for several servers; see `lodge`."""
-        return self._start("host", "benchmarks.servers")
+        return self._start("host", "benchmarks.servers", place)
 
-    def server(self, model: Model) -> Server:
+    def link(self) -> tuple[Place, Place]:
+        """Start a link between two places, and return them.
+
+        Raises:
+            MachineError: It has no network namespaces, or they are not allowed.
+        """
+        answer = json.loads(self._start("link", "benchmarks.link").read_line())
+        if "refused" in answer:
+            raise MachineError(
+                "expected root's right to network namespaces and their devices, "
+                f"got {answer['refused']}"
+            )
+        one, other = answer["places"]
+        return Place(*one), Place(*other)
+
+    def server(self, model: Model, place: Place = LOOPBACK) -> Server:
         """Start a server, or find the one of such a model that a quick run has."""
-        role = (self.effort.nbytes(model.nbytes), model.count, model.rule)
-        return self._once(role, lambda: self._serve(model.rule))
+        role = (self.effort.nbytes(model.nbytes), model.count, model.rule, place)
+        return self._once(role, lambda: self._serve(model.rule, place))
 
     def site(
         self, name: str, model: Model, worker: Child, server: Server | None = None
@@ -53,20 +75,20 @@ class Rig:
         at = server or self.server(model)
         return Site(name, model, self.effort, at, worker)
 
-    def echo(self, name: str, family: str, nbytes: int, seconds: float = 0.3) -> Burst:
+    def echo(self, name: str, family: str, nbytes: int, ends: Ends = _NEAR) -> Burst:
         """Return what times a message of so many bytes and an answer as long."""
-        times = self._socket(family, nbytes, True, self.effort.burst(seconds, 5))
+        times = self._socket(family, nbytes, True, self.effort.burst(0.3, 5), ends)
         return lambda: {name: mean(times())}
 
-    def stream(self, name: str, nbytes: int) -> Burst:
+    def stream(self, name: str, nbytes: int, ends: Ends = _NEAR) -> Burst:
         """Return what measures how fast one socket takes so many bytes, in MB/s."""
         nbytes = self.effort.nbytes(nbytes)
-        times = self._socket("tcp", nbytes, False, self.effort.burst(0.3, 2))
+        times = self._socket("tcp", nbytes, False, self.effort.burst(0.3, 2), ends)
         return lambda: {name: nbytes / MB / mean(times())}
 
     def unary(self, name: str, nbytes: int, seconds: float = 0.3) -> Burst:
         """Return what times a bare unary call of so many bytes each way."""
-        far, near = self._pair()
+        far, near = self._pair(_NEAR)
         address = _later(lambda: far.call("serve_unary"))
         burst = self.effort.burst(seconds, 5)
 
@@ -110,38 +132,47 @@ class Rig:
         """Check that the machine has so much to spare.
 
         Raises:
-            MemoryShortageError: It has not.
+            MachineError: It has not.
         """
         rows = Path("/proc/meminfo").read_text().splitlines()
         kib = next(row for row in rows if row.startswith("MemAvailable")).split()[1]
         if int(kib) * 1024 < self.effort.nbytes(nbytes):
-            raise MemoryShortageError(
+            raise MachineError(
                 f"memory: expected {nbytes / 1e9:.1f} GB to be available, "
                 f"got {int(kib) * 1024 / 1e9:.1f} GB"
             )
 
     def _socket(
-        self, family: str, nbytes: int, echo: bool, burst: Mapping[str, float]
+        self,
+        family: str,
+        nbytes: int,
+        echo: bool,
+        burst: Mapping[str, float],
+        ends: Ends,
     ) -> Callable[[], list[float]]:
-        far, near = self._pair()
-        address = _later(lambda: far.call("listen", family=family))
+        far, near = self._pair(ends)
+        host = ends[0].host
+        address = _later(lambda: far.call("listen", family=family, host=host))
         arguments: dict[str, Any] = {"family": family, "nbytes": nbytes, "echo": echo}
         return lambda: near.call("send", address=address(), **arguments, **burst)
 
-    def _pair(self) -> tuple[Child, Child]:
-        module = "benchmarks.limits"
-        return self._start("far end", module), self._start("near end", module)
+    def _pair(self, ends: Ends) -> tuple[Child, Child]:
+        module, (far, near) = "benchmarks.limits", ends
+        return self._start("far end", module, far), self._start(
+            "near end", module, near
+        )
 
-    def _serve(self, rule: str) -> Server:
+    def _serve(self, rule: str, place: Place) -> Server:
         if any(isinstance(made, Server) for made in self._shared.values()):
-            return lodge(self.host(), rule)
-        options = product.serve_options(rule)
-        child = self._children.start("psserver", "serve", *options)
+            return lodge(self.host(place), rule, place)
+        options = product.serve_options(rule, place.host)
+        child = self._children.start("psserver", "serve", *options, place=place)
         return Server(child, lambda: child.read_line().split()[-1])
 
-    def _start(self, role: str, module: str) -> Child:
+    def _start(self, role: str, module: str, place: Place = LOOPBACK) -> Child:
         return self._once(
-            role, lambda: self._children.start("benchmarks.child", module)
+            (role, place),
+            lambda: self._children.start("benchmarks.child", module, place=place),
         )
 
     def _once(self, role: Hashable, make: Callable[[], Made]) -> Made:
@@ -158,9 +189,9 @@ class Rig:
         self._children.end_all()
 
 
-def lodge(host: Child, rule: str) -> Server:
+def lodge(host: Child, rule: str, place: Place = LOOPBACK) -> Server:
     """Start a server in a process with others."""
-    return Server(host, lambda: host.call("serve", rule=rule))
+    return Server(host, lambda: host.call("serve", rule=rule, host=place.host))
 
 
 def _team(site: Site, name: str, *others: Child) -> Burst:

@@ -22,9 +22,6 @@ _MODEL_1GB = Model(_GB, 20, seconds=0, cycles=1)
 _MODEL_2500MB = Model(2500 * MB, 20, seconds=0, cycles=1)
 _MODEL_TAIL = replace(_MODEL_4KB, seconds=0, cycles=1000)
 
-# Where a round takes many seconds, what it measures is far above the noise.
-_FEW_ROUNDS = 3
-
 UNIX = "raw Unix socket, 4 KB each way"
 TCP_4KB = "raw TCP, 4 KB each way"
 TCP_1MB = "raw TCP, 1 MB each way"
@@ -88,7 +85,7 @@ def run_100mb(rig: Rig) -> Series:
 def run_1gb(rig: Rig) -> Series:
     """Measure a large model: time and memory."""
     rig.require_memory(14 * _GB)
-    rounds = min(rig.effort.rounds, _FEW_ROUNDS)
+    rounds = rig.effort.few_rounds
     series: Series = {}
     # One after the other: both at once might not fit into the machine.
     for path in PATHS:
@@ -136,7 +133,7 @@ def run_idle(rig: Rig) -> Series:
         site.join()
     watched_s = rig.effort.seconds(_IDLE_S)
     bursts = [_idle(site, crowd, watched_s) for site in sites]
-    rounds = min(rig.effort.rounds, _FEW_ROUNDS)
+    rounds = rig.effort.few_rounds
     return interleave(rounds, bursts) | {"one core": [watched_s]}
 
 
@@ -152,7 +149,7 @@ def run_tail(rig: Rig) -> Series:
         measured.join()
         loading.join()
         bursts.append(_tail(rig, measured, loading))
-    return interleave(min(rig.effort.rounds, _FEW_ROUNDS), bursts)
+    return interleave(rig.effort.few_rounds, bursts)
 
 
 def run_rules(rig: Rig) -> Series:

@@ -7,9 +7,11 @@ from benchmarks.commands import obey
 _servers: list[psserver.Server] = []
 
 
-def serve(rule: str) -> str:
+def serve(rule: str, host: str) -> str:
     """Start one more server, and return its address."""
-    server = psserver.Server(product.resolve(rule), max_staleness=None, port=0)
+    server = psserver.Server(
+        product.resolve(rule), max_staleness=None, host=host, port=0, insecure=True
+    )
     _servers.append(server)
     return server.address
 
