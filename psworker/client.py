@@ -5,8 +5,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -23,6 +22,8 @@ from psworker.wire import Wire
 
 Params = TypeVar("Params")
 OnDrop = Literal["skip", "retry"]
+Judged = tuple[Verdict, Snapshot[Body] | None]
+"""A push's verdict, and what else its call has brought."""
 
 _numbers = itertools.count(1)
 
@@ -196,8 +197,11 @@ class Client:
         """
         arrays = _flat(gradients)
         origin = self._origin(snapshot, step_read)
-        with self._sending(arrays, *origin, value) as (header, sent):
-            return self._connection.push(header, sent)
+        push = self._connection.push
+        verdict, _ = self._send(
+            arrays, *origin, value, lambda header, sent: (push(header, sent), None)
+        )
+        return verdict
 
     def exchange(
         self,
@@ -218,8 +222,8 @@ class Client:
         """
         arrays = _flat(gradients)
         origin = snapshot.generation, snapshot.step
-        with self._sending(arrays, *origin, value) as (header, sent):
-            verdict, new = self._connection.exchange(header, sent)
+        exchange = self._connection.exchange
+        verdict, new = self._send(arrays, *origin, value, exchange)
         if new is None:
             return verdict, snapshot
         self._known = new
@@ -299,11 +303,15 @@ class Client:
         origin = self._known or self._connection
         return origin.generation, step_read
 
-    @contextmanager
-    def _sending(
-        self, arrays: Arrays, generation: str, step_read: int, value: float | None
-    ) -> Iterator[tuple[PushHeader, Arrays]]:
-        """Yield what to send for gradients, one push at a time."""
+    def _send(
+        self,
+        arrays: Arrays,
+        generation: str,
+        step_read: int,
+        value: float | None,
+        call: Callable[[PushHeader, Arrays], Judged],
+    ) -> Judged:
+        """Make a call that sends gradients, one at a time."""
         layout, told = self._layouts(arrays)
         with self._pushing:
             encoding, choice = self._encoding, None
@@ -313,22 +321,22 @@ class Client:
                 encoding = replace(encoding, counts=choice.counts)
                 arrays = encoding.encode(choice.arrays, choice.indices)
             self._seq += 1
-            yield (
-                PushHeader(
-                    session=self._connection.session,
-                    seq=self._seq,
-                    generation=generation,
-                    step_read=step_read,
-                    nbytes=encoding.layout(layout).nbytes,
-                    layout=told,
-                    value=value,
-                    encoding=encoding,
-                    snapshot_encoding=self._connection.pull_encoding,
-                ),
-                arrays,
+            header = PushHeader(
+                session=self._connection.session,
+                seq=self._seq,
+                generation=generation,
+                step_read=step_read,
+                nbytes=encoding.layout(layout).nbytes,
+                layout=told,
+                value=value,
+                encoding=encoding,
+                snapshot_encoding=self._connection.pull_encoding,
             )
-            if self._top_k and choice:
+            verdict, new = call(header, arrays)
+            # Of a push that was dropped, nothing has arrived: all is as it was.
+            if self._top_k and choice and verdict.applied:
                 self._top_k.keep(choice, wire)
+            return verdict, new
 
     def _layouts(self, arrays: Arrays) -> tuple[Layout, Layout | None]:
         """Return the layout of gradients, and again if the server has to be told."""

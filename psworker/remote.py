@@ -82,8 +82,7 @@ class Remote:
         nbytes: int,
         timeout: float,
     ) -> tuple[pb.PushReply, Iterator[PullPiece]]:
-        # Gradients are never larger than the variables.
-        if nbytes <= MAX_UNARY_NBYTES:
+        if max(layout.nbytes, nbytes) <= MAX_UNARY_NBYTES:
             piece = Piece(header, 0, body.join(layout, arrays))
             replies = iter((self._call(methods.EXCHANGE, piece, timeout),))
         else:

@@ -24,11 +24,13 @@ class Choice:
         arrays: The gradients, with all that has been kept of earlier ones.
         indices: Of each flattened array that does not travel whole, which elements do.
         counts: How many those are, of every array.
+        generation: The history that the gradients belong to.
     """
 
     arrays: Arrays
     indices: Arrays
     counts: tuple[int, ...]
+    generation: str
 
 
 class TopK:
@@ -37,6 +39,7 @@ class TopK:
     An element that is left out is added to the gradient of the next push, and so on
     until the sum is among the largest. Nothing is lost, but it comes late: the
     staleness that the server judges is that of the newest part alone.
+    A push that is not applied leaves all that is kept as it was.
 
     References:
         Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory" (2018).
@@ -60,30 +63,28 @@ class TopK:
             arrays: The gradients.
             wire: Their layout, with the types they travel as.
             generation: The history they belong to; what has been kept of another one
-                is forgotten.
+                is left out.
         """
-        if generation != self._generation:
-            self._kept.clear()
-            self._generation = generation
+        kept = self._kept if generation == self._generation else {}
         counts = tuple(map(self._count, wire))
         whole: dict[str, npt.NDArray[Any]] = {}
         indices: dict[str, npt.NDArray[Any]] = {}
         for spec, count in zip(wire, counts, strict=True):
             array = arrays[spec.name]
             if count < array.size:
-                array = self._with_kept(spec.name, array)
+                array = _sum(array, kept.get(spec.name))
                 indices[spec.name] = _largest(array.reshape(-1), count)
             whole[spec.name] = array
-        return Choice(whole, indices, counts)
+        return Choice(whole, indices, counts, generation)
 
     def keep(self, choice: Choice, wire: Layout) -> None:
-        """Remember what a push has not sent, once it has its verdict."""
+        """Remember what a push has not sent, once it has been applied."""
         for name, where in choice.indices.items():
             spec, _ = wire.places[name]
-            rest = choice.arrays[name]
-            flat = rest.reshape(-1)
+            flat = choice.arrays[name].reshape(-1)
             flat[where] -= flat[where].astype(spec.dtype).astype(flat.dtype)
-            self._kept[name] = rest
+        self._kept = {name: choice.arrays[name] for name in choice.indices}
+        self._generation = choice.generation
 
     def _count(self, spec: ArraySpec) -> int:
         size = prod(spec.shape)
@@ -92,13 +93,14 @@ class TopK:
         saves = sum(map(_padded, parts)) < _padded(spec.nbytes)
         return count if saves and size <= _MAX_SIZE else size
 
-    def _with_kept(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a new array, in which what is left can stay."""
-        exact = np.promote_types(array.dtype, np.float32)
-        kept = self._kept.get(name)
-        if kept is None:
-            return np.array(array, exact, order="C")
-        return np.add(array, kept, dtype=exact, order="C")
+
+def _sum(array: npt.NDArray[Any], kept: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """Return a new array, in which what is left can stay."""
+    exact = np.promote_types(array.dtype, np.float32)
+    # Gradients of a wrong shape are the server's to refuse.
+    if kept is None or kept.shape != array.shape:
+        return np.array(array, exact, order="C")
+    return np.add(array, kept, dtype=exact, order="C")
 
 
 def _padded(nbytes: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -107,6 +108,8 @@ class Encoding:
 PLAIN = Encoding()
 
 
+# A worker sends as many elements every time, so what is found out once serves again.
+@lru_cache(maxsize=8)
 def _sparse(layout: Layout, counts: tuple[int, ...]) -> Layout:
     if len(counts) != len(layout.arrays):
         raise VariableMismatchError(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from psserver.decision import Present, Session, decide
 from psserver.staleness import DropStale
+from pswire.encoding import BFLOAT16, Encoding
 from pswire.errors import (
     GenerationError,
     ParameterServerError,
@@ -159,6 +160,11 @@ _FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
         "b: expected (5,) float32, got none",
         {"layout": Layout((_W,))},
     ),
+    (
+        VariableMismatchError,
+        "counts: expected 2, one an array, got 3",
+        {"encoding": Encoding(None, (1, 2, 3))},
+    ),
     (VariableMismatchError, "nbytes: expected 84 bytes, got 83", {"nbytes": 83}),
 ]
 
@@ -211,6 +217,22 @@ def test_a_superseded_session_is_not_even_told_its_last_verdict() -> None:
         (replace(_HEADER, nbytes=85), "nbytes: expected 84 bytes, got 85"),
         (replace(_HEADER, nbytes=0), "nbytes: expected 84 bytes, got 0"),
         (replace(_push_of(_B, _W), nbytes=84), "nbytes: expected 88 bytes, got 84"),
+        (
+            replace(_HEADER, encoding=Encoding(BFLOAT16)),
+            "nbytes: expected 74 bytes, got 84",
+        ),
+        (
+            replace(_HEADER, encoding=Encoding(None, (2, 5))),
+            "nbytes: expected 148 bytes, got 84",
+        ),
+        (
+            replace(_HEADER, encoding=Encoding(None, (7, 5))),
+            "w: expected at most 6 elements, got 7",
+        ),
+        (
+            replace(_push_of(_B, _W), encoding=Encoding(None, (6, 5))),
+            "b: expected at most 5 elements, got 6",
+        ),
     ],
 )
 def test_gradients_that_are_not_the_variables_are_refused_by_name(
@@ -228,6 +250,28 @@ def test_gradients_may_come_in_any_order(header: PushHeader) -> None:
     """The body's size is that of the order in which they come."""
     policy = DropStale(0)
 
+    policy = DropStale(0)
+
     verdict = decide(header, _SESSION, _NOW, policy)
 
     assert verdict == Verdict(applied=True, staleness=0, step=101)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "nbytes"),
+    [
+        (Encoding(BFLOAT16), 74),
+        (Encoding(None, (2, 5)), 148),
+        (Encoding(BFLOAT16, (2, 5)), 138),
+        (Encoding(None, (6, 5)), 84),
+        (Encoding(None, (0, 0)), 0),
+    ],
+)
+def test_the_size_of_a_push_is_what_travels(encoding: Encoding, nbytes: int) -> None:
+    """Also of one that is dropped: what it would have brought is judged first."""
+    header = replace(_HEADER, encoding=encoding, nbytes=nbytes)
+
+    applied = decide(header, _SESSION, _NOW, DropStale(0))
+    dropped = decide(header, _SESSION, _NOW, DropStale(-1))
+
+    assert (applied.applied, dropped.applied) == (True, False)

@@ -19,6 +19,7 @@ import psserver
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.encoding import BFLOAT16, Encoding
 from pswire.layout import Layout
 
 StartServer = Callable[..., psserver.Server]
@@ -165,6 +166,32 @@ def _numbers(*values: float) -> Callable[[_Draft], None]:
     return lambda draft: draft.numbers(*values)
 
 
+def _counts(*counts: int) -> Callable[[_Draft], None]:
+    return lambda draft: draft.header.counts.extend(counts)
+
+
+def _encode(draft: _Draft) -> None:
+    """Send some elements, or bfloat16, or both: of any indices, rising or not."""
+    trainable, dice = _LAYOUT.trainable, draft.dice
+    sizes = [math.prod(spec.shape) for spec in trainable]
+    counts = tuple(dice.randint(0, size) for size in sizes)
+    narrow = dice.choice([None, BFLOAT16])
+    encoding = Encoding(narrow, dice.choice([None, counts]))
+    draft.header.wire_dtype = encoding.wire_dtype_number
+    draft.header.counts[:] = encoding.counts or ()
+    travelling = encoding.layout(trainable)
+    sent = body.Body.zeros(travelling)
+    for spec in travelling:
+        if spec.dtype == np.uint32:
+            above = dice.choice([0, 1, 2**31])
+            where = dice.sample(range(max(sizes) + above), *spec.shape)
+            sent[spec.name][:] = where if dice.random() < 0.2 else sorted(where)
+        else:
+            sent[spec.name][:] = dice.random()
+    draft.header.nbytes = travelling.nbytes
+    draft.data = bytes(body.join(travelling, sent))
+
+
 def _flip(draft: _Draft) -> None:
     def edit(message: bytes) -> bytes:
         if not message:
@@ -222,6 +249,11 @@ _MUTATIONS: tuple[Callable[[_Draft], None], ...] = (
     _numbers(math.inf, -math.inf),
     _numbers(1e-45),
     _numbers(3e38, 3e38),
+    # Encodings.
+    *[_encode] * 4,
+    *(_counts(*counts) for counts in ([6, 5], [1], [7, 5], [2**64 - 1] * 2, [0] * 99)),
+    *(_header(wire_dtype=number) for number in (pb.BFLOAT16, pb.FLOAT32, 99, -1)),
+    *(_header(snapshot_wire_dtype=number) for number in (pb.BFLOAT16, pb.INT8, 99)),
     # Steps, generations, numbers and sessions.
     *map(_later, ["step_read"] * 3, (1, 0, -100)),
     _header(step_read=-1),

@@ -1,6 +1,7 @@
 """A real server, called through the generated stubs as any client of gRPC would."""
 
 import logging
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -222,6 +223,11 @@ def _story(caller: _Unary | _Streamed) -> list[Any]:
         {"step_read": -1},
         {"nbytes": 1},
         {"layout": other},
+        {"wire_dtype": pb.BFLOAT16},
+        {"wire_dtype": pb.FLOAT32},
+        {"snapshot_wire_dtype": 99},
+        {"counts": [4]},
+        {"counts": [5, 3]},
     ):
         header = caller.header(seq=5)
         header.MergeFrom(pb.PushHeader(**change))
@@ -231,6 +237,14 @@ def _story(caller: _Unary | _Streamed) -> list[Any]:
         fresh = caller.header(seq=5, step_read=3)
         tell(lambda fresh=fresh, bad=bad: caller.send(fresh, bad))  # type: ignore[misc]
         tell(lambda fresh=fresh, bad=bad: caller.swap(fresh, bad))  # type: ignore[misc]
+    narrow = caller.header(seq=6, step_read=2, counts=[1, 0], nbytes=66)
+    narrow.wire_dtype = narrow.snapshot_wire_dtype = pb.BFLOAT16
+    for index in (4, 3):
+        one = bytes([index]) + bytes(63) + b"\x80\x3f"
+        tell(lambda one=one: caller.swap(narrow, one))  # type: ignore[misc]
+    for number in (pb.BFLOAT16, pb.FLOAT16):
+        request = pb.PullRequest(wire_dtype=number)
+        tell(lambda request=request: caller.read(request))  # type: ignore[misc]
     tell(lambda: caller.read(pb.PullRequest()))
     tell(lambda: caller.stub.Status(pb.StatusRequest(), timeout=_TIMEOUT_S).counts)
     return told
@@ -256,7 +270,7 @@ def test_unary_calls_and_streams_give_the_same_answers(
     unary, streamed = map(_story, callers)
 
     assert unary == streamed
-    assert "applied: 3" in unary[-1]
+    assert "applied: 4" in unary[-1]
     assert 'key: "VARIABLE_MISMATCH"' in unary[-1]
 
 
@@ -284,8 +298,14 @@ def _large(mebibytes: int) -> Arrays:
         ({"seq": 0}, "SEQUENCE"),
         ({"layout": Layout.of(_large(64)).to_proto()}, "VARIABLE_MISMATCH"),
         ({}, "VARIABLE_MISMATCH"),
+        ({"counts": [1, 1]}, "VARIABLE_MISMATCH"),
+        ({"wire_dtype": pb.FLOAT64}, "INVALID_REQUEST"),
+        ({"snapshot_wire_dtype": 99}, "INVALID_REQUEST"),
     ],
-    ids=["generation", "session", "step_read", "seq", "shape", "size"],
+    ids=[
+        *("generation", "session", "step_read", "seq", "shape", "size"),
+        *("counts", "wire_dtype", "snapshot_wire_dtype"),
+    ],
 )
 def test_a_bad_push_is_refused_before_its_body_is_sent(
     change: dict[str, Any], reason: str, raw: _Raw
@@ -305,10 +325,16 @@ def test_a_bad_push_is_refused_before_its_body_is_sent(
     assert raw.rejected() == {reason: 1}
 
 
+@pytest.mark.parametrize(
+    "encoding", [{}, {"counts": [8 * _MIB]}], ids=["whole", "half of it"]
+)
 def test_a_stale_push_is_dropped_before_its_body_is_sent(
-    start_server: StartServer, dial: Dial
+    start_server: StartServer, dial: Dial, encoding: dict[str, Any]
 ) -> None:
-    """And so is its retry: a worker that is late learns so at once."""
+    """And so is its retry: a worker that is late learns so at once.
+
+    Half of the elements, and as many indices, are as many bytes as all of them.
+    """
     address = start_server(max_staleness=-1).address
     raw = _Raw(dial(address))
     raw.initialize(_large(64))
@@ -316,7 +342,7 @@ def test_a_stale_push_is_dropped_before_its_body_is_sent(
     taken: list[int] = []
 
     def messages() -> Iterator[pb.PushRequest]:
-        yield pb.PushRequest(header=late.header(_large(64)))
+        yield pb.PushRequest(header=late.header(_large(64), **encoding))
         yield from _zeros(64, taken)
 
     first, again = late.stream(messages()), late.stream(messages())
@@ -343,6 +369,243 @@ def test_a_late_initialization_is_answered_before_its_body_is_sent(raw: _Raw) ->
 
     assert not reply.initialized
     assert len(taken) < 16
+
+
+# Encodings, by the schema's own text
+
+
+def _bf16(*numbers: float) -> bytes:
+    """Return numbers that bfloat16 holds: they are float32's first two bytes."""
+    return b"".join(struct.pack("<f", number)[2:] for number in numbers)
+
+
+def _apart(*parts: bytes) -> bytes:
+    """Start each part at the next multiple of 64 bytes."""
+    whole = b""
+    for part in parts:
+        whole += bytes(-len(whole) % 64) + part
+    return whole
+
+
+_SPARSE = _apart(struct.pack("<2I", 1, 3), struct.pack("<2f", 0.5, -2), bytes(12))
+_ENCODED: dict[str, tuple[dict[str, Any], bytes, list[float]]] = {
+    "bfloat16": (
+        {"wire_dtype": pb.BFLOAT16},
+        _apart(_bf16(1, 2, 3, 4), _bf16(0.5, 0, -1)),
+        [0, -1, -2, -3, 0.5, 1, 2],
+    ),
+    "some elements": ({"counts": [2, 3]}, _SPARSE, [1, 0.5, 1, 3, 1, 1, 1]),
+    "some elements as bfloat16": (
+        {"counts": [1, 1], "wire_dtype": pb.BFLOAT16},
+        _apart(struct.pack("<I", 3), _bf16(1.5), struct.pack("<I", 0), _bf16(-3)),
+        [1, 1, 1, -0.5, 4, 1, 1],
+    ),
+    "in another order": (
+        {
+            "counts": [1, 0],
+            "layout": Layout.of({n: _MODEL[n] for n in ("b", "w")}).to_proto(),
+        },
+        _apart(struct.pack("<I", 2), struct.pack("<f", 4)),
+        [1, 1, 1, 1, 1, 1, -3],
+    ),
+    "all elements": (
+        {"counts": [4, 3]},
+        _apart(struct.pack("<4f", 1, 2, 3, 4), struct.pack("<3f", 1, 1, 1)),
+        [0, -1, -2, -3, 0, 0, 0],
+    ),
+    "none": ({"counts": [0, 0]}, b"", [1] * 7),
+}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "after"), _ENCODED.values(), ids=_ENCODED.keys()
+)
+@pytest.mark.parametrize("kind", [_Unary, _Streamed])
+@pytest.mark.parametrize("call", ["send", "swap"])
+def test_an_encoded_push_is_applied(
+    start_server: StartServer,
+    dial: Dial,
+    kind: type[_Unary | _Streamed],
+    call: str,
+    encoding: dict[str, Any],
+    data: bytes,
+    after: list[float],
+) -> None:
+    """Its bytes are written here by hand; other elements stay what they were."""
+    caller = kind(dial(start_server().address))
+    caller.start()
+    header = caller.header(**{**encoding, "nbytes": len(data)})
+
+    answer = getattr(caller, call)(header, data)
+
+    reply = answer[0] if isinstance(answer, tuple) else answer
+    whole = struct.pack("<4f", *after[:4]).ljust(64, b"\0")
+    assert reply == pb.PushReply(applied=True, staleness=0, step=1)
+    assert caller.variables() == whole + struct.pack("<3f", *after[4:])
+
+
+@pytest.mark.parametrize("kind", [_Unary, _Streamed])
+def test_variables_are_pulled_as_bfloat16(
+    start_server: StartServer, dial: Dial, kind: type[_Unary | _Streamed]
+) -> None:
+    """Said so in the header, whose layout still is that of the variables."""
+    caller = kind(dial(start_server().address))
+    caller.start()
+    header = caller.header(snapshot_wire_dtype=pb.BFLOAT16)
+    ones = bytes(body.join(Layout.of(_MODEL), _MODEL))
+
+    pulled, data = caller.read(pb.PullRequest(wire_dtype=pb.BFLOAT16))
+    _, swapped, zeros = caller.swap(header, ones)
+
+    assert pulled.wire_dtype == swapped.wire_dtype == pb.BFLOAT16
+    assert pulled.layout == Layout.of(_MODEL).to_proto()
+    assert data == _apart(_bf16(1, 1, 1, 1), _bf16(1, 1, 1))
+    assert zeros == bytes(len(data))
+    assert caller.read(pb.PullRequest())[0].wire_dtype == pb.DTYPE_UNSPECIFIED
+
+
+@pytest.mark.parametrize("number", [pb.FLOAT16, pb.FLOAT32, pb.UINT32, 14, 99, -1])
+@pytest.mark.parametrize("kind", [_Unary, _Streamed])
+def test_another_wire_dtype_is_refused(
+    start_server: StartServer,
+    dial: Dial,
+    kind: type[_Unary | _Streamed],
+    number: Any,
+) -> None:
+    """By every call that names one."""
+    caller = kind(dial(start_server().address))
+    caller.start()
+    data = bytes(body.join(Layout.of(_MODEL), _MODEL))
+    pushed = caller.header(wire_dtype=number)
+    pulled = caller.header(snapshot_wire_dtype=number)
+
+    refusals = [
+        _refused(call)
+        for call in (
+            lambda: caller.read(pb.PullRequest(wire_dtype=number)),
+            lambda: caller.send(pushed, data),
+            lambda: caller.swap(pushed, data),
+            lambda: caller.swap(pulled, data),
+        )
+    ]
+
+    text = f"wire_dtype: expected BFLOAT16 or none, got number {number}"
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    assert set(refusals) == {_Refusal(invalid, "INVALID_REQUEST", text)}
+    assert caller.variables() == data
+    assert caller.rejected() == {"INVALID_REQUEST": 3}
+
+
+def _sparse(first: int, second: int) -> bytes:
+    return struct.pack("<2I", first, second) + _SPARSE[8:]
+
+
+_TWO: dict[str, Any] = {"counts": [2, 3]}
+_RISE = "w: expected indices that rise and are below 4"
+
+
+@pytest.mark.parametrize(
+    ("change", "data", "reason", "text"),
+    [
+        ({"counts": [2]}, _SPARSE, "VARIABLE_MISMATCH", "counts: expected 2, one an"),
+        ({"counts": [2, 3, 1]}, _SPARSE, "VARIABLE_MISMATCH", "counts: expected 2, "),
+        ({"counts": [1] * 10**6}, _SPARSE, "VARIABLE_MISMATCH", "counts: expected 2"),
+        ({"counts": [5, 3]}, _SPARSE, "VARIABLE_MISMATCH", "w: expected at most 4 el"),
+        (
+            {"counts": [2**64 - 1] * 2},
+            _SPARSE,
+            "VARIABLE_MISMATCH",
+            "w: expected at most 4 elements, got 18446744073709551615",
+        ),
+        (
+            {"counts": [2, 2**63]},
+            _SPARSE,
+            "VARIABLE_MISMATCH",
+            "b: expected at most 3 elements, got 9223372036854775808",
+        ),
+        ({**_TWO, "nbytes": 76}, _SPARSE, "VARIABLE_MISMATCH", "nbytes: expected 140"),
+        (
+            {**_TWO, "nbytes": 2**64 - 1},
+            _SPARSE,
+            "VARIABLE_MISMATCH",
+            "nbytes: expected 140 bytes, got 18446744073709551615",
+        ),
+        ({**_TWO, "wire_dtype": pb.BFLOAT16}, _SPARSE, "VARIABLE_MISMATCH", "nbytes: "),
+        (_TWO, _SPARSE[:-1], "VARIABLE_MISMATCH", "body: expected 140 bytes, got 139"),
+        (_TWO, _SPARSE[:64], "VARIABLE_MISMATCH", "body: expected 140 bytes, got 64"),
+        (_TWO, b"", "VARIABLE_MISMATCH", "body: expected 140 bytes, got 0"),
+        (_TWO, _SPARSE + b"\0", "VARIABLE_MISMATCH", "body: expected 140 bytes, got "),
+        (_TWO, _sparse(3, 1), "VARIABLE_MISMATCH", _RISE),
+        (_TWO, _sparse(1, 1), "VARIABLE_MISMATCH", _RISE),
+        (_TWO, _sparse(0, 4), "VARIABLE_MISMATCH", _RISE),
+        (_TWO, _sparse(0, 2**32 - 1), "VARIABLE_MISMATCH", _RISE),
+        (_TWO, _sparse(2**32 - 1, 0), "VARIABLE_MISMATCH", _RISE),
+        (
+            _TWO,
+            _SPARSE[:8] + b"\1" + _SPARSE[9:],
+            "VARIABLE_MISMATCH",
+            "body: expected zeros between the arrays",
+        ),
+        (
+            _TWO,
+            _SPARSE[:64] + struct.pack("<f", np.inf) + _SPARSE[68:],
+            "NON_FINITE",
+            "w: expected finite gradients, got inf at (0, 1)",
+        ),
+        (
+            {"wire_dtype": pb.BFLOAT16},
+            _apart(_bf16(0, 0, 0, 0), _bf16(0, np.nan, 0)),
+            "NON_FINITE",
+            "b: expected finite gradients, got nan at (1,)",
+        ),
+        (
+            {"wire_dtype": pb.BFLOAT16},
+            b"\x81\x7f" + bytes(68),
+            "NON_FINITE",
+            "w: expected finite gradients, got nan at (0, 0)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [_Unary, _Streamed])
+def test_an_encoded_push_that_is_not_sound_is_refused(
+    start_server: StartServer,
+    dial: Dial,
+    kind: type[_Unary | _Streamed],
+    change: dict[str, Any],
+    data: bytes,
+    reason: str,
+    text: str,
+) -> None:
+    """It is counted once, changes nothing, and a good one may come after it."""
+    caller = kind(dial(start_server().address))
+    caller.start()
+    before = caller.variables()
+    nbytes = 140 if "counts" in change else 70
+    header = caller.header(**{"nbytes": nbytes, **change})
+
+    refusal = _refused(lambda: caller.send(header, data))
+
+    assert (refusal.code, refusal.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason,
+    )
+    assert refusal.text.startswith(text)
+    assert caller.variables() == before
+    assert caller.rejected() == {reason: 1}
+    assert caller.send(caller.header(nbytes=140, **_TWO), _SPARSE).applied
+
+
+def test_a_sparse_push_that_is_sent_twice_is_applied_once(raw: _Raw) -> None:
+    """The second time nobody looks at what it says of its body."""
+    request = pb.PushRequest(header=raw.header(**_TWO, nbytes=140), data=_SPARSE)
+    again = pb.PushRequest(header=raw.header(counts=[9] * 9, nbytes=1))
+
+    replies = [raw.stub.Push(each, timeout=_TIMEOUT_S) for each in (request, again)]
+
+    assert [(r.applied, r.step, r.duplicate) for r in replies] == [
+        (True, 1, False),
+        (True, 1, True),
+    ]
 
 
 # Broken bodies and bytes

@@ -17,6 +17,8 @@ import jax
 import optax
 import pytest
 
+from psworker.client import read
+
 pytestmark = pytest.mark.timeout(180)
 
 WAIT_S = 60.0
@@ -153,6 +155,56 @@ def test_workers_reach_the_accuracy(
     assert len(status.workers) == count
     assert all(row.counts.applied for row in status.workers)
     params = connect(server.address).pull(like=digits.init()).params
+    with jax.numpy_rank_promotion("allow"):  # As outside of tests.
+        found = digits.evaluate(params)
+    assert found["accuracy on held-out digits"] >= 0.95
+
+
+def _momentum(steps: int) -> optax.GradientTransformation:
+    return optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
+
+
+def _adam(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (_adam, ["--wire-dtype", "bf16"]),
+        (_momentum, ["--compression", "topk:0.01"]),
+        (_momentum, ["--compression", "topk:0.01", "--wire-dtype", "bf16"]),
+    ],
+    ids=["bf16", "topk", "both"],
+)
+def test_workers_reach_the_accuracy_with_less_on_the_way(
+    start_server: Any,
+    start_worker: StartWorker,
+    digits: ModuleType,
+    rule: Callable[[int], optax.GradientTransformation],
+    options: list[str],
+) -> None:
+    """Half of the bytes, a fiftieth of a push's, or both.
+
+    Of 10, 24 and 24 simulated orders, the worst came to 0.972, 0.967 and 0.961.
+    """
+    server = start_server(rule(STEPS), max_staleness=4)
+    workers = [
+        start_worker(
+            *(server.address, "--shard", f"{index}/2", "--steps", str(STEPS)), *options
+        )
+        for index in range(2)
+    ]
+    for worker in workers:
+        worker.until_ready()
+    for worker in workers:
+        worker.go()
+
+    codes = [worker.end() for worker in workers]
+
+    assert codes == [0, 0]
+    assert server.status().counts.rejected == {}
+    params = read(server.address, like=digits.init()).params
     with jax.numpy_rank_promotion("allow"):  # As outside of tests.
         found = digits.evaluate(params)
     assert found["accuracy on held-out digits"] >= 0.95

@@ -20,6 +20,7 @@ from typing import IO, Any
 import pytest
 from click.testing import CliRunner
 
+from pswire._generated import parameter_server_pb2 as pb
 from psworker.cli import main
 
 pytestmark = pytest.mark.timeout(180)
@@ -326,7 +327,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
     command = psworker(
         *("launch", "parrot:task", "--workers", "2", "--server", address),
         *("--app-dir", "elsewhere", "--steps", "7", "--on-drop", "retry"),
-        *("--outage", "5"),
+        *("--outage", "5", "--wire-dtype", "bf16", "--compression", "topk:0.5"),
     )
 
     _, _, err = command.end()
@@ -338,7 +339,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
         assert re.search(
             rf"^{name}: .*; last: run parrot:task --server {address} --name {name} "
             rf"--shard {index}/2 --app-dir elsewhere --on-drop retry --outage 5.0 "
-            r"--steps 7 \(see ",
+            r"--steps 7 --wire-dtype bf16 --compression topk:0.5 \(see ",
             err,
             re.MULTILINE,
         )
@@ -454,6 +455,37 @@ def test_a_worker_stops_with_grace(
     assert (code, out) == (0, "step 1, loss 2, 1 applied, 0 dropped\n")
 
 
+@pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])
+def test_a_worker_sends_arrays_as_it_was_told(
+    psworker: Callable[..., Command],
+    meet: Meet,
+    start_server: Any,
+    start_relay: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    by_flag: bool,
+) -> None:
+    """A relay sees what the first pull and the first push say of themselves."""
+    relay = start_relay(start_server(same_host=False).address)
+    options = ["--wire-dtype", "bf16", "--compression", "topk:0.5"] if by_flag else []
+    if not by_flag:
+        monkeypatch.setenv("PSWORKER_WIRE_DTYPE", "bf16")
+        monkeypatch.setenv("PSWORKER_COMPRESSION", "topk:0.5")
+    command = psworker("run", "quick:task", "--server", relay.address, *options)
+    worker = meet(1)["training 0"]
+    worker.tell("batch")
+    worker.lines.close()
+
+    code, _, err = command.end()
+
+    assert code == 0, err
+    sent = {call.method: b"".join(call.requests) for call in relay.calls}
+    pull = pb.PullRequest.FromString(sent["Pull"])
+    push = pb.ExchangeRequest.FromString(sent["Exchange"]).push.header
+    assert pull.wire_dtype == pb.BFLOAT16
+    assert (push.wire_dtype, push.snapshot_wire_dtype) == (pb.BFLOAT16, pb.BFLOAT16)
+    assert push.counts == [2]
+
+
 def test_a_worker_stops_while_it_still_loads_its_task(
     psworker: Callable[..., Command],
     meet: Meet,
@@ -504,6 +536,8 @@ def test_a_worker_that_finds_no_server_says_where_it_looked(
         ("run m:t --server :1 --on-drop stop", "'--on-drop': 'stop' is not one of"),
         ("run m:t --server :1 --outage -1", "'--outage': -1.0 is not in the range"),
         ("run m:t --server :1 --app-dir not/here", "'--app-dir': Directory 'not/here'"),
+        ("run m:t --server :1 --wire-dtype f16", "wire_dtype: expected one of bf16, "),
+        ("run m:t --server :1 --compression topk:2", "compression: expected topk:FR"),
         ("launch m:t --local-server", "Missing option '--workers'"),
         ("launch m:t --workers 0 --local-server", "'--workers': 0 is not in the range"),
         ("launch m:t --workers 1", "expected either --server or --local-server"),
@@ -518,6 +552,14 @@ def test_a_worker_that_finds_no_server_says_where_it_looked(
         (
             "launch m:t --workers 1 --local-server --max-restarts -1",
             "'--max-restarts': -1 is not in the range",
+        ),
+        (
+            "launch m:t --workers 1 --local-server --wire-dtype bf16:push:pull",
+            "wire_dtype: expected one of bf16, bf16:pull, bf16:push, got 'bf16:push:p",
+        ),
+        (
+            "launch m:t --workers 1 --local-server --compression top:0.1",
+            "compression: expected topk:FRACTION",
         ),
         ("evaluate m:t", "Missing option '--server'"),
     ],

@@ -535,6 +535,42 @@ def test_a_push_that_is_lost_with_the_socket_is_applied_once(
 
 
 @pytest.mark.parametrize("lost", ["before", "after"], ids=["request", "answer"])
+@pytest.mark.parametrize("kind", [Kind.PUSH, Kind.EXCHANGE], ids=["push", "exchange"])
+@pytest.mark.parametrize("wire_dtype", [None, "bf16"])
+def test_what_top_k_keeps_outlives_the_socket(
+    initialized: Any,
+    connect_near: ConnectNear,
+    unix_relay: UnixRelay,
+    wire_dtype: str | None,
+    kind: Kind,
+    lost: str,
+) -> None:
+    """The push that is repeated over gRPC sends the same elements, not the next."""
+    client = connect_near(
+        initialized({"w": np.zeros(SIZE, np.float32)}, max_staleness=0),
+        compression="topk:0.2",
+        wire_dtype=wire_dtype,
+    )
+    gradient = {"w": -(BASE % 100)}  # Small enough for bfloat16.
+    snapshot = client.exchange(gradient, client.pull())[1]
+    getattr(unix_relay, lost)[kind] = unix_relay.lose
+
+    if kind == Kind.PUSH:
+        verdict = client.push(gradient, snapshot)
+    else:
+        verdict, _ = client.exchange(gradient, snapshot)
+
+    assert verdict == Verdict(
+        applied=True, staleness=0, step=2, duplicate=lost == "after"
+    )
+    half_way = np.count_nonzero(client.pull().params["w"])
+    for _ in range(7):
+        client.push({"w": np.zeros(SIZE, np.float32)}, client.pull())
+    assert half_way < np.count_nonzero(gradient["w"])
+    np.testing.assert_array_equal(client.pull().params["w"], -2 * gradient["w"])
+
+
+@pytest.mark.parametrize("lost", ["before", "after"], ids=["request", "answer"])
 @pytest.mark.parametrize(
     ("kind", "call"),
     [
