@@ -4,6 +4,7 @@ import gc
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import psserver
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.encoding import Encoding
 from pswire.errors import (
     InvalidRequestError,
     ParameterServerError,
@@ -137,7 +139,7 @@ class _Near(_Caller):
         started = set(threading.enumerate()) - before
         (self.thread,) = (t for t in started if t.name == "samehost worker")
         self.memories: dict[int, SharedMemory] = {}
-        self._pulled_nbytes = 0  # Of the last snapshot that came with its layout.
+        self._layout = Layout(())  # Of the last snapshot that came with one.
 
     def close(self) -> None:
         self.socket.close()
@@ -215,8 +217,9 @@ class _Near(_Caller):
             return piece.header, bytes(piece.data)
         assert (answer.download, len(piece.data)) == (2, 0)
         if piece.header.HasField("layout"):
-            self._pulled_nbytes = Layout.from_proto(piece.header.layout).nbytes
-        size = self._pulled_nbytes
+            self._layout = Layout.from_proto(piece.header.layout)
+        encoding = Encoding.from_proto(piece.header.wire_dtype)
+        size = encoding.layout(self._layout).nbytes
         return piece.header, self.memories[2].view()[:size].tobytes()
 
 
@@ -373,6 +376,11 @@ def _story(caller: _OverGrpc | _Near, variables: Arrays) -> list[Any]:
     dirty = bytearray(data)
     dirty[-13] = 1  # Between the two arrays.
     other = Layout.of({**gradients, "b": np.ones(4, np.float32)})
+    # The first element and the last, which are 0.5 and -2; in turn, refused.
+    size = gradients["w"].size
+    elements = bytes(56) + struct.pack("<2f", 0.5, -2)
+    rising = struct.pack("<2I", 0, size - 1) + elements
+    falling = struct.pack("<2I", size - 1, 0) + elements
     read = pb.PullRequest(session="s")
     start = caller.initial(variables)
 
@@ -417,11 +425,24 @@ def _story(caller: _OverGrpc | _Near, variables: Arrays) -> list[Any]:
         {"body_": bytes(poisons[0])},
         {"body_": bytes(poisons[1])},
         {"body_": dirty},
+        {"wire_dtype": 99},
+        {"wire_dtype": pb.BFLOAT16},
+        {"snapshot_wire_dtype": pb.FLOAT64},
+        {"counts": [1]},
+        {"counts": [size + 1, 3]},
+        {"counts": [2, 0], "nbytes": 72, "body_": falling},
+        {"counts": [2, 0], "nbytes": 72, "body_": rising[:-1]},
+        {"counts": [2, 0], "nbytes": 72, "body_": rising[:12] + rising[:4] * 15},
     ):
         changes: dict[str, Any] = {"seq": 5, "step_read": 2, **bad}
         tell(partial(push, **changes))
         tell(partial(swap, **changes))
     tell(lambda: swap(seq=5, step_read=2))
+    narrow = {"seq": 6, "step_read": 2, "snapshot_wire_dtype": pb.BFLOAT16}
+    tell(lambda: swap(rising, counts=[2, 0], nbytes=72, **narrow))
+    for number in (pb.BFLOAT16, pb.FLOAT16):
+        request = pb.PullRequest(session="s", wire_dtype=number)
+        tell(partial(caller.pull, request))
     tell(lambda: caller.pull(read))
     caller.join("newer")
     tell(push)
@@ -445,6 +466,7 @@ def test_every_call_means_the_same_as_over_grpc(
     kinds = {answer[0] for answer in past if str(answer[0]).endswith("Error'")}
     assert kinds == {
         "'GenerationError'",
+        "'InvalidRequestError'",
         "'NonFiniteError'",
         "'NotInitializedError'",
         "'SequenceError'",

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import grpc
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -38,6 +39,8 @@ DTYPES: dict[Any, np.dtype[Any]] = {
     pb.FLOAT64: np.dtype(np.float64),
     pb.INT32: np.dtype(np.int32),
     pb.BOOL: np.dtype(np.bool_),
+    pb.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    pb.UINT32: np.dtype(np.uint32),
 }
 TRAINABLE = (pb.FLOAT32, pb.FLOAT64)
 
@@ -100,14 +103,51 @@ def to_body(arrays: dict[str, Array]) -> bytes:
 
 def from_body(layout: pb.Layout, body: bytes) -> dict[str, Array]:
     """Read what `to_body` wrote."""
-    arrays, end = {}, 0
+    return dict(each_of_body(layout, body))
+
+
+def each_of_body(layout: pb.Layout, body: bytes) -> Iterator[tuple[str, Array]]:
+    """Yield each array of a body with its name."""
+    end = 0
     for spec in layout.arrays:
         dtype, count = DTYPES[spec.dtype], math.prod(spec.shape)
         start = end + -end % 64 if count else 0
         array = np.frombuffer(body, dtype, count, start)
-        arrays[spec.name] = array.reshape(tuple(spec.shape))
+        yield spec.name, array.reshape(tuple(spec.shape))
         end = start + array.nbytes if count else end
     assert end == len(body)
+
+
+def narrowed(layout: pb.Layout, wire_dtype: Any) -> pb.Layout:
+    """Return a layout with arrays of float32 as what they travel as."""
+    narrow = pb.Layout()
+    narrow.CopyFrom(layout)
+    for spec in narrow.arrays:
+        if wire_dtype and spec.dtype == pb.FLOAT32:
+            spec.dtype = wire_dtype
+    return narrow
+
+
+def read_push(
+    header: pb.PushHeader, layout: pb.Layout, body: bytes
+) -> dict[str, Array]:
+    """Read gradients of a layout, some elements of which may have been left out."""
+    sent, parts = narrowed(layout, header.wire_dtype), pb.Layout()
+    for spec, count in itertools.zip_longest(sent.arrays, header.counts):
+        part = parts.arrays.add()
+        part.CopyFrom(spec)
+        if count not in (None, math.prod(spec.shape)):
+            part.name, part.dtype, part.shape[:] = "where", pb.UINT32, [count]
+            parts.arrays.add(name=spec.name, dtype=spec.dtype, shape=[count])
+    # By place: of several arrays, the indices have one name.
+    arrays, rest = {}, list(each_of_body(parts, body))
+    for spec in layout.arrays:
+        name, array = rest.pop(0)
+        if name == "where":
+            full = np.zeros(math.prod(spec.shape), DTYPES[spec.dtype])
+            full[array] = rest.pop(0)[1]
+            array = full.reshape(tuple(spec.shape))
+        arrays[spec.name] = array.astype(DTYPES[spec.dtype])
     return arrays
 
 
@@ -130,6 +170,15 @@ def put_together(messages: list[Any]) -> bytes:
         )
         body += message.data
     return body
+
+
+def pull_of(header: pb.PushHeader) -> pb.PullRequest:
+    """Return the pull that an exchange stands for."""
+    return pb.PullRequest(
+        generation=header.generation,
+        step=header.step_read,
+        wire_dtype=header.snapshot_wire_dtype,
+    )
 
 
 class HandMade(rpc.ParameterServerServicer):
@@ -174,14 +223,14 @@ class HandMade(rpc.ParameterServerServicer):
 
     def Pull(self, request: Any, context: Any) -> pb.PullReply:  # noqa: N802
         self.called.append("Pull")
-        reply = pb.PullReply(header=self._snapshot(request.generation, request.step))
+        reply = pb.PullReply(header=self._snapshot(request))
         if not reply.header.not_modified:
-            reply.data = to_body(self.variables)
+            reply.data = self._body(request.wire_dtype)
         return reply
 
     def PullStream(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.called.append("PullStream")
-        pulled = self._pulled(request.generation, request.step)
+        pulled = self._pulled(request)
         yield from itertools.islice(pulled, self.most_messages)
 
     def Push(self, request: Any, context: Any) -> pb.PushReply:  # noqa: N802
@@ -194,18 +243,17 @@ class HandMade(rpc.ParameterServerServicer):
 
     def Exchange(self, request: Any, context: Any) -> pb.ExchangeReply:  # noqa: N802
         self.called.append("Exchange")
-        header = request.push.header
+        pull = pull_of(request.push.header)
         reply = pb.ExchangeReply(push=self._push([request.push]))
-        reply.pull.header.CopyFrom(self._snapshot(header.generation, header.step_read))
-        reply.pull.data = to_body(self.variables)
+        reply.pull.header.CopyFrom(self._snapshot(pull))
+        reply.pull.data = self._body(pull.wire_dtype)
         return reply
 
     def ExchangeStream(self, requests: Any, context: Any) -> Any:  # noqa: N802
         self.called.append("ExchangeStream")
         pushes = [request.push for request in requests]
-        header = pushes[0].header
         first = pb.ExchangeReply(push=self._push(pushes))
-        pulled = self._pulled(header.generation, header.step_read)
+        pulled = self._pulled(pull_of(pushes[0].header))
         for pull in itertools.islice(pulled, self.most_messages):
             first.pull.CopyFrom(pull)
             yield first
@@ -237,21 +285,28 @@ class HandMade(rpc.ParameterServerServicer):
         self.variables = from_body(self._layout, put_together(requests))
         return pb.InitializeReply(initialized=True, generation="g")
 
-    def _snapshot(self, generation: str, step: int) -> pb.SnapshotHeader:
-        same = generation == "g"
+    def _snapshot(self, request: pb.PullRequest) -> pb.SnapshotHeader:
+        same = request.generation == "g"
         return pb.SnapshotHeader(
             generation="g",
             incarnation="i",
             step=self._step,
-            not_modified=same and step == self._step,
+            not_modified=same and request.step == self._step,
             layout=None if same else self._layout,
+            wire_dtype=request.wire_dtype,
         )
 
-    def _pulled(self, generation: str, step: int) -> Iterator[pb.PullReply]:
-        header = self._snapshot(generation, step)
+    def _body(self, wire_dtype: Any) -> bytes:
+        specs = narrowed(self._layout, wire_dtype).arrays
+        return to_body(
+            {s.name: self.variables[s.name].astype(DTYPES[s.dtype]) for s in specs}
+        )
+
+    def _pulled(self, request: pb.PullRequest) -> Iterator[pb.PullReply]:
+        header = self._snapshot(request)
         yield pb.PullReply(header=header)
         if not header.not_modified:
-            for offset, data in pieces(to_body(self.variables)):
+            for offset, data in pieces(self._body(request.wire_dtype)):
                 yield pb.PullReply(offset=offset, data=data)
 
     def _push(self, requests: list[Any]) -> pb.PushReply:
@@ -260,7 +315,7 @@ class HandMade(rpc.ParameterServerServicer):
         assert header.nbytes == len(body)
         named = header.HasField("layout")
         layout = header.layout if named else trainable(self._layout)
-        for name, gradient in from_body(layout, body).items():
+        for name, gradient in read_push(header, layout, body).items():
             self.variables[name] = self.variables[name] - gradient
         staleness = self._step - header.step_read
         self._step += 1
@@ -522,6 +577,38 @@ def test_our_client_understands_a_server_of_plain_protobuf(
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wire_dtype": "bf16"},
+        {"compression": "topk:0.25"},
+        {"wire_dtype": "bf16", "compression": "topk:0.25"},
+    ],
+    ids=["bf16", "topk", "both"],
+)
+def test_a_server_of_plain_protobuf_understands_what_our_client_encodes(
+    start_hand_made: StartHandMade, options: dict[str, Any], size: int
+) -> None:
+    """By the schema's text; with top-k, all has come after four pushes."""
+    server = start_hand_made()
+    params = make_params(size)
+    gradients = make_gradients(params)
+
+    with psworker.connect(server.address, **options) as client:
+        client.initialize(params)
+        snapshot = client.pull()
+        _, snapshot = client.exchange(gradients, snapshot)
+        for _ in range(3 if "compression" in options else 0):
+            zeros = {name: np.zeros_like(array) for name, array in gradients.items()}
+            client.push(zeros, snapshot)
+        last = client.pull()
+
+    expected = {n: a + 1 if n in gradients else a for n, a in params.items()}
+    assert_identical(server.variables, expected)
+    assert_identical(last.params, expected)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("write", STRANGE, ids=by_name)
 def test_our_server_understands_a_client_of_plain_protobuf(
     start_server: StartServer, write: Bytes, size: int
@@ -605,8 +692,16 @@ def test_our_server_understands_a_client_of_plain_protobuf(
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"wire_dtype": "bf16", "compression": "topk:0.25"}],
+    ids=["plain", "encoded"],
+)
 def test_what_our_client_sends_is_what_the_generated_classes_would(
-    start_hand_made: StartHandMade, monkeypatch: pytest.MonkeyPatch, size: int
+    start_hand_made: StartHandMade,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    size: int,
 ) -> None:
     """Byte for byte: other readers may be less lenient than protobuf's own."""
     read: list[tuple[Any, bytes]] = []
@@ -618,7 +713,7 @@ def test_what_our_client_sends_is_what_the_generated_classes_would(
     monkeypatch.undo()
     params = make_params(size)
 
-    with psworker.connect(server.address) as client:
+    with psworker.connect(server.address, **options) as client:
         client.initialize(params)
         snapshot = client.pull()
         client.push(make_gradients(params), snapshot, value=0.0)
