@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 from pswire import trees
 from pswire.body import Arrays, Body
-from pswire.layout import Layout
+from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
@@ -239,9 +239,10 @@ class Client:
             ParameterServerError: As `push` and `pull` do.
             ValueError: `on_drop` or `max_retries` is none of those.
         """
-        compute = differentiate(loss, has_aux=has_aux)
         for retries_left in reversed(range(1 + retries(on_drop, max_retries))):
-            snapshot = self.pull(like=like)
+            snapshot = self.pull_body()
+            template = _names(snapshot.params.layout) if like is None else like
+            compute = differentiate(loss, template, has_aux=has_aux)
             result, gradients = compute(snapshot.params, batch, rng)
             value = float(result[0] if has_aux else result)
             verdict = self.push(gradients, snapshot, value=value)
@@ -314,6 +315,10 @@ def retries(on_drop: OnDrop, max_retries: int) -> int:
     if max_retries < 0:
         raise ValueError(f"max_retries: expected 0 or more, got {max_retries}")
     return max_retries if on_drop == "retry" else 0
+
+
+def _names(layout: Layout) -> dict[str, ArraySpec]:
+    return {spec.name: spec for spec in layout}
 
 
 def _flat(gradients: Any) -> Arrays:

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import jax
 
+from pswire.body import Body
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Snapshot, Verdict
 from psworker.client import OnDrop, retries
-from psworker.gradient import differentiate, takes_rng
+from psworker.gradient import Compute, differentiate, takes_rng
 from psworker.task import Shard, Task
 
 _log = logging.getLogger("psworker")
@@ -21,11 +22,11 @@ class Exchanger(Protocol):
 
     def initialize(self, params: Any) -> bool: ...
 
-    def pull(self, like: Any) -> Snapshot[Any]: ...
+    def pull_body(self) -> Snapshot[Body]: ...
 
     def exchange(
-        self, gradients: Any, snapshot: Snapshot[Any], *, value: float | None
-    ) -> tuple[Verdict, Snapshot[Any]]: ...
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> tuple[Verdict, Snapshot[Body]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,7 @@ def train(
         ParameterServerError: The server refused a push, or was away for too long.
         ValueError: `on_drop` or `max_retries` is none of those.
     """
-    compute = differentiate(task.loss, has_aux=task.has_aux)
-    snapshot = _start(client, task)
+    compute, snapshot = _start(client, task)
     progress = Progress(step=snapshot.step)
     attempts = 1 + retries(on_drop, max_retries)
     batches = zip(_keys(task, shard), task.batches(shard), strict=False)
@@ -97,7 +97,7 @@ def train(
                 verdict, snapshot = client.exchange(gradients, snapshot, value=loss)
             except (GenerationError, NotInitializedError) as error:
                 _log.warning("the server has restarted; starting again: %s", error)
-                snapshot = _start(client, task)
+                compute, snapshot = _start(client, task)
                 progress = replace(progress, step=snapshot.step)
                 break
             progress = progress.after(verdict, loss)
@@ -107,11 +107,12 @@ def train(
     return progress
 
 
-def _start(client: Exchanger, task: Task) -> Snapshot[Any]:
+def _start(client: Exchanger, task: Task) -> tuple[Compute, Snapshot[Body]]:
     params = task.init()
     if client.initialize(params):
         _log.info("initialized the variables")
-    return client.pull(like=params)
+    compute = differentiate(task.loss, params, has_aux=task.has_aux)
+    return compute, client.pull_body()
 
 
 def _keys(task: Task, shard: Shard) -> Iterator[Any]:

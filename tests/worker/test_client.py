@@ -253,6 +253,22 @@ def test_a_numpy_scalar_keeps_its_type(
     assert (pulled.dtype, pulled) == (dtype, third)
 
 
+def test_without_a_template_the_loss_takes_arrays_by_name(
+    start_server: Any, connect: Any
+) -> None:
+    """As a pull does that has none."""
+    client = connect(start_server().address)
+    client.initialize({"layers": [{"w": jnp.asarray([3.0, 5.0])}]})
+
+    def loss(params: Any, batch: Any) -> Any:
+        return jnp.sum(params["layers/0/w"] * batch)
+
+    _, value = client.minimize(loss, jnp.float32(2), like=None)
+
+    assert value == 16.0
+    np.testing.assert_array_equal(client.pull().params["layers/0/w"], [1.0, 3.0])
+
+
 def test_integers_are_kept_and_never_pushed(start_server: Any, connect: Any) -> None:
     """Their gradients are float0, which is left out on the way."""
     client = connect(start_server().address)
