@@ -40,6 +40,16 @@ _on_drop = click.option(
     show_default=True,
     help="After a drop go on with the next batch, or compute the same one again.",
 )
+_prefetch = click.option(
+    "--prefetch",
+    is_flag=True,
+    help="Pull the next variables while a gradient is computed; they are a step older.",
+)
+_background_push = click.option(
+    "--background-push",
+    is_flag=True,
+    help="Go on while a push is on its way, and wait for it before the next one.",
+)
 _outage = click.option(
     "--outage",
     "outage_s",
@@ -82,6 +92,8 @@ def main() -> None:
 )
 @_steps
 @_on_drop
+@_prefetch
+@_background_push
 @_outage
 @_app_dir
 def run(
@@ -91,10 +103,13 @@ def run(
     name: str | None,
     steps: int | None,
     on_drop: Any,
+    prefetch: bool,
+    background_push: bool,
     outage_s: float,
     app_dir: str,
 ) -> None:
     """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
+    _require_skip(on_drop, prefetch, background_push)
     log = logging.getLogger("psworker")
     latest: Any = None
 
@@ -112,7 +127,16 @@ def run(
 
             with connect(server, name=name, outage_s=outage_s) as client:
                 log.info("joined %s as %s", server, client.name)
-                train(client, task, shard, steps=steps, on_drop=on_drop, report=report)
+                train(
+                    client,
+                    task,
+                    shard,
+                    steps=steps,
+                    on_drop=on_drop,
+                    prefetch=prefetch,
+                    background_push=background_push,
+                    report=report,
+                )
         except KeyboardInterrupt:
             log.info("stopped")
     click.echo(_line(latest) if latest else "no push")
@@ -150,6 +174,8 @@ def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
 @click.argument("serve_options", nargs=-1, metavar="[-- SERVE OPTIONS]")
 @_steps
 @_on_drop
+@_prefetch
+@_background_push
 @_outage
 @_app_dir
 @click.option(
@@ -174,6 +200,8 @@ def launch(
     serve_options: tuple[str, ...],
     steps: int | None,
     on_drop: str,
+    prefetch: bool,
+    background_push: bool,
     outage_s: float,
     app_dir: str,
     log_dir: Path,
@@ -186,6 +214,7 @@ def launch(
         raise click.UsageError(
             f"--local-server: expected beside serve options, got {serve_options[0]}"
         )
+    _require_skip(on_drop, prefetch, background_push)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Several workers may share one accelerator: none takes all its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -195,6 +224,10 @@ def launch(
     run_options = ["--on-drop", on_drop, "--outage", str(outage_s)]
     if steps is not None:
         run_options += ["--steps", str(steps)]
+    if prefetch:
+        run_options.append("--prefetch")
+    if background_push:
+        run_options.append("--background-push")
     plan = Plan(
         target=target,
         workers=workers,
@@ -214,6 +247,15 @@ def launch(
         except LaunchError as error:
             raise click.ClickException(str(error)) from error
     sys.exit(0 if complete else 1)
+
+
+def _require_skip(on_drop: str, prefetch: bool, background_push: bool) -> None:
+    from psworker.overlap import require_skip
+
+    try:
+        require_skip(on_drop, prefetch=prefetch, background_push=background_push)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _load(target: str, app_dir: str) -> Task:

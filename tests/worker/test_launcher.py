@@ -316,8 +316,25 @@ def test_a_usage_error_of_a_worker_is_not_repeated(
     assert "0 restarts, 2 workers lost" in out
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "--outage 5 --on-drop retry --steps 7",
+            "--on-drop retry --outage 5.0 --steps 7",
+        ),
+        (
+            "--background-push --prefetch",
+            "--on-drop skip --outage 60.0 --prefetch --background-push",
+        ),
+    ],
+)
 def test_a_worker_is_told_all_that_the_launch_was_told(
-    psworker: Callable[..., Command], start_server: Any, tmp_path: Path
+    psworker: Callable[..., Command],
+    start_server: Any,
+    tmp_path: Path,
+    given: str,
+    told: str,
 ) -> None:
     """And its own name and shard; this task repeats it as its last words."""
     (tmp_path / "elsewhere").mkdir()
@@ -325,8 +342,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
     address = start_server().address
     command = psworker(
         *("launch", "parrot:task", "--workers", "2", "--server", address),
-        *("--app-dir", "elsewhere", "--steps", "7", "--on-drop", "retry"),
-        *("--outage", "5"),
+        *("--app-dir", "elsewhere", *given.split()),
     )
 
     _, _, err = command.end()
@@ -337,8 +353,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
         name = f"{prefix}-{index}"
         assert re.search(
             rf"^{name}: .*; last: run parrot:task --server {address} --name {name} "
-            rf"--shard {index}/2 --app-dir elsewhere --on-drop retry --outage 5.0 "
-            r"--steps 7 \(see ",
+            rf"--shard {index}/2 --app-dir elsewhere {told} \(see ",
             err,
             re.MULTILINE,
         )
@@ -502,6 +517,14 @@ def test_a_worker_that_finds_no_server_says_where_it_looked(
         ("run m:t --server :1 --shard half", "'--shard': shard: expected I/N, as in"),
         ("run m:t --server :1 --steps -1", "'--steps': -1 is not in the range"),
         ("run m:t --server :1 --on-drop stop", "'--on-drop': 'stop' is not one of"),
+        (
+            "run m:t --server :1 --on-drop retry --prefetch",
+            'on_drop: expected "skip" beside prefetch, got "retry"',
+        ),
+        (
+            "launch m:t --workers 1 --server :1 --on-drop retry --background-push",
+            'on_drop: expected "skip" beside background_push, got "retry"',
+        ),
         ("run m:t --server :1 --outage -1", "'--outage': -1.0 is not in the range"),
         ("run m:t --server :1 --app-dir not/here", "'--app-dir': Directory 'not/here'"),
         ("launch m:t --local-server", "Missing option '--workers'"),

@@ -65,6 +65,17 @@ class FakeClient:
         self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
     ) -> tuple[Verdict, Snapshot[Body]]:
         self.calls.append("exchange")
+        return self._judge(gradients, snapshot, value), self._snapshot()
+
+    def push(
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> Verdict:
+        self.calls.append("push")
+        return self._judge(gradients, snapshot, value)
+
+    def _judge(
+        self, gradients: Body, snapshot: Snapshot[Body], value: float | None
+    ) -> Verdict:
         self.pushed.append(gradients["w"].tolist())
         self.values.append(value)
         self.read.append((snapshot.generation, snapshot.step))
@@ -74,8 +85,7 @@ class FakeClient:
             raise answer
         self.step += self.others + (answer == "apply")
         reason = None if answer == "apply" else Reason.STALE
-        verdict = Verdict(answer == "apply", self.others, self.step, reason)
-        return verdict, self._snapshot()
+        return Verdict(answer == "apply", self.others, self.step, reason)
 
     def _snapshot(self) -> Snapshot[Body]:
         body = Body.gather(LAYOUT, {"w": W + self.step})
