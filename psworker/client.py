@@ -92,6 +92,7 @@ class Client:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._known: Snapshot[Body] | None = None
+        self._knowing = threading.Lock()  # Guards `_known`, but for reading it.
         # Guards `_seq`, and keeps one push at a time: the server remembers the last.
         self._pushing = threading.Lock()
         self._seq = 0
@@ -205,7 +206,7 @@ class Client:
             verdict, new = self._connection.exchange(header, arrays)
         if new is None:
             return verdict, snapshot
-        self._known = new
+        self._remember(new)
         return verdict, _in_form(new, snapshot.params)
 
     def minimize(
@@ -268,9 +269,21 @@ class Client:
         known = self._known
         new = self._connection.pull(known)
         if new is not None:
-            self._known = known = new
+            self._remember(new)
+            return new
         assert known is not None  # The server leaves out only what we know.
         return known
+
+    def _remember(self, new: Snapshot[Body]) -> None:
+        """Know a snapshot, unless another thread knows a later one of its history."""
+        with self._knowing:
+            known = self._known
+            if (
+                known is None
+                or known.generation != new.generation
+                or known.step < new.step
+            ):
+                self._known = new
 
     def _origin(
         self, snapshot: Snapshot[Any] | None, step_read: int | None

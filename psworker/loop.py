@@ -68,10 +68,10 @@ def train(
         on_drop: "skip" goes on with the next batch after a drop, "retry" computes the
             same batch again from fresh variables, at most `max_retries` times.
         max_retries: See there.
-        prefetch: Whether to pull the next variables while a gradient is computed from
-            the last. They lack this worker's push, so its staleness is higher by 1.
-        background_push: Whether to pull and compute while a push is on its way; its
-            verdict comes one push later, and the staleness is higher by 1 at most.
+        prefetch: Whether to pull the next variables while a gradient is computed. They
+            are older by about one push of every worker, this one's included.
+        background_push: Whether to pull and compute while a push is on its way. Its
+            verdict comes one push later, and what is pulled is older by as much again.
         report: Called after every verdict.
 
     Returns:

@@ -69,6 +69,16 @@ print(*sys.argv[1:], file=sys.stderr, flush=True)
 os._exit(2)
 """
 
+SPY = """
+import psworker.loop
+
+def train(client, task, shard, *, prefetch, background_push, **settings):
+    print("prefetch", prefetch, "background_push", background_push)
+
+psworker.loop.train = train
+task = psworker.Task(init=dict, loss=lambda params, batch: 0, batches=lambda shard: ())
+"""
+
 SLOW_RULE = """
 import quick
 list(quick.meet("rule"))
@@ -557,6 +567,34 @@ def test_wrong_usage_is_explained(
     assert message in result.output
     assert result.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "said"),
+    [
+        ((), None, "prefetch False background_push False"),
+        (("--prefetch",), None, "prefetch True background_push False"),
+        ((), "PSWORKER_BACKGROUND_PUSH", "prefetch False background_push True"),
+    ],
+)
+def test_a_worker_overlaps_as_it_is_told(
+    psworker: Callable[..., Command],
+    start_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    variable: str | None,
+    said: str,
+) -> None:
+    """By a flag or by the environment; this task trains by saying how."""
+    (tmp_path / "spy.py").write_text(SPY)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+
+    command = psworker("run", "spy:task", "--server", start_server().address, *flags)
+
+    code, out, _ = command.end()
+    assert (code, out) == (0, f"{said}\nno push\n")
 
 
 @pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])

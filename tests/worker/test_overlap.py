@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import psworker
 from pswire.body import Body
 from pswire.errors import (
     GenerationError,
@@ -272,10 +273,15 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert progress.step == client.step == len(after)
 
 
-def test_a_push_judged_before_the_restart_is_counted() -> None:
-    """The pull finds a server without variables while the push has its verdict."""
-    client = FakeClient()
-    reports: list[Progress] = []
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_push_in_flight_at_a_restart_is_waited_for(applied: bool) -> None:
+    """It counts if the old server has judged it; else it is no second restart.
+
+    The pull finds a server without variables while the push is on its way.
+    """
+    failures = {} if applied else {0: GenerationError("cut")}
+    client = FakeClient(failures=dict(failures))
+    client.on_push = lambda number: number or wait(client.pulls[1])
 
     def restart(number: int) -> None:
         if number == 1:
@@ -284,17 +290,11 @@ def test_a_push_judged_before_the_restart_is_counted() -> None:
 
     client.on_pull = restart
 
-    progress = train(
-        client,
-        make_task(numbers(2)),
-        Shard(),
-        report=reports.append,
-        **BACKGROUND,
-    )
+    progress = train(client, make_task(numbers(3)), Shard(), **BACKGROUND)
 
     assert client.initialized == 2
-    assert [report.applied for report in reports] == [1, 2]
-    assert progress.applied == 2
+    assert len(client.read) == 3
+    assert progress.applied == 2 + applied
 
 
 @pytest.mark.parametrize("ways", [PREFETCH, BACKGROUND], ids=["pull", "push"])
@@ -354,3 +354,34 @@ def test_a_real_server_counts_the_same(
     assert (status.step, status.counts.received) == (50, 50)
     assert max(status.staleness) <= len(ways)
     np.testing.assert_array_equal(client.pull().params["w"], W - sum(range(1, 51)))
+
+
+@each_way
+def test_training_rides_through_a_restart(start_server: Any, ways: Ways) -> None:
+    """A real server, whose calls in flight are lost with it; the new one starts anew.
+
+    What it holds at the end is just what the worker says it has pushed since.
+    """
+    server = start_server()
+    port = int(server.address.rpartition(":")[2])
+    servers = [server]
+    since: list[Progress] = []
+
+    def batches() -> Iterator[int]:
+        yield from range(1, 6)
+        servers[-1].stop()
+        servers.append(start_server(port=port))
+        yield from range(6, 16)
+
+    with psworker.connect(server.address) as client:
+        progress = train(
+            client, make_task(batches), Shard(), report=since.append, **ways
+        )
+
+    status = servers[-1].status()
+    assert progress.step == status.step == status.counts.applied
+    assert 10 - 3 <= status.step <= 10
+    assert progress.applied >= 4 + status.step
+    assert [report.step for report in since[-status.step :]] == [
+        *range(1, status.step + 1)
+    ]
