@@ -15,11 +15,11 @@ from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
-from psserver.segments import segments
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
+from pswire.segments import segments
 
 Slots = Any
 """A rule's state: a pytree that only the rule understands."""

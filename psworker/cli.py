@@ -14,6 +14,7 @@ import click
 
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
+from psworker.drops import require_skip
 from psworker.task import Shard, Task, load_task
 from psworker.wire import Wire
 
@@ -40,6 +41,16 @@ _on_drop = click.option(
     default="skip",
     show_default=True,
     help="After a drop go on with the next batch, or compute the same one again.",
+)
+_prefetch = click.option(
+    "--prefetch",
+    is_flag=True,
+    help="Pull the next variables while a gradient is computed; they are a step older.",
+)
+_background_push = click.option(
+    "--background-push",
+    is_flag=True,
+    help="Go on while a push is on its way, and wait for it before the next one.",
 )
 _outage = click.option(
     "--outage",
@@ -95,6 +106,8 @@ def main() -> None:
 )
 @_steps
 @_on_drop
+@_prefetch
+@_background_push
 @_outage
 @_wire_dtype
 @_compression
@@ -106,6 +119,8 @@ def run(
     name: str | None,
     steps: int | None,
     on_drop: Any,
+    prefetch: bool,
+    background_push: bool,
     outage_s: float,
     wire_dtype: str | None,
     compression: str | None,
@@ -120,7 +135,9 @@ def run(
         latest = progress
         news(progress)
 
-    _require_wire(wire_dtype, compression)
+    with _usage_errors():
+        Wire.parse(wire_dtype, compression)
+        require_skip(on_drop, prefetch=prefetch, background_push=background_push)
     news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
     with interruptible(), _clear_errors():
         try:
@@ -136,7 +153,16 @@ def run(
                 compression=compression,
             ) as client:
                 log.info("joined %s as %s", server, client.name)
-                train(client, task, shard, steps=steps, on_drop=on_drop, report=report)
+                train(
+                    client,
+                    task,
+                    shard,
+                    steps=steps,
+                    on_drop=on_drop,
+                    prefetch=prefetch,
+                    background_push=background_push,
+                    report=report,
+                )
         except KeyboardInterrupt:
             log.info("stopped")
     click.echo(_line(latest) if latest else "no push")
@@ -174,6 +200,8 @@ def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
 @click.argument("serve_options", nargs=-1, metavar="[-- SERVE OPTIONS]")
 @_steps
 @_on_drop
+@_prefetch
+@_background_push
 @_outage
 @_wire_dtype
 @_compression
@@ -200,6 +228,8 @@ def launch(
     serve_options: tuple[str, ...],
     steps: int | None,
     on_drop: str,
+    prefetch: bool,
+    background_push: bool,
     outage_s: float,
     wire_dtype: str | None,
     compression: str | None,
@@ -214,7 +244,9 @@ def launch(
         raise click.UsageError(
             f"--local-server: expected beside serve options, got {serve_options[0]}"
         )
-    _require_wire(wire_dtype, compression)
+    with _usage_errors():
+        Wire.parse(wire_dtype, compression)
+        require_skip(on_drop, prefetch=prefetch, background_push=background_push)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Several workers may share one accelerator: none takes all its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -224,6 +256,10 @@ def launch(
     run_options = ["--on-drop", on_drop, "--outage", str(outage_s)]
     if steps is not None:
         run_options += ["--steps", str(steps)]
+    if prefetch:
+        run_options.append("--prefetch")
+    if background_push:
+        run_options.append("--background-push")
     if wire_dtype is not None:
         run_options += ["--wire-dtype", wire_dtype]
     if compression is not None:
@@ -249,21 +285,20 @@ def launch(
     sys.exit(0 if complete else 1)
 
 
-def _require_wire(wire_dtype: str | None, compression: str | None) -> None:
-    try:
-        Wire.parse(wire_dtype, compression)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
 def _load(target: str, app_dir: str) -> Task:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("psworker").setLevel(logging.INFO)
     keep_freed_memory()
     sys.path.insert(0, app_dir)
-    try:
+    with _usage_errors():
         return load_task(target)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

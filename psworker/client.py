@@ -7,21 +7,21 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.encoding import BFLOAT16, PLAIN, Encoding
-from pswire.layout import Layout
+from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
+from psworker.drops import OnDrop, retries
 from psworker.gradient import differentiate
 from psworker.topk import TopK
 from psworker.wire import Wire
 
 Params = TypeVar("Params")
-OnDrop = Literal["skip", "retry"]
 Judged = tuple[Verdict, Snapshot[Body] | None]
 """A push's verdict, and what else its call has brought."""
 
@@ -108,6 +108,7 @@ class Client:
     def __init__(self, connection: Connection, wire: Wire) -> None:
         self._connection = connection
         self._known: Snapshot[Body] | None = None
+        self._knowing = threading.Lock()  # Guards `_known`, but for reading it.
         # Guards what follows, and keeps one push at a time: the server remembers the
         # last.
         self._pushing = threading.Lock()
@@ -226,7 +227,7 @@ class Client:
         verdict, new = self._send(arrays, *origin, value, exchange)
         if new is None:
             return verdict, snapshot
-        self._known = new
+        self._remember(new)
         return verdict, _in_form(new, snapshot.params)
 
     def minimize(
@@ -260,9 +261,10 @@ class Client:
             ParameterServerError: As `push` and `pull` do.
             ValueError: `on_drop` or `max_retries` is none of those.
         """
-        compute = differentiate(loss, has_aux=has_aux)
         for retries_left in reversed(range(1 + retries(on_drop, max_retries))):
-            snapshot = self.pull(like=like)
+            snapshot = self.pull_body()
+            template = _names(snapshot.params.layout) if like is None else like
+            compute = differentiate(loss, template, has_aux=has_aux)
             result, gradients = compute(snapshot.params, batch, rng)
             value = float(result[0] if has_aux else result)
             verdict = self.push(gradients, snapshot, value=value)
@@ -288,9 +290,21 @@ class Client:
         known = self._known
         new = self._connection.pull(known)
         if new is not None:
-            self._known = known = new
+            self._remember(new)
+            return new
         assert known is not None  # The server leaves out only what we know.
         return known
+
+    def _remember(self, new: Snapshot[Body]) -> None:
+        """Know a snapshot, unless another thread knows a later one of its history."""
+        with self._knowing:
+            known = self._known
+            if (
+                known is None
+                or known.generation != new.generation
+                or known.step < new.step
+            ):
+                self._known = new
 
     def _origin(
         self, snapshot: Snapshot[Any] | None, step_read: int | None
@@ -348,21 +362,12 @@ class Client:
         return layout, layout
 
 
-def retries(on_drop: OnDrop, max_retries: int) -> int:
-    """Return how often a dropped batch is computed again.
-
-    Raises:
-        ValueError: `on_drop` is neither "skip" nor "retry", or the number negative.
-    """
-    if on_drop not in ("skip", "retry"):
-        raise ValueError(f'on_drop: expected "skip" or "retry", got {on_drop!r}')
-    if max_retries < 0:
-        raise ValueError(f"max_retries: expected 0 or more, got {max_retries}")
-    return max_retries if on_drop == "retry" else 0
-
-
 def _rounded(narrow: bool) -> Encoding:
     return Encoding(BFLOAT16) if narrow else PLAIN
+
+
+def _names(layout: Layout) -> dict[str, ArraySpec]:
+    return {spec.name: spec for spec in layout}
 
 
 def _flat(gradients: Any) -> Arrays:

@@ -87,6 +87,8 @@ class Connection:
         self._may_be_near = same_host
         self._near: SameHost | None = None
         self._nearing = threading.Lock()  # Guards `_near`, but for reading it.
+        self._rejoining = threading.Lock()  # Guards `_joins`, but for reading it.
+        self._joins = 0
 
     def close(self) -> None:
         """End the connection; calls in flight are cancelled."""
@@ -230,11 +232,15 @@ class Connection:
         return self.pull_encoding.layout(self.layout).nbytes
 
     def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
+        joins = self._joins
         try:
             return self._call(attempt, nbytes)
         except SessionUnknownError:
             # A server that has restarted: it judges the call itself once we joined.
-            self.join()
+            with self._rejoining:
+                if self._joins == joins:  # Else another thread has, and knows more.
+                    self.join()
+                    self._joins += 1
             return self._call(attempt, nbytes)
 
     def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:

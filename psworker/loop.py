@@ -2,30 +2,23 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
+from pswire.body import Body
 from pswire.errors import GenerationError, NotInitializedError
-from pswire.values import Snapshot, Verdict
-from psworker.client import OnDrop, retries
-from psworker.gradient import differentiate, takes_rng
+from pswire.values import Snapshot
+from psworker.drops import OnDrop, require_skip, retries
+from psworker.gradient import Compute, differentiate, takes_rng
+from psworker.overlap import Exchanger, Judged, Overlap
 from psworker.task import Shard, Task
 
+_RESTARTED = (GenerationError, NotInitializedError)
+
 _log = logging.getLogger("psworker")
-
-
-class Exchanger(Protocol):
-    """What the loop needs of a client."""
-
-    def initialize(self, params: Any) -> bool: ...
-
-    def pull(self, like: Any) -> Snapshot[Any]: ...
-
-    def exchange(
-        self, gradients: Any, snapshot: Snapshot[Any], *, value: float | None
-    ) -> tuple[Verdict, Snapshot[Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +37,12 @@ class Progress:
     dropped: int = 0
     loss: float | None = None
 
-    def after(self, verdict: Verdict, loss: float) -> "Progress":
+    def after(self, judged: Judged) -> "Progress":
         return Progress(
-            step=verdict.step,
-            applied=self.applied + verdict.applied,
-            dropped=self.dropped + (not verdict.applied),
-            loss=loss,
+            step=judged.verdict.step,
+            applied=self.applied + judged.verdict.applied,
+            dropped=self.dropped + (not judged.verdict.applied),
+            loss=judged.loss,
         )
 
 
@@ -61,6 +54,8 @@ def train(
     steps: int | None = None,
     on_drop: OnDrop = "skip",
     max_retries: int = 3,
+    prefetch: bool = False,
+    background_push: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Train until the batches end or the step is reached.
@@ -73,45 +68,90 @@ def train(
         on_drop: "skip" goes on with the next batch after a drop, "retry" computes the
             same batch again from fresh variables, at most `max_retries` times.
         max_retries: See there.
-        report: Called after every push.
+        prefetch: Whether to pull the next variables while a gradient is computed. They
+            are older by about one push of every worker, this one's included.
+        background_push: Whether to pull and compute while a push is on its way. Its
+            verdict comes one push later, and what is pulled is older by as much again.
+        report: Called after every verdict.
 
     Returns:
         What this worker has done.
 
     Raises:
         ParameterServerError: The server refused a push, or was away for too long.
-        ValueError: `on_drop` or `max_retries` is none of those.
+        ValueError: `on_drop` or `max_retries` is none of those, or "retry" stands
+            beside `prefetch` or `background_push`.
     """
-    compute = differentiate(task.loss, has_aux=task.has_aux)
-    snapshot = _start(client, task)
-    progress = Progress(step=snapshot.step)
     attempts = 1 + retries(on_drop, max_retries)
-    batches = zip(_keys(task, shard), task.batches(shard), strict=False)
-    for rng, batch in batches:
-        for _ in range(attempts):
-            if steps is not None and progress.step >= steps:
-                return progress
-            result, gradients = compute(snapshot.params, batch, rng)
-            loss = float(result[0] if task.has_aux else result)
-            try:
-                verdict, snapshot = client.exchange(gradients, snapshot, value=loss)
-            except (GenerationError, NotInitializedError) as error:
-                _log.warning("the server has restarted; starting again: %s", error)
-                snapshot = _start(client, task)
-                progress = replace(progress, step=snapshot.step)
-                break
-            progress = progress.after(verdict, loss)
-            report(progress)
-            if verdict.applied:
-                break
-    return progress
+    require_skip(on_drop, prefetch=prefetch, background_push=background_push)
+    with Overlap(client, prefetch=prefetch, background_push=background_push) as calls:
+        training = _Training(client, task, calls, report)
+        for rng, batch in zip(_keys(task, shard), task.batches(shard), strict=False):
+            for _ in range(attempts):
+                if steps is not None and training.progress.step >= steps:
+                    return training.end()
+                if training.gets_through(batch, rng):
+                    break
+        return training.end()
 
 
-def _start(client: Exchanger, task: Task) -> Snapshot[Any]:
-    params = task.init()
-    if client.initialize(params):
-        _log.info("initialized the variables")
-    return client.pull(like=params)
+class _Training:
+    """Where one worker's training stands."""
+
+    def __init__(
+        self,
+        client: Exchanger,
+        task: Task,
+        calls: Overlap,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._client = client
+        self._task = task
+        self._calls = calls
+        self._report = report
+        self._compute, self._snapshot = self._start()
+        self.progress = Progress(step=self._snapshot.step)
+
+    def gets_through(self, batch: Any, rng: Any) -> bool:
+        """Push the gradient of a batch; say whether the batch is done with."""
+        result, gradients = self._compute(self._snapshot.params, batch, rng)
+        loss = float(result[0] if self._task.has_aux else result)
+        with self._restarting():
+            judged = self._calls.push(gradients, self._snapshot, loss)
+            self._count(judged)
+            self._snapshot = self._calls.pull()
+            return judged is None or judged.verdict.applied
+        return True
+
+    def end(self) -> Progress:
+        """Wait for what is in flight; return how far it has all come."""
+        with self._restarting():
+            self._count(self._calls.settle())
+        return self.progress
+
+    @contextmanager
+    def _restarting(self) -> Iterator[None]:
+        """Start again if the server turns out to have another history."""
+        try:
+            yield
+        except _RESTARTED as error:
+            _log.warning("the server has restarted; starting again: %s", error)
+            with suppress(*_RESTARTED):  # Lost with its history.
+                self._count(self._calls.settle())
+            self._compute, self._snapshot = self._start()
+            self.progress = replace(self.progress, step=self._snapshot.step)
+
+    def _start(self) -> tuple[Compute, Snapshot[Body]]:
+        params = self._task.init()
+        if self._client.initialize(params):
+            _log.info("initialized the variables")
+        compute = differentiate(self._task.loss, params, has_aux=self._task.has_aux)
+        return compute, self._calls.start()
+
+    def _count(self, judged: Judged | None) -> None:
+        if judged:
+            self.progress = self.progress.after(judged)
+            self._report(self.progress)
 
 
 def _keys(task: Task, shard: Shard) -> Iterator[Any]:

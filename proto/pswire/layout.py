@@ -214,6 +214,13 @@ class Layout:
     def __iter__(self) -> Iterator[ArraySpec]:
         return iter(self.arrays)
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.arrays)  # Asked for at every cycle, of thousands of arrays.
+
 
 def _spec(name: str, array: HasShape) -> ArraySpec:
     # The wire is little-endian; `newbyteorder` forgets how the array is stored here.

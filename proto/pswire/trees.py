@@ -1,7 +1,8 @@
 """Pytrees as named arrays, and back against a template."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
@@ -52,6 +53,36 @@ def unflatten(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
     Layout.of(named).require(Layout.of(arrays))
     leaves = [_as(leaf, arrays[name]) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """All of a pytree but its numbers.
+
+    Attributes:
+        structure: JAX's word for it.
+        layout: The names, shapes and dtypes of the leaves, in the tree's order.
+    """
+
+    structure: Any
+    layout: Layout
+
+    @classmethod
+    def of(cls, tree: Any) -> Self:
+        """Read a pytree's form.
+
+        Raises:
+            VariableMismatchError: As from `flatten`.
+        """
+        return cls(jax.tree.structure(tree), Layout.of(_named(tree)))
+
+    def build(self, leaves: Iterable[Any]) -> Any:
+        """Make a tree of this form, out of leaves that are not looked at."""
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def name(self, tree: Any) -> dict[str, Any]:
+        """Name the leaves of a tree of this form."""
+        return dict(zip(self.layout.places, jax.tree.leaves(tree), strict=True))
 
 
 def _as(leaf: Any, array: npt.NDArray[Any]) -> Any:

@@ -13,8 +13,8 @@ import pytest
 
 from psserver.elementwise import is_elementwise
 from psserver.rules import require_rule
-from psserver.segments import segments
 from pswire.layout import Layout
+from pswire.segments import segments
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Make = Callable[[], optax.GradientTransformation]

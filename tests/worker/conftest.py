@@ -1,5 +1,6 @@
 """What the worker's tests share: a relay that shows, and spoils, what is sent."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import ExitStack
@@ -26,11 +27,13 @@ class Call:
         method: `Push`, say.
         requests: The messages' bytes.
         replies: The same of the answer.
+        ended: Set once the answer, or the failure, is there.
     """
 
     method: str
     requests: list[bytes] = field(default_factory=list)
     replies: list[bytes] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Relay(grpc.GenericRpcHandler):
@@ -90,6 +93,8 @@ class Relay(grpc.GenericRpcHandler):
                 failure: Any = error
                 context.set_trailing_metadata(failure.trailing_metadata())
                 context.abort(failure.code(), failure.details())
+            finally:
+                call.ended.set()
             yield from replies
 
         return grpc.stream_stream_rpc_method_handler(pass_on)

@@ -177,6 +177,68 @@ def test_a_pull_never_returns_less_than_the_server_answered(
     assert third.result(WAIT_S).step == 1
 
 
+def test_a_slow_answer_does_not_make_the_client_forget_a_later_one(
+    start_server: Any, connect: Any, start_relay: Any, in_thread: Any
+) -> None:
+    """The snapshot of step 1 is known, so it is not sent again."""
+    relay = start_relay(start_server().address)
+    client, other = connect(relay.address), connect(relay.address)
+    other.initialize(PARAMS)
+    client.initialize(PARAMS)
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        assert free.wait(WAIT_S)
+
+    relay.after["Pull"] = hold
+    slow = in_thread(client.pull)
+    assert held.wait(WAIT_S)
+    other.push(ONES, step_read=0)
+    client.pull()
+    free.set()
+    slow.result(WAIT_S)
+    again = client.pull()
+
+    reply = pb.PullReply.FromString(b"".join(relay.calls[-1].replies))
+    assert reply.header.not_modified
+    assert (slow.result().step, again.step) == (0, 1)
+
+
+def test_threads_that_find_a_new_server_join_it_once(
+    start_server: Any, connect: Any, start_relay: Any, in_thread: Any
+) -> None:
+    """The second waits for the first: a join between would undo what that has learnt.
+
+    The push is told that the session is unknown while the pull is about to join.
+    """
+    server = start_server()
+    relay = start_relay(server.address)
+    client = connect(relay.address)
+    client.initialize(PARAMS)
+    snapshot = client.pull()
+    server.stop()
+    start_server(port=int(server.address.rpartition(":")[2]))
+    calls_before = len(relay.calls)
+    joining, pushing, free = (threading.Event() for _ in range(3))
+
+    def hold() -> None:
+        joining.set()
+        assert free.wait(WAIT_S)
+
+    relay.before |= {"Join": hold, "Push": pushing.set}
+    pull = in_thread(client.pull)
+    assert joining.wait(WAIT_S)
+    push = in_thread(client.push, ONES, snapshot)
+    assert pushing.wait(WAIT_S)
+    assert relay.calls[-1].ended.wait(WAIT_S)
+    free.set()
+
+    assert isinstance(pull.exception(WAIT_S), NotInitializedError)
+    assert isinstance(push.exception(WAIT_S), NotInitializedError | GenerationError)
+    assert relay.methods()[calls_before:].count("Join") == 1
+
+
 def test_a_push_may_name_the_step_by_itself(start_server: Any, connect: Any) -> None:
     """The generation is then that of the last pull, or of one made for the purpose."""
     client = connect(start_server(max_staleness=1).address)
@@ -251,6 +313,22 @@ def test_a_numpy_scalar_keeps_its_type(
 
     pulled = client.pull().params["w"]
     assert (pulled.dtype, pulled) == (dtype, third)
+
+
+def test_without_a_template_the_loss_takes_arrays_by_name(
+    start_server: Any, connect: Any
+) -> None:
+    """As a pull does that has none."""
+    client = connect(start_server().address)
+    client.initialize({"layers": [{"w": jnp.asarray([3.0, 5.0])}]})
+
+    def loss(params: Any, batch: Any) -> Any:
+        return jnp.sum(params["layers/0/w"] * batch)
+
+    _, value = client.minimize(loss, jnp.float32(2), like=None)
+
+    assert value == 16.0
+    np.testing.assert_array_equal(client.pull().params["layers/0/w"], [1.0, 3.0])
 
 
 def test_integers_are_kept_and_never_pushed(start_server: Any, connect: Any) -> None:

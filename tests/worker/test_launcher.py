@@ -70,6 +70,16 @@ print(*sys.argv[1:], file=sys.stderr, flush=True)
 os._exit(2)
 """
 
+SPY = """
+import psworker.loop
+
+def train(client, task, shard, *, prefetch, background_push, **settings):
+    print("prefetch", prefetch, "background_push", background_push)
+
+psworker.loop.train = train
+task = psworker.Task(init=dict, loss=lambda params, batch: 0, batches=lambda shard: ())
+"""
+
 SLOW_RULE = """
 import quick
 list(quick.meet("rule"))
@@ -317,8 +327,26 @@ def test_a_usage_error_of_a_worker_is_not_repeated(
     assert "0 restarts, 2 workers lost" in out
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "--outage 5 --on-drop retry --steps 7 --compression topk:0.5",
+            "--on-drop retry --outage 5.0 --steps 7 --compression topk:0.5",
+        ),
+        (
+            "--background-push --prefetch --wire-dtype bf16",
+            "--on-drop skip --outage 60.0 --prefetch --background-push "
+            "--wire-dtype bf16",
+        ),
+    ],
+)
 def test_a_worker_is_told_all_that_the_launch_was_told(
-    psworker: Callable[..., Command], start_server: Any, tmp_path: Path
+    psworker: Callable[..., Command],
+    start_server: Any,
+    tmp_path: Path,
+    given: str,
+    told: str,
 ) -> None:
     """And its own name and shard; this task repeats it as its last words."""
     (tmp_path / "elsewhere").mkdir()
@@ -326,8 +354,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
     address = start_server().address
     command = psworker(
         *("launch", "parrot:task", "--workers", "2", "--server", address),
-        *("--app-dir", "elsewhere", "--steps", "7", "--on-drop", "retry"),
-        *("--outage", "5", "--wire-dtype", "bf16", "--compression", "topk:0.5"),
+        *("--app-dir", "elsewhere", *given.split()),
     )
 
     _, _, err = command.end()
@@ -338,8 +365,7 @@ def test_a_worker_is_told_all_that_the_launch_was_told(
         name = f"{prefix}-{index}"
         assert re.search(
             rf"^{name}: .*; last: run parrot:task --server {address} --name {name} "
-            rf"--shard {index}/2 --app-dir elsewhere --on-drop retry --outage 5.0 "
-            r"--steps 7 --wire-dtype bf16 --compression topk:0.5 \(see ",
+            rf"--shard {index}/2 --app-dir elsewhere {told} \(see ",
             err,
             re.MULTILINE,
         )
@@ -534,6 +560,14 @@ def test_a_worker_that_finds_no_server_says_where_it_looked(
         ("run m:t --server :1 --shard half", "'--shard': shard: expected I/N, as in"),
         ("run m:t --server :1 --steps -1", "'--steps': -1 is not in the range"),
         ("run m:t --server :1 --on-drop stop", "'--on-drop': 'stop' is not one of"),
+        (
+            "run m:t --server :1 --on-drop retry --prefetch",
+            'on_drop: expected "skip" beside prefetch, got "retry"',
+        ),
+        (
+            "launch m:t --workers 1 --server :1 --on-drop retry --background-push",
+            'on_drop: expected "skip" beside background_push, got "retry"',
+        ),
         ("run m:t --server :1 --outage -1", "'--outage': -1.0 is not in the range"),
         ("run m:t --server :1 --app-dir not/here", "'--app-dir': Directory 'not/here'"),
         ("run m:t --server :1 --wire-dtype f16", "wire_dtype: expected one of bf16, "),
@@ -576,6 +610,34 @@ def test_wrong_usage_is_explained(
     assert message in result.output
     assert result.exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "said"),
+    [
+        ((), None, "prefetch False background_push False"),
+        (("--prefetch",), None, "prefetch True background_push False"),
+        ((), "PSWORKER_BACKGROUND_PUSH", "prefetch False background_push True"),
+    ],
+)
+def test_a_worker_overlaps_as_it_is_told(
+    psworker: Callable[..., Command],
+    start_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    variable: str | None,
+    said: str,
+) -> None:
+    """By a flag or by the environment; this task trains by saying how."""
+    (tmp_path / "spy.py").write_text(SPY)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+
+    command = psworker("run", "spy:task", "--server", start_server().address, *flags)
+
+    code, out, _ = command.end()
+    assert (code, out) == (0, f"{said}\nno push\n")
 
 
 @pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 import psworker
+from pswire.body import Body
 from pswire.errors import (
     GenerationError,
     NonFiniteError,
     NotInitializedError,
     ParameterServerError,
 )
+from pswire.layout import Layout
 from pswire.values import Reason, Snapshot, Verdict
 from psworker import Shard, Task
 from psworker.loop import Progress, train
@@ -24,6 +26,7 @@ from psworker.loop import Progress, train
 Answer = Literal["apply", "drop"] | ParameterServerError
 
 W = np.asarray([1.0, 2.0], np.float32)
+LAYOUT = Layout.of({"w": W})
 
 
 @dataclass
@@ -54,15 +57,26 @@ class FakeClient:
         self.calls.append("initialize")
         return True
 
-    def pull(self, like: Any) -> Snapshot[Any]:
+    def pull_body(self) -> Snapshot[Body]:
         self.calls.append("pull")
-        return Snapshot({"w": W + self.step}, self.step, self.generation)
+        return self._snapshot()
 
     def exchange(
-        self, gradients: Any, snapshot: Snapshot[Any], *, value: float | None
-    ) -> tuple[Verdict, Snapshot[Any]]:
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> tuple[Verdict, Snapshot[Body]]:
         self.calls.append("exchange")
-        self.pushed.append(np.asarray(gradients["w"]).tolist())
+        return self._judge(gradients, snapshot, value), self._snapshot()
+
+    def push(
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> Verdict:
+        self.calls.append("push")
+        return self._judge(gradients, snapshot, value)
+
+    def _judge(
+        self, gradients: Body, snapshot: Snapshot[Body], value: float | None
+    ) -> Verdict:
+        self.pushed.append(gradients["w"].tolist())
         self.values.append(value)
         self.read.append((snapshot.generation, snapshot.step))
         answer = next(self._answers, "apply")
@@ -71,9 +85,11 @@ class FakeClient:
             raise answer
         self.step += self.others + (answer == "apply")
         reason = None if answer == "apply" else Reason.STALE
-        verdict = Verdict(answer == "apply", self.others, self.step, reason)
-        params = {"w": W + self.step}
-        return verdict, Snapshot(params, self.step, self.generation)
+        return Verdict(answer == "apply", self.others, self.step, reason)
+
+    def _snapshot(self) -> Snapshot[Body]:
+        body = Body.gather(LAYOUT, {"w": W + self.step})
+        return Snapshot(body, self.step, self.generation)
 
 
 def times(params: Any, batch: Any) -> Any:

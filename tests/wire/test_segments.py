@@ -1,4 +1,4 @@
-"""The parts of a body that a rule takes as one array each."""
+"""The parts of a body that JAX takes as one array each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psserver.segments import Segment, segments
 from pswire import body
 from pswire.body import Body
 from pswire.layout import ArraySpec, Layout
+from pswire.segments import Segment, segments
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -179,7 +179,9 @@ def test_empty_arrays_take_no_place(specs: list[tuple[str, tuple[int, ...]]]) ->
     assert _same(cut, {name: variables[name] for name, _ in specs})
 
 
-@pytest.mark.parametrize("shapes", [[(3, 5)], [(0, 2), (3,), (), (17,), (2, 2)]])
+@pytest.mark.parametrize(
+    "shapes", [[(3, 5)], [(0, 2), (3,), (), (0,), (17,), (2, 2)], [(0,), (3, 0)]]
+)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_what_is_cut_can_be_joined(
     shapes: list[tuple[int, ...]], dtype: npt.DTypeLike

@@ -1,4 +1,4 @@
-"""The parts of a body that a rule can take as one array each."""
+"""The parts of a body that JAX can take as one array each."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from pswire.layout import ArraySpec, Layout
 AnyArray = TypeVar("AnyArray", npt.NDArray[Any], jax.Array)
 
 _ALONE_NBYTES = 2**18
-"""From this size on, an array that a rule has to see as such is a part by itself:
-cutting it out would cost more than passing it."""
+"""From this size on, an array that has to be seen as such is a part by itself: cutting
+it out would cost more than passing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +67,12 @@ class Segment:
 
     def join(self, arrays: Mapping[str, jax.Array]) -> jax.Array:
         """Make one array of many, with zeros between them, as `cut` takes it."""
-        if len(self.arrays) == 1:
-            return arrays[self.arrays[0][0].name].reshape(-1)
-        pieces, end = [], 0
+        pieces, end = list[jax.Array](), 0
         for spec, start in self.arrays:
-            if not spec.nbytes:
-                continue
-            pieces += [
-                jnp.zeros(start - end, self.dtype),
-                arrays[spec.name].reshape(-1),
-            ]
-            end = start + prod(spec.shape)
+            piece = arrays[spec.name].reshape(-1)
+            # An empty array says that it starts at 0, wherever it comes.
+            pieces += [jnp.zeros(max(start - end, 0), piece.dtype), piece]
+            end = max(end, start + piece.size)
         return jnp.concatenate(pieces)
 
     def _view(self, body: Body, start: int) -> npt.NDArray[Any]:

@@ -1,0 +1,387 @@
+"""Training whose calls overlap with its computing, round a client that can be held."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import psworker
+from pswire.body import Body
+from pswire.errors import (
+    GenerationError,
+    NonFiniteError,
+    NotInitializedError,
+    ParameterServerError,
+    ServerUnavailableError,
+)
+from pswire.layout import Layout
+from pswire.values import Snapshot, Verdict
+from psworker import Shard, Task
+from psworker.loop import Progress, train
+
+WAIT_S = 20.0
+
+W = np.asarray([1.0, 2.0], np.float32)
+LAYOUT = Layout.of({"w": W})
+
+Ways = dict[str, Any]
+
+PREFETCH: Ways = {"prefetch": True}
+BACKGROUND: Ways = {"background_push": True}
+BOTH = PREFETCH | BACKGROUND
+each_way = pytest.mark.parametrize(
+    "ways", [PREFETCH, BACKGROUND, BOTH], ids=["prefetch", "background", "both"]
+)
+
+
+def wait(event: threading.Event) -> bool:
+    """Wait for what another thread has to do first."""
+    assert event.wait(WAIT_S)
+    return True
+
+
+class Events(dict[int, threading.Event]):
+    """One event a number, made when it is first asked for."""
+
+    def __missing__(self, number: int) -> threading.Event:
+        return self.setdefault(number, threading.Event())
+
+
+@dataclass
+class FakeClient:
+    """Applies every push; tells when a call has come, and may be held or made to fail.
+
+    Attributes:
+        on_pull: Called with each pull's number, before its answer.
+        on_push: The same for pushes, before they are judged.
+        failures: What pushes fail with, by their number.
+        pulls: Set once that pull has seen the variables.
+        pushes: Set once that push has come.
+        read: The generation and the step that each push was computed from.
+        values: The losses beside them.
+        initialized: How often variables were offered.
+        in_flight: How many pushes were, when each came.
+    """
+
+    on_pull: Callable[[int], object] = lambda number: None
+    on_push: Callable[[int], object] = lambda number: None
+    failures: dict[int, ParameterServerError] = field(default_factory=dict)
+    pulls: Events = field(default_factory=Events)
+    pushes: Events = field(default_factory=Events)
+    read: list[tuple[str, int]] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+    in_flight: list[int] = field(default_factory=list)
+    initialized: int = 0
+    step: int = 0
+    generation: str = "first"
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pull_count = self._pushing = 0
+
+    def initialize(self, params: Any) -> bool:
+        self.initialized += 1
+        return True
+
+    def pull_body(self) -> Snapshot[Body]:
+        with self._lock:
+            number, self._pull_count = self._pull_count, self._pull_count + 1
+            body = Body.gather(LAYOUT, {"w": W + self.step})
+            snapshot = Snapshot(body, self.step, self.generation)
+        self.pulls[number].set()
+        self.on_pull(number)
+        return snapshot
+
+    def push(
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> Verdict:
+        with self._lock:
+            number = len(self.read)
+            self.read.append((snapshot.generation, snapshot.step))
+            self.values.append(value)
+            self.in_flight.append(self._pushing)
+            self._pushing += 1
+        self.pushes[number].set()
+        self.on_push(number)
+        with self._lock:
+            self._pushing -= 1
+            return self._judge(number, snapshot)
+
+    def exchange(
+        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+    ) -> tuple[Verdict, Snapshot[Body]]:
+        raise AssertionError("expected a push")
+
+    def _judge(self, number: int, snapshot: Snapshot[Body]) -> Verdict:
+        if number in self.failures:
+            self.step, self.generation = 0, "second"
+            raise self.failures[number]
+        staleness, self.step = self.step - snapshot.step, self.step + 1
+        return Verdict(applied=True, staleness=staleness, step=self.step)
+
+
+def times(params: Any, batch: Any) -> Any:
+    """A loss that tells the variables and the batch: 3 batch + 2 batch step."""
+    return jnp.sum(params["w"] * batch)
+
+
+def make_task(batches: Callable[[], Iterator[int]], loss: Any = times) -> Task:
+    """Make a task of these batches, each of which is a number."""
+    return Task(
+        init=lambda: {"w": jnp.asarray(W)},
+        loss=loss,
+        batches=lambda shard: map(np.float32, batches()),
+    )
+
+
+def numbers(count: int) -> Callable[[], Iterator[int]]:
+    """Make batches 1, 2 and so on."""
+    return lambda: iter(range(1, count + 1))
+
+
+def test_the_next_variables_are_pulled_while_a_gradient_is_computed() -> None:
+    """Each pull but the first begins before a batch is taken, and ends after its push.
+
+    So the variables lack just the push of the batch before.
+    """
+    client = FakeClient()
+    client.on_pull = lambda number: 0 < number < 5 and wait(client.pushes[number - 1])
+
+    def batches() -> Iterator[int]:
+        for number in range(4):
+            wait(client.pulls[number + 1])
+            yield number
+
+    progress = train(client, make_task(batches), Shard(), **PREFETCH)
+
+    assert client.read == [("first", step) for step in (0, 0, 1, 2)]
+    assert (progress.step, progress.applied) == (4, 4)
+
+
+def test_a_gradient_is_computed_while_a_push_is_on_its_way() -> None:
+    """No push but the last is answered before the next gradient is there."""
+    computed = Events()
+    client = FakeClient()
+    client.on_push = lambda number: number < 3 and wait(computed[number + 1])
+
+    def loss(params: Any, batch: Any) -> Any:
+        jax.debug.callback(lambda number: computed[int(number)].set(), batch)
+        return times(params, batch)
+
+    progress = train(
+        client, make_task(lambda: iter(range(4)), loss), Shard(), **BACKGROUND
+    )
+
+    assert client.in_flight == [0] * 4
+    assert (progress.step, progress.applied) == (4, 4)
+
+
+def test_variables_are_pulled_while_a_push_is_on_its_way() -> None:
+    """The next batch is taken, so they are there, before the push is answered."""
+    taken = Events()
+    client = FakeClient(on_push=lambda number: wait(taken[number + 1]))
+
+    def batches() -> Iterator[int]:
+        for number in range(4):
+            taken[number].set()
+            yield number
+        taken[4].set()
+
+    train(client, make_task(batches), Shard(), **BACKGROUND)
+
+    assert client.read == [("first", step) for step in (0, 0, 1, 2)]
+    assert client.in_flight == [0] * 4
+
+
+@each_way
+def test_every_push_is_counted_with_its_own_loss(ways: Ways) -> None:
+    """The last one's verdict too, which comes when there is no batch any more."""
+    client = FakeClient()
+    reports: list[Progress] = []
+
+    last = train(client, make_task(numbers(5)), Shard(), report=reports.append, **ways)
+
+    assert reports == [
+        Progress(step=number + 1, applied=number + 1, dropped=0, loss=loss)
+        for number, loss in enumerate(client.values)
+    ]
+    assert client.values == [
+        batch * (3 + 2 * step)
+        for batch, (_, step) in zip(range(1, 6), client.read, strict=True)
+    ]
+    assert last == reports[-1]
+
+
+@each_way
+@pytest.mark.parametrize("failing", [1, 4])
+def test_an_error_of_a_push_reaches_the_caller(ways: Ways, failing: int) -> None:
+    """One cycle later at most, and also if it is the last push."""
+    client = FakeClient(failures={failing: NonFiniteError("w: expected finite")})
+    taken = []
+
+    def batches() -> Iterator[int]:
+        for number in range(5):
+            taken.append(number)
+            yield number
+
+    with pytest.raises(NonFiniteError, match=r"^w: expected finite$"):
+        train(client, make_task(batches), Shard(), **ways)
+
+    assert len(client.read) == failing + 1
+    assert len(taken) <= failing + 2
+
+
+def test_an_error_of_a_pull_reaches_the_caller() -> None:
+    """It was in the air while a gradient was computed, which is still pushed."""
+
+    def fail(number: int) -> None:
+        if number == 2:
+            raise ServerUnavailableError("no answer")
+
+    client = FakeClient(on_pull=fail)
+
+    with pytest.raises(ServerUnavailableError, match=r"^no answer$"):
+        train(client, make_task(numbers(5)), Shard(), **PREFETCH)
+
+    assert len(client.read) == 2
+
+
+@each_way
+@pytest.mark.parametrize("failing", [2, 5], ids=["midway", "at the end"])
+@pytest.mark.parametrize(
+    "failure", [GenerationError("cut"), NotInitializedError("empty")]
+)
+def test_a_server_that_has_restarted_is_given_the_variables_again(
+    ways: Ways, failing: int, failure: ParameterServerError
+) -> None:
+    """What was pulled, or computed, of the old history is never pushed after it."""
+    client = FakeClient(failures={failing: failure})
+
+    progress = train(client, make_task(numbers(6)), Shard(), **ways)
+
+    before, after = client.read[: failing + 1], client.read[failing + 1 :]
+    assert {generation for generation, _ in before} == {"first"}
+    assert {generation for generation, _ in after} <= {"second"}
+    assert client.initialized == 2
+    lost = 2 if "background_push" in ways and failing == 2 else 1
+    assert progress.applied == 6 - lost
+    assert progress.step == client.step == len(after)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_push_in_flight_at_a_restart_is_waited_for(applied: bool) -> None:
+    """It counts if the old server has judged it; else it is no second restart.
+
+    The pull finds a server without variables while the push is on its way.
+    """
+    failures = {} if applied else {0: GenerationError("cut")}
+    client = FakeClient(failures=dict(failures))
+    client.on_push = lambda number: number or wait(client.pulls[1])
+
+    def restart(number: int) -> None:
+        if number == 1:
+            wait(client.pushes[0])
+            raise NotInitializedError("empty")
+
+    client.on_pull = restart
+
+    progress = train(client, make_task(numbers(3)), Shard(), **BACKGROUND)
+
+    assert client.initialized == 2
+    assert len(client.read) == 3
+    assert progress.applied == 2 + applied
+
+
+@pytest.mark.parametrize("ways", [PREFETCH, BACKGROUND], ids=["pull", "push"])
+def test_an_interruption_does_not_wait_for_a_call(ways: Ways) -> None:
+    """The call ends with the client, which the caller closes."""
+    freed, ended = threading.Event(), threading.Event()
+    client = FakeClient()
+    held = client.pulls[2] if ways == PREFETCH else client.pushes[0]
+
+    def hold(number: int) -> None:
+        if held.is_set():
+            freed.wait(WAIT_S)
+            ended.set()
+
+    if ways == PREFETCH:
+        client.on_pull = hold
+    else:
+        client.on_push = hold
+
+    def batches() -> Iterator[int]:
+        yield 1
+        wait(held)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(client, make_task(batches), Shard(), **ways)
+    waited = ended.is_set()
+    freed.set()
+
+    assert not waited
+    wait(ended)
+
+
+@each_way
+def test_a_retry_is_refused(ways: Ways) -> None:
+    """It would be computed from variables that are as old; nothing has been called."""
+    client = FakeClient()
+
+    with pytest.raises(ValueError, match=r'^on_drop: expected "skip" beside .*"retry"'):
+        train(client, make_task(numbers(1)), Shard(), on_drop="retry", **ways)
+
+    assert client.initialized == 0
+
+
+@each_way
+def test_a_real_server_counts_the_same(
+    start_server: Any, connect: Any, ways: Ways
+) -> None:
+    """Every push has its verdict, and is older by a step a setting at most."""
+    server = start_server()
+    client = connect(server.address)
+
+    progress = train(client, make_task(numbers(50)), Shard(), **ways)
+
+    status = server.status()
+    assert (progress.step, progress.applied, progress.dropped) == (50, 50, 0)
+    assert (status.step, status.counts.received) == (50, 50)
+    assert max(status.staleness) <= len(ways)
+    np.testing.assert_array_equal(client.pull().params["w"], W - sum(range(1, 51)))
+
+
+@each_way
+def test_training_rides_through_a_restart(start_server: Any, ways: Ways) -> None:
+    """A real server, whose calls in flight are lost with it; the new one starts anew.
+
+    What it holds at the end is just what the worker says it has pushed since.
+    """
+    server = start_server()
+    port = int(server.address.rpartition(":")[2])
+    servers = [server]
+    since: list[Progress] = []
+
+    def batches() -> Iterator[int]:
+        yield from range(1, 6)
+        servers[-1].stop()
+        servers.append(start_server(port=port))
+        yield from range(6, 16)
+
+    with psworker.connect(server.address) as client:
+        progress = train(
+            client, make_task(batches), Shard(), report=since.append, **ways
+        )
+
+    status = servers[-1].status()
+    assert progress.step == status.step == status.counts.applied
+    assert 10 - 3 <= status.step <= 10
+    assert progress.applied >= 4 + status.step
+    assert [report.step for report in since[-status.step :]] == [
+        *range(1, status.step + 1)
+    ]
