@@ -56,7 +56,8 @@ def test_a_command_s_module_loads_little(module: str) -> None:
     "module",
     [
         *("psserver", "psserver.admin", "psserver.config", "psserver.decision"),
-        *("psworker", "psworker.connection", "psworker.launcher", "psworker.task"),
+        *("psworker", "psworker.connection", "psworker.launcher", "psworker.overlap"),
+        "psworker.task",
         *("pswire.body", "pswire.errors", "pswire.report", "pswire.values"),
     ],
 )
