@@ -121,7 +121,7 @@ class CompiledRule:
                 before = after
                 # Waited for: two results at once would be one more than ever needed.
                 after, _ = jax.block_until_ready(
-                    self._update(before, zeros, np.float32(1))
+                    self._update(before, zeros, self._loss(1.0))
                 )
                 if _types(after) == _types(before):
                     break
@@ -176,9 +176,9 @@ class CompiledRule:
             for name, array in self._by_variable(path, leaf)
         }
 
-    def _loss(self, value: float | None) -> np.float32:
+    def _loss(self, value: float | None) -> np.float32 | None:
         if not self.needs_value:
-            return np.float32(0)
+            return None
         with np.errstate(over="ignore"):
             loss = np.float32(math.nan if value is None else value)
         if not np.isfinite(loss):
