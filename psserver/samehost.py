@@ -1,40 +1,71 @@
-"""The calls over a unix socket, for workers on this host."""
+"""The unix socket for workers on this host, and the threads that answer them."""
 
 import logging
 import os
+import select
 import shutil
 import socket
 import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from psserver.calls import Calls
+from psserver.frames import FrameCalls
+from pswire.errors import InvalidRequestError
+from pswire.samehost import Frame, FrameSocket, Kind
 
-from psserver.calls import Calls, Pulled
-from psserver.malformed import marking
-from pswire import body, methods
-from pswire.errors import InvalidRequestError, to_bytes
-from pswire.memory import copied
-from pswire.methods import Method, PullPiece
-from pswire.pieces import Exchanged, Piece
-from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
-from pswire.sharedmemory import SharedMemory
-
-_MAX_WORKERS = 1024  # Each holds a thread.
-_MAX_MEMORIES = 8  # Of one worker, at once.
-_RETRY_S = 0.1
+_MAX_WORKERS = 1024  # Each holds a descriptor, and one for each of its memories.
+_PATIENCE_S = 0.05
 _SEND_TIMEOUT_S = 30  # Answers are small: who does not take one has stopped.
+
+# That an end is ready is told once, to one thread, which says when it is told again.
+_ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
 _log = logging.getLogger("psserver")
 
 
+class _Worker:
+    """One worker's connection.
+
+    Attributes:
+        is_busy: Whether a thread reads its next request, or answers it.
+    """
+
+    def __init__(
+        self, connection: socket.socket, calls: Calls, is_wanted: Callable[[], bool]
+    ) -> None:
+        self.connection = connection
+        self.descriptor = connection.fileno()
+        self.frames = FrameSocket(connection)
+        self.calls = FrameCalls(calls, is_wanted)
+        self.is_busy = False
+
+
+class _Leader:
+    """A turn at answering all that is quick; it ends when another one begins.
+
+    Attributes:
+        busy_since: When the call came that is being answered, in seconds; None: all
+            wait for the next one.
+    """
+
+    busy_since: float | None = None
+
+
 class SameHost:
-    """Listens on a unix socket that only this user's processes can open."""
+    """Serves a unix socket that only this user's processes can open.
+
+    One thread, the leader, answers every call that is quick: threads that take the
+    interpreter from one another at each get half as much done. A call that copies large
+    bodies, or compiles a rule, has a thread of its own. If one is not as quick as
+    it looked, say because the rule takes long, another thread takes the lead, so that
+    nobody waits for it.
+    """
 
     def __init__(self, calls: Calls, incarnation: str) -> None:
         """Listen.
@@ -45,19 +76,21 @@ class SameHost:
         self._calls = calls
         self._greeting = Frame(Kind.ANSWER, incarnation.encode())
         self._home = Path(tempfile.mkdtemp(prefix="asyncps-"))  # Of mode 0700.
-        self._workers: dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()  # Guards `_workers`.
+        # Guards `_workers` and `_threads`; nothing is added to them after `_stopped`.
+        self._lock = threading.Lock()
+        self._workers: dict[int, _Worker] = {}
+        self._threads: set[threading.Thread] = set()
         self._stopped = threading.Event()
         try:
             self._listener = self._listen()
         except OSError:
             shutil.rmtree(self._home)
             raise
-        # Daemons: a program that never stops its server can still end.
-        self._acceptor = threading.Thread(
-            target=self._accept, name="samehost", daemon=True
-        )
-        self._acceptor.start()
+        self._ready = select.epoll()
+        self._ready.register(self._listener, _ONCE)
+        self._leader = _Leader()
+        self._start("samehost leader", self._lead, self._leader)
+        self._start("samehost watch", self._watch)
 
     @property
     def path(self) -> str:
@@ -71,18 +104,25 @@ class SameHost:
             grace_s: How long to wait for them, in seconds.
         """
         deadline = time.monotonic() + grace_s
-        self._stopped.set()
         with self._lock:
-            workers = dict(self._workers)
-        for connection in (self._listener, *workers):
-            # Whoever waits for a frame wakes up; what is being answered still can be.
+            if self._stopped.is_set():
+                return
+            self._stopped.set()
+            workers, threads = list(self._workers.values()), list(self._threads)
+        # Whoever leads wakes up; what is being answered still can be.
+        for end in (self._listener, *(worker.connection for worker in workers)):
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
-        self._acceptor.join()
-        self._listener.close()
-        for connection, thread in workers.items():
+                end.shutdown(socket.SHUT_RD)
+        self._ready.modify(self._listener, select.EPOLLIN)
+        for worker in workers:
+            if not worker.is_busy:
+                worker.frames.close()
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-            connection.close()
+        for worker in workers:
+            worker.frames.close()
+        self._listener.close()
+        self._ready.close()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _listen(self) -> socket.socket:
@@ -96,51 +136,109 @@ class SameHost:
             raise
         return listener
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                if self._stopped.is_set():
-                    return
-                _log.warning("a worker on this host cannot connect: %s", error)
-                self._stopped.wait(_RETRY_S)
-                continue
-            thread = threading.Thread(
-                target=self._serve,
-                args=(connection,),
-                name="samehost worker",
-                daemon=True,
-            )
-            with self._lock:
-                if self._stopped.is_set() or len(self._workers) >= _MAX_WORKERS:
-                    connection.close()
-                    continue
-                try:
-                    thread.start()
-                except RuntimeError as error:  # The system has no thread left.
-                    _log.warning("a worker on this host cannot be served: %s", error)
-                    connection.close()
-                    continue
-                self._workers[connection] = thread
+    def _start(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        """Start a thread.
 
-    def _serve(self, connection: socket.socket) -> None:
-        frames = FrameSocket(connection)
-        worker = _Worker(self._calls, lambda: self._waits(connection))
+        Raises:
+            RuntimeError: The system has none left.
+        """
+        # A daemon: a program that never stops its server can still end.
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        with self._lock:
+            if not self._stopped.is_set():
+                thread.start()
+                alive = {other for other in self._threads if other.is_alive()}
+                self._threads = alive | {thread}
+
+    def _lead(self, leader: _Leader) -> None:
+        while self._leader is leader and not self._stopped.is_set():
+            ((descriptor, _),) = self._ready.poll(maxevents=1)
+            leader.busy_since = time.monotonic()
+            if descriptor == self._listener.fileno():
+                self._accept()
+            else:
+                self._serve(self._workers[descriptor])
+            leader.busy_since = None
+
+    def _watch(self) -> None:
+        """Let another thread lead if the leader answers one call for too long."""
+        while not self._stopped.wait(_PATIENCE_S):
+            since = self._leader.busy_since
+            if since is not None and time.monotonic() - since > _PATIENCE_S:
+                self._leader = _Leader()
+                self._start("samehost leader", self._lead, self._leader)
+            # It may have failed to take a connection, for want of descriptors.
+            self._await(self._listener)
+
+    def _await(self, end: socket.socket) -> None:
+        """Let the leader know when there is something to read."""
+        # After a stop there is nothing to wait for, and perhaps nobody to tell.
+        with suppress(OSError, ValueError):
+            self._ready.modify(end, _ONCE)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            if not self._stopped.is_set():
+                _log.warning("a worker on this host cannot connect: %s", error)
+            return
+        self._await(self._listener)
+        worker = _Worker(connection, self._calls, lambda: self._waits(connection))
         try:
             timeout = struct.pack("ll", _SEND_TIMEOUT_S, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-            frames.send(self._greeting)
-            while (request := frames.receive()) is not None:
-                answer = worker.answer(request)
-                if answer is not None:
-                    frames.send(answer)
+            worker.frames.send(self._greeting)
+        except OSError as error:
+            self._drop(worker, error)
+            return
+        with self._lock:
+            if self._stopped.is_set() or len(self._workers) >= _MAX_WORKERS:
+                worker.frames.close()
+            else:
+                self._workers[worker.descriptor] = worker
+                self._ready.register(connection, _ONCE)
+
+    def _serve(self, worker: _Worker) -> None:
+        worker.is_busy = True
+        try:
+            request = worker.frames.receive(wait=False)
+        except BlockingIOError:
+            self._await_next(worker)  # The rest is still to come.
+            return
         except (OSError, InvalidRequestError) as error:
+            self._drop(worker, error)
+            return
+        if request is None:
+            self._drop(worker)
+        elif worker.calls.is_quick(request):
+            self._answer(worker, request)
+        else:
+            try:
+                self._start("samehost call", self._answer, worker, request)
+            except RuntimeError as error:
+                self._drop(worker, error)
+
+    def _answer(self, worker: _Worker, request: Frame) -> None:
+        try:
+            answer = worker.calls.answer(request)
+            if answer is not None:
+                worker.frames.send(answer)
+        except (OSError, InvalidRequestError) as error:
+            self._drop(worker, error)
+        else:
+            self._await_next(worker)
+
+    def _await_next(self, worker: _Worker) -> None:
+        worker.is_busy = False
+        self._await(worker.connection)
+
+    def _drop(self, worker: _Worker, error: Exception | None = None) -> None:
+        if error:
             _log.info("a worker on this host went away: %s", error)
-        finally:
-            with self._lock:
-                del self._workers[connection]
-            connection.close()
+        with self._lock:
+            self._workers.pop(worker.descriptor, None)
+        worker.frames.close()
 
     def _waits(self, connection: socket.socket) -> bool:
         """Say whether the worker is still there to take its answer."""
@@ -152,141 +250,3 @@ class SameHost:
             return True
         except OSError:
             return False
-
-
-class _Worker:
-    """One worker's end: its memories, and the answers to its requests."""
-
-    def __init__(self, calls: Calls, is_wanted: Callable[[], bool]) -> None:
-        self._calls = calls
-        self._is_wanted = is_wanted
-        self._memories: dict[int, SharedMemory] = {}
-
-    def answer(self, request: Frame) -> Frame | None:
-        """Do what a frame asks for; None: it wants no answer.
-
-        Raises:
-            InvalidRequestError: A memory cannot be attached.
-        """
-        try:
-            if request.kind == Kind.ATTACH:
-                self._attach(request)
-                return None
-        finally:
-            for descriptor in request.descriptors:
-                os.close(descriptor)
-        if request.kind == Kind.DETACH:
-            self._memories.pop(request.upload, None)
-            return None
-        try:
-            return self._answer(request)
-        except Exception as error:
-            return Frame(Kind.ERROR, to_bytes(error))
-
-    def _answer(self, request: Frame) -> Frame:
-        match request.kind:
-            case Kind.INITIALIZE:
-                return self._initialize(request)
-            case Kind.PULL:
-                return self._pull(request)
-            case Kind.PUSH:
-                return self._push(request)
-            case Kind.EXCHANGE:
-                return self._exchange(request)
-            case Kind.STATUS:
-                return self._status(request)
-        known = ", ".join(kind.name for kind in Kind)
-        raise InvalidRequestError(f"kind: expected one of {known}, got {request.kind}")
-
-    def _attach(self, request: Frame) -> None:
-        try:
-            if len(request.descriptors) != 1 or len(self._memories) >= _MAX_MEMORIES:
-                raise ValueError("memory: expected one descriptor, and few in all")
-            self._memories[request.upload] = SharedMemory(request.descriptors[0])
-        except (OSError, ValueError) as error:
-            raise InvalidRequestError(str(error)) from error
-
-    def _initialize(self, request: Frame) -> Frame:
-        # Copied: the variables stay, and the worker could change its memory later.
-        pieces = map(_copied, self._pieces(methods.INITIALIZE, request))
-        reply = self._calls.initialize(pieces)
-        return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
-
-    def _pull(self, request: Frame) -> Frame:
-        pull = marking(methods.PULL.request.decode)(request.message)
-        piece, download = self._whole(self._calls.pull(pull), request)
-        return Frame(Kind.ANSWER, methods.PULL.reply.encode(piece), download=download)
-
-    def _push(self, request: Frame) -> Frame:
-        pieces = self._pieces(methods.PUSH, request)
-        _, verdict = self._calls.push(pieces, self._is_wanted)
-        return Frame(Kind.ANSWER, methods.PUSH.reply.encode(verdict.to_proto()))
-
-    def _exchange(self, request: Frame) -> Frame:
-        header, verdict = self._calls.push(
-            self._pieces(methods.EXCHANGE, request),
-            self._is_wanted,
-            lambda header: self._require_room(
-                self._calls.snapshot_nbytes(header.session, header.snapshot_encoding),
-                request,
-            ),
-        )
-        pull, download = self._whole(self._calls.pull_after(header), request)
-        exchanged = Exchanged(verdict.to_proto(), pull)
-        return Frame(
-            Kind.ANSWER, methods.EXCHANGE.reply.encode(exchanged), download=download
-        )
-
-    def _status(self, request: Frame) -> Frame:
-        status = self._calls.status(
-            marking(methods.STATUS.request.decode)(request.message)
-        )
-        return Frame(Kind.ANSWER, methods.STATUS.reply.encode(status))
-
-    def _pieces(
-        self, method: Method[Piece[Any], Any], request: Frame
-    ) -> Iterator[Piece[Any]]:
-        """Yield a request's message, then its body if that lies in memory.
-
-        What is wrong with it comes up when it is asked for, and so is counted.
-        """
-        yield marking(method.request.decode)(request.message)
-        if request.upload:
-            memory = self._memory(request.upload).view()
-            yield Piece(None, 0, memory[: request.body_nbytes].data)
-
-    def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
-        """Return a snapshot's message, and the memory that its body was written to."""
-        if pulled.variables is None:
-            return Piece(pulled.header), 0
-        nbytes = pulled.layout.nbytes
-        if nbytes <= MAX_INLINE_NBYTES:
-            data = body.join(pulled.layout, pulled.variables)
-            return Piece(pulled.header, 0, data), 0
-        self._require_room(nbytes, request)
-        memory = self._memory(request.download).view()
-        body.copy(pulled.layout, pulled.variables, memory)
-        return Piece(pulled.header), request.download
-
-    def _require_room(self, nbytes: int, request: Frame) -> None:
-        if nbytes <= MAX_INLINE_NBYTES:
-            return
-        room = self._memory(request.download).nbytes
-        if room < nbytes:
-            raise InvalidRequestError(
-                f"download: expected memory of at least {nbytes} bytes, got {room}"
-            )
-
-    def _memory(self, number: int) -> SharedMemory:
-        memory = self._memories.get(number)
-        if memory is None:
-            raise InvalidRequestError(
-                f"memory: expected one that has been attached, got number {number}"
-            )
-        return memory
-
-
-def _copied(piece: Piece[Any]) -> Piece[Any]:
-    if piece.header is not None:
-        return piece
-    return Piece(None, 0, copied(np.frombuffer(piece.data, np.uint8)).data)

@@ -68,7 +68,7 @@ class SameHost:
             if self._receive().message != incarnation.encode():
                 raise ConnectionError("expected the server of this host")
         except (OSError, InvalidRequestError) as error:
-            self._socket.close()
+            self._frames.close()
             raise OSError(f"{path}: {error}") from error
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class SameHost:
         # A thread that waits for an answer wakes up.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        self._frames.close()
 
     def initialize(
         self,

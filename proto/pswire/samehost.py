@@ -84,7 +84,15 @@ class FrameSocket:
     """Sends and receives frames, one at a time; a failure leaves it of no use."""
 
     def __init__(self, connection: socket.socket) -> None:
+        """Take over a socket."""
         self._socket = connection
+        self._frame = bytearray()  # As much as has come of the next one,
+        self._descriptors: list[int] = []  # and with it.
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        self._forget()
 
     def send(self, frame: Frame) -> None:
         """Send a frame.
@@ -99,33 +107,44 @@ class FrameSocket:
             data = data[sent:]
         self._socket.sendall(data)
 
-    def receive(self) -> Frame | None:
-        """Wait for a frame; None: the other end has closed, or is gone.
+    def receive(self, *, wait: bool = True) -> Frame | None:
+        """Return the next frame; None: the other end has closed, or is gone.
+
+        Args:
+            wait: Whether to wait for all of it.
 
         Raises:
+            BlockingIOError: It has not all come; the next call goes on with it.
             InvalidRequestError: Its message is larger than any.
             OSError: Of the socket, a timeout too.
         """
-        descriptors: list[int] = []
-        frame = bytearray()
+        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
             # Never read past the end: what comes next may have descriptors of its own.
-            while missing := _size(frame) - len(frame):
+            while missing := _size(self._frame) - len(self._frame):
                 data, attached, _, _ = self._socket.recvmsg(
-                    missing, _ANCILLARY_NBYTES, socket.MSG_CMSG_CLOEXEC
+                    missing, _ANCILLARY_NBYTES, flags
                 )
                 for _, _, descriptor in attached:
-                    descriptors += struct.unpack("i", descriptor)
+                    self._descriptors += struct.unpack("i", descriptor)
                 if not data:
-                    _close(descriptors)
+                    self._forget()
                     return None
-                frame += data
-        except BaseException:
-            _close(descriptors)
+                self._frame += data
+        except BlockingIOError:
             raise
+        except BaseException:
+            self._forget()
+            raise
+        frame, self._frame = self._frame, bytearray()
+        descriptors, self._descriptors = self._descriptors, []
         _, kind, upload, download, nbytes = _FRAME.unpack_from(frame)
         message = bytes(memoryview(frame)[_FRAME.size :])
         return Frame(kind, message, upload, download, nbytes, descriptors)
+
+    def _forget(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
 
 def _size(frame: bytearray) -> int:
@@ -138,8 +157,3 @@ def _size(frame: bytearray) -> int:
             f"frame: expected at most {MAX_MESSAGE_NBYTES} bytes, got {nbytes}"
         )
     return _FRAME.size + nbytes
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -130,14 +131,11 @@ class _Near(_Caller):
 
     def __init__(self, channel: grpc.Channel, session: str = "s") -> None:
         super().__init__(channel, session)
-        before = set(threading.enumerate())
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(_TIMEOUT_S)
         self.socket.connect(self.joined.same_host)
         self.frames = FrameSocket(self.socket)
         self.greeting = self.frames.receive()
-        started = set(threading.enumerate()) - before
-        (self.thread,) = (t for t in started if t.name == "samehost worker")
         self.memories: dict[int, SharedMemory] = {}
         self._layout = Layout(())  # Of the last snapshot that came with one.
 
@@ -173,6 +171,10 @@ class _Near(_Caller):
             return self.frames.receive() is None
         except ConnectionResetError:  # It had not read all.
             return True
+
+    def is_let_go(self, others: int = 0) -> bool:
+        """Wait until the server has closed its end, and only holds those of others."""
+        return _comes_true(lambda: _peers(self.joined.same_host) == others)
 
     def initialize(self, header: pb.InitializeHeader, data: bytes) -> Any:
         answer = self.call(
@@ -282,6 +284,20 @@ def _started(caller: _Near, variables: Arrays = _SMALL) -> _Near:
     return caller
 
 
+def _peers(path: str) -> int:
+    """Count a server's ends of connections, beside the socket that listens."""
+    return Path("/proc/net/unix").read_text().count(path) - 1
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def _mapped() -> int:
     """Count the shared memories of both sides, which are one process here."""
     return Path("/proc/self/maps").read_text().count("memfd:asyncps")
@@ -331,7 +347,6 @@ def test_a_stopped_server_leaves_no_socket(
 
     assert not home.exists()
     assert worker.is_closed()
-    assert not worker.thread.is_alive()
 
 
 def test_a_server_may_do_without(start_server: StartServer, dial: Dial) -> None:
@@ -342,7 +357,8 @@ def test_a_server_may_do_without(start_server: StartServer, dial: Dial) -> None:
     caller = _OverGrpc(dial(server.address))
 
     assert caller.joined.same_host == ""
-    assert "samehost" not in {t.name for t in threading.enumerate()} - threads
+    now = {thread.name for thread in threading.enumerate()}
+    assert not [name for name in now - threads if name.startswith("samehost")]
     assert caller.initialize(caller.initial(_SMALL), _body(_SMALL)).initialized
 
 
@@ -567,9 +583,7 @@ def test_a_detached_memory_is_let_go_at_once(
         worker.push(worker.header(gradients), _body(gradients))
 
 
-def test_a_worker_that_goes_ends_its_thread(
-    start_server: StartServer, near: Near
-) -> None:
+def test_a_worker_that_goes_is_let_go(start_server: StartServer, near: Near) -> None:
     """After sound calls and others."""
     worker = near(start_server())
     _started(worker, _LARGE)
@@ -583,9 +597,7 @@ def test_a_worker_that_goes_ends_its_thread(
         worker.push(worker.header(poison, seq=3), _body(poison))
 
     worker.close()
-    worker.thread.join(_TIMEOUT_S)
-
-    assert not worker.thread.is_alive()
+    assert worker.is_let_go()
 
 
 def _exchange_into(worker: _Near, download: int) -> None:
@@ -686,8 +698,7 @@ def test_what_is_no_memory_of_a_fixed_size_ends_the_connection(
     worker.attach_descriptor(1, *make())
 
     assert worker.is_closed()
-    worker.thread.join(_TIMEOUT_S)
-    assert not worker.thread.is_alive()
+    assert worker.is_let_go(others=1)
     assert _open() == descriptors - 1  # The connection's.
     assert _started(other).counts().rejected == {}
 
@@ -707,8 +718,7 @@ def test_a_worker_may_attach_eight_memories(
     worker.attach(9, 4096)
 
     assert worker.is_closed()
-    worker.thread.join(_TIMEOUT_S)
-    assert not worker.thread.is_alive()
+    assert worker.is_let_go(others=1)
     assert attached == 16  # By both sides.
     assert _started(other).counts().rejected == {}
 
@@ -791,8 +801,7 @@ def test_a_frame_that_breaks_off_ends_its_connection_alone(
     worker.socket.shutdown(socket.SHUT_WR)
 
     assert worker.is_closed()
-    worker.thread.join(_TIMEOUT_S)
-    assert not worker.thread.is_alive()
+    assert worker.is_let_go(others=1)
     assert other.push(other.header(_SMALL), _body(_SMALL)).applied
 
 
@@ -840,12 +849,11 @@ def test_a_push_of_a_worker_that_has_gone_is_not_applied(
         assert hold.inside.wait(_TIMEOUT_S)
         gone.frames.send(frames[1])
         gone.close()
-    gone.thread.join(_TIMEOUT_S)
+    assert gone.is_let_go(others=1)
 
     answer = worker.frames.receive()
     assert answer is not None
     assert methods.PUSH.reply.decode(answer.message).applied
-    assert not gone.thread.is_alive()
     counts = server.status().counts
     assert (counts.applied, counts.rejected) == (1, {"CALL_CANCELLED": 1})
     assert server.status().step == 1
@@ -864,11 +872,10 @@ def test_a_worker_that_goes_while_its_push_is_applied_can_ask_again(
         worker.frames.send(push)
         assert hold.inside.wait(_TIMEOUT_S)
         worker.close()
-    worker.thread.join(_TIMEOUT_S)
+    assert worker.is_let_go()
     again = near(server)
     verdict = again.push(again.header(_SMALL), _body(_SMALL))
 
-    assert not worker.thread.is_alive()
     assert verdict == pb.PushReply(applied=True, step=1, duplicate=True)
     assert server.status().step == 1
 
@@ -918,7 +925,6 @@ def test_a_server_that_stops_answers_the_push_in_flight(
         applied=True, step=1
     )
     assert worker.is_closed()
-    assert not worker.thread.is_alive()
     assert server.status().counts.applied == 1
 
 
@@ -932,9 +938,8 @@ def test_the_memory_of_a_worker_that_goes_is_let_go_at_once(
     try:
         before = _mapped()
         worker.close()
-        worker.thread.join(_TIMEOUT_S)
 
-        assert _mapped() < before
+        assert _comes_true(lambda: _mapped() < before)
     finally:
         gc.enable()
 

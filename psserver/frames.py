@@ -1,0 +1,168 @@
+"""What the frames of a worker on this host ask for, and the answers."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from psserver.calls import Calls, Pulled
+from psserver.malformed import marking
+from pswire import body, methods
+from pswire.errors import InvalidRequestError, to_bytes
+from pswire.memory import copied
+from pswire.methods import Method, PullPiece
+from pswire.pieces import Exchanged, Piece
+from pswire.samehost import MAX_INLINE_NBYTES, Frame, Kind
+from pswire.sharedmemory import SharedMemory
+
+_MAX_MEMORIES = 8  # Of one worker, at once.
+_QUICK_NBYTES = 4_000_000  # In memories, both ways.
+
+
+class FrameCalls:
+    """Answers one worker's frames, and keeps the memories that it has attached."""
+
+    def __init__(self, calls: Calls, is_wanted: Callable[[], bool]) -> None:
+        self._calls = calls
+        self._is_wanted = is_wanted
+        self._memories: dict[int, SharedMemory] = {}
+
+    def is_quick(self, request: Frame) -> bool:
+        """Say whether a request takes but little of everybody's time.
+
+        One that does not copies much, which other threads need not wait for, or has a
+        rule compiled.
+        """
+        room = self._memories.get(request.download)
+        nbytes = request.body_nbytes + (room.nbytes if room else 0)
+        return request.kind != Kind.INITIALIZE and nbytes <= _QUICK_NBYTES
+
+    def answer(self, request: Frame) -> Frame | None:
+        """Do what a frame asks for; None: it wants no answer.
+
+        Raises:
+            InvalidRequestError: A memory cannot be attached.
+        """
+        try:
+            if request.kind == Kind.ATTACH:
+                self._attach(request)
+                return None
+        finally:
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+        if request.kind == Kind.DETACH:
+            self._memories.pop(request.upload, None)
+            return None
+        try:
+            return self._answer(request)
+        except Exception as error:
+            return Frame(Kind.ERROR, to_bytes(error))
+
+    def _answer(self, request: Frame) -> Frame:
+        match request.kind:
+            case Kind.INITIALIZE:
+                return self._initialize(request)
+            case Kind.PULL:
+                return self._pull(request)
+            case Kind.PUSH:
+                return self._push(request)
+            case Kind.EXCHANGE:
+                return self._exchange(request)
+            case Kind.STATUS:
+                return self._status(request)
+        known = ", ".join(kind.name for kind in Kind)
+        raise InvalidRequestError(f"kind: expected one of {known}, got {request.kind}")
+
+    def _attach(self, request: Frame) -> None:
+        try:
+            if len(request.descriptors) != 1 or len(self._memories) >= _MAX_MEMORIES:
+                raise ValueError("memory: expected one descriptor, and few in all")
+            self._memories[request.upload] = SharedMemory(request.descriptors[0])
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def _initialize(self, request: Frame) -> Frame:
+        # Copied: the variables stay, and the worker could change its memory later.
+        pieces = map(_copied, self._pieces(methods.INITIALIZE, request))
+        reply = self._calls.initialize(pieces)
+        return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
+
+    def _pull(self, request: Frame) -> Frame:
+        pull = marking(methods.PULL.request.decode)(request.message)
+        piece, download = self._whole(self._calls.pull(pull), request)
+        return Frame(Kind.ANSWER, methods.PULL.reply.encode(piece), download=download)
+
+    def _push(self, request: Frame) -> Frame:
+        pieces = self._pieces(methods.PUSH, request)
+        _, verdict = self._calls.push(pieces, self._is_wanted)
+        return Frame(Kind.ANSWER, methods.PUSH.reply.encode(verdict.to_proto()))
+
+    def _exchange(self, request: Frame) -> Frame:
+        header, verdict = self._calls.push(
+            self._pieces(methods.EXCHANGE, request),
+            self._is_wanted,
+            lambda header: self._require_room(
+                self._calls.snapshot_nbytes(header.session, header.snapshot_encoding),
+                request,
+            ),
+        )
+        pull, download = self._whole(self._calls.pull_after(header), request)
+        exchanged = Exchanged(verdict.to_proto(), pull)
+        return Frame(
+            Kind.ANSWER, methods.EXCHANGE.reply.encode(exchanged), download=download
+        )
+
+    def _status(self, request: Frame) -> Frame:
+        status = self._calls.status(
+            marking(methods.STATUS.request.decode)(request.message)
+        )
+        return Frame(Kind.ANSWER, methods.STATUS.reply.encode(status))
+
+    def _pieces(
+        self, method: Method[Piece[Any], Any], request: Frame
+    ) -> Iterator[Piece[Any]]:
+        """Yield a request's message, then its body if that lies in memory.
+
+        What is wrong with it comes up when it is asked for, and so is counted.
+        """
+        yield marking(method.request.decode)(request.message)
+        if request.upload:
+            memory = self._memory(request.upload).view()
+            yield Piece(None, 0, memory[: request.body_nbytes].data)
+
+    def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
+        """Return a snapshot's message, and the memory that its body was written to."""
+        if pulled.variables is None:
+            return Piece(pulled.header), 0
+        nbytes = pulled.layout.nbytes
+        if nbytes <= MAX_INLINE_NBYTES:
+            data = body.join(pulled.layout, pulled.variables)
+            return Piece(pulled.header, 0, data), 0
+        self._require_room(nbytes, request)
+        memory = self._memory(request.download).view()
+        body.copy(pulled.layout, pulled.variables, memory)
+        return Piece(pulled.header), request.download
+
+    def _require_room(self, nbytes: int, request: Frame) -> None:
+        if nbytes <= MAX_INLINE_NBYTES:
+            return
+        room = self._memory(request.download).nbytes
+        if room < nbytes:
+            raise InvalidRequestError(
+                f"download: expected memory of at least {nbytes} bytes, got {room}"
+            )
+
+    def _memory(self, number: int) -> SharedMemory:
+        memory = self._memories.get(number)
+        if memory is None:
+            raise InvalidRequestError(
+                f"memory: expected one that has been attached, got number {number}"
+            )
+        return memory
+
+
+def _copied(piece: Piece[Any]) -> Piece[Any]:
+    if piece.header is not None:
+        return piece
+    return Piece(None, 0, copied(np.frombuffer(piece.data, np.uint8)).data)
