@@ -45,7 +45,8 @@ _on_drop = click.option(
 _prefetch = click.option(
     "--prefetch",
     is_flag=True,
-    help="Pull the next variables while a gradient is computed; they are a step older.",
+    help="Pull the next variables while a gradient is computed; they are older by "
+    "what all workers push meanwhile.",
 )
 _background_push = click.option(
     "--background-push",
@@ -61,7 +62,6 @@ _outage = click.option(
     metavar="SECONDS",
     help="How long to go on trying while no server answers.",
 )
-
 _wire_dtype = click.option(
     "--wire-dtype",
     metavar="bf16|bf16:pull|bf16:push",

@@ -6,24 +6,20 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Self, TypeVar, overload
 
 from pswire import trees
 from pswire.body import Arrays, Body
-from pswire.encoding import BFLOAT16, PLAIN, Encoding
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
-from pswire.values import PushHeader, Snapshot, Verdict
+from pswire.values import Snapshot, Verdict
 from psworker.connection import Connection
 from psworker.drops import OnDrop, retries
 from psworker.gradient import differentiate
-from psworker.topk import TopK
+from psworker.pushes import Origin, Pushes, rounding
 from psworker.wire import Wire
 
 Params = TypeVar("Params")
-Judged = tuple[Verdict, Snapshot[Body] | None]
-"""A push's verdict, and what else its call has brought."""
 
 _numbers = itertools.count(1)
 
@@ -51,10 +47,12 @@ def connect(
         same_host: Whether to use a unix socket and shared memory in place of gRPC,
             which is several times as fast, if the server is on this host.
         wire_dtype: "bf16" lets arrays of float32 travel as bfloat16, each number
-            rounded to the nearest, ties to even; "bf16:pull" only variables,
-            "bf16:push" only gradients. The server's own copy stays as it is.
+            rounded to the nearest, ties to even, and to an infinity past the largest;
+            "bf16:pull" only variables, "bf16:push" only gradients. The server's own
+            copy stays as it is.
         compression: "topk:0.01" sends the hundredth of each gradient's elements that
-            are largest, and adds the others to the gradients of the next push.
+            are largest, and adds the others to the gradients of the next push. What
+            is sent may be the sum of many gradients: mind the rate and the norm.
 
     Raises:
         ServerUnavailableError: No server came in that time.
@@ -69,7 +67,7 @@ def connect(
         timeout_s=timeout_s,
         outage_s=outage_s,
         same_host=same_host,
-        pull_encoding=_rounded(wire.narrow_pulls),
+        pull_encoding=rounding(wire.narrow_pulls),
     )
     try:
         connection.join()
@@ -109,12 +107,7 @@ class Client:
         self._connection = connection
         self._known: Snapshot[Body] | None = None
         self._knowing = threading.Lock()  # Guards `_known`, but for reading it.
-        # Guards what follows, and keeps one push at a time: the server remembers the
-        # last.
-        self._pushing = threading.Lock()
-        self._seq = 0
-        self._encoding = _rounded(wire.narrow_pushes)
-        self._top_k = None if wire.fraction is None else TopK(wire.fraction)
+        self._pushes = Pushes(connection, wire)
 
     @property
     def name(self) -> str:
@@ -198,11 +191,7 @@ class Client:
         """
         arrays = _flat(gradients)
         origin = self._origin(snapshot, step_read)
-        push = self._connection.push
-        verdict, _ = self._send(
-            arrays, *origin, value, lambda header, sent: (push(header, sent), None)
-        )
-        return verdict
+        return self._pushes.push(arrays, Origin(*origin, value))
 
     def exchange(
         self,
@@ -222,9 +211,8 @@ class Client:
             ParameterServerError: As `push` and `pull` do.
         """
         arrays = _flat(gradients)
-        origin = snapshot.generation, snapshot.step
-        exchange = self._connection.exchange
-        verdict, new = self._send(arrays, *origin, value, exchange)
+        origin = Origin(snapshot.generation, snapshot.step, value)
+        verdict, new = self._pushes.exchange(arrays, origin)
         if new is None:
             return verdict, snapshot
         self._remember(new)
@@ -317,54 +305,6 @@ class Client:
         origin = self._known or self._connection
         return origin.generation, step_read
 
-    def _send(
-        self,
-        arrays: Arrays,
-        generation: str,
-        step_read: int,
-        value: float | None,
-        call: Callable[[PushHeader, Arrays], Judged],
-    ) -> Judged:
-        """Make a call that sends gradients, one at a time."""
-        layout, told = self._layouts(arrays)
-        with self._pushing:
-            encoding, choice = self._encoding, None
-            if self._top_k:
-                wire = encoding.layout(layout)
-                choice = self._top_k.choose(arrays, wire, generation)
-                encoding = replace(encoding, counts=choice.counts)
-                arrays = encoding.encode(choice.arrays, choice.indices)
-            self._seq += 1
-            header = PushHeader(
-                session=self._connection.session,
-                seq=self._seq,
-                generation=generation,
-                step_read=step_read,
-                nbytes=encoding.layout(layout).nbytes,
-                layout=told,
-                value=value,
-                encoding=encoding,
-                snapshot_encoding=self._connection.pull_encoding,
-            )
-            verdict, new = call(header, arrays)
-            # Of a push that was dropped, nothing has arrived: all is as it was.
-            if self._top_k and choice and verdict.applied:
-                self._top_k.keep(choice, wire)
-            return verdict, new
-
-    def _layouts(self, arrays: Arrays) -> tuple[Layout, Layout | None]:
-        """Return the layout of gradients, and again if the server has to be told."""
-        variables = self._connection.layout
-        usual = variables.trainable if variables else None
-        if usual is not None and _has_layout(arrays, usual):
-            return usual, None  # What the server expects need not be sent.
-        layout = Layout.of(arrays)
-        return layout, layout
-
-
-def _rounded(narrow: bool) -> Encoding:
-    return Encoding(BFLOAT16) if narrow else PLAIN
-
 
 def _names(layout: Layout) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in layout}
@@ -372,12 +312,6 @@ def _names(layout: Layout) -> dict[str, ArraySpec]:
 
 def _flat(gradients: Any) -> Arrays:
     return gradients if isinstance(gradients, Body) else trees.flatten(gradients)
-
-
-def _has_layout(arrays: Arrays, layout: Layout) -> bool:
-    if isinstance(arrays, Body):
-        return arrays.layout == layout
-    return layout.describes(arrays)
 
 
 def _in_form(snapshot: Snapshot[Body], like: Any) -> Snapshot[Any]:

@@ -37,6 +37,7 @@ Attempt = Callable[[Transport, float], Answer]
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
+_MAX_REJOINS = 3  # During one call: a server may restart more than once.
 _COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
 
 
@@ -151,19 +152,21 @@ class Connection:
         )
 
         def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | None:
+            layout = self.layout
             carried = carrier.pull(request, self._snapshot_nbytes(), timeout)
-            return self._read_snapshot(carried)
+            return self._read_snapshot(carried, layout)
 
         return self._call_in_session(attempt, self._snapshot_nbytes())
 
-    def push(self, header: PushHeader, arrays: Arrays) -> Verdict:
+    def push(self, header: PushHeader, layout: Layout, arrays: Arrays) -> Verdict:
         """Offer gradients; a repeated attempt is the same push.
 
         Args:
-            header: Its layout is that of the arrays, also if it does not name one.
-            arrays: The gradients.
+            header: Of the push.
+            layout: Of the body, which the header makes of the gradients' own.
+            arrays: What the body is made of.
         """
-        layout, message = self._body_layout(header), header.to_proto()
+        message = header.to_proto()
         reply = self._call_in_session(
             lambda carrier, timeout: carrier.push(message, layout, arrays, timeout),
             layout.nbytes,
@@ -171,9 +174,14 @@ class Connection:
         return Verdict.from_proto(reply)
 
     def exchange(
-        self, header: PushHeader, arrays: Arrays
+        self, header: PushHeader, layout: Layout, arrays: Arrays
     ) -> tuple[Verdict, Snapshot[Body] | None]:
         """Push, then pull, in one call.
+
+        Args:
+            header: See `push`.
+            layout: See there.
+            arrays: See there.
 
         Returns:
             The verdict, and the newest snapshot; None: it is still the one that the
@@ -181,15 +189,16 @@ class Connection:
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
-        layout, message = self._body_layout(header), header.to_proto()
+        message = header.to_proto()
 
         def attempt(
             carrier: Transport, timeout: float
         ) -> tuple[Verdict, Snapshot[Body] | None]:
+            known = self.layout
             push, pulled = carrier.exchange(
                 message, layout, arrays, self._snapshot_nbytes(), timeout
             )
-            return Verdict.from_proto(push), self._read_snapshot(pulled)
+            return Verdict.from_proto(push), self._read_snapshot(pulled, known)
 
         return self._call_in_session(attempt, layout.nbytes + self._snapshot_nbytes())
 
@@ -199,49 +208,49 @@ class Connection:
             self._call(lambda carrier, timeout: carrier.status(timeout))
         )
 
-    def _read_snapshot(self, pieces: Iterator[PullPiece]) -> Snapshot[Body] | None:
+    def _read_snapshot(
+        self, pieces: Iterator[PullPiece], layout: Layout | None
+    ) -> Snapshot[Body] | None:
+        """Put a snapshot together; its layout is this one unless it brings its own."""
         first = next(pieces, None)
         if first is None or first.header is None:
             raise InternalError(f"{self.address}: expected a header, got none")
         header = first.header
         if header.HasField("layout"):
-            self.layout = Layout.from_proto(header.layout)
+            self.layout = layout = Layout.from_proto(header.layout)
         if header.not_modified:
             return None
-        if self.layout is None:
+        if layout is None:
             raise InternalError(f"{self.address}: expected a layout, got none")
         encoding = Encoding.from_proto(header.wire_dtype)
-        assembly = body.Assembly(encoding.layout(self.layout))
+        assembly = body.Assembly(encoding.layout(layout))
         assembly.add(first.offset, first.data)
         for piece in pieces:
             assembly.add(piece.offset, piece.data)
-        variables = encoding.decode(self.layout, assembly.finish())
+        variables = encoding.decode(layout, assembly.finish())
         return Snapshot(variables.freeze(), header.step, header.generation)
 
-    def _body_layout(self, header: PushHeader) -> Layout:
-        """Return the layout of what travels of gradients."""
-        layout = header.layout
-        if layout is None:
-            assert self.layout is not None  # Else the header would name one.
-            layout = self.layout.trainable
-        return header.encoding.layout(layout)
-
     def _snapshot_nbytes(self) -> int:
-        if self.layout is None:
+        layout = self.layout  # Read once: another thread may join meanwhile.
+        if layout is None:
             return _UNKNOWN_NBYTES
-        return self.pull_encoding.layout(self.layout).nbytes
+        return self.pull_encoding.layout(layout).nbytes
 
     def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
-        joins = self._joins
-        try:
-            return self._call(attempt, nbytes)
-        except SessionUnknownError:
-            # A server that has restarted: it judges the call itself once we joined.
-            with self._rejoining:
-                if self._joins == joins:  # Else another thread has, and knows more.
-                    self.join()
-                    self._joins += 1
-            return self._call(attempt, nbytes)
+        rejoins = 0
+        while True:
+            joins = self._joins
+            try:
+                return self._call(attempt, nbytes)
+            except SessionUnknownError:
+                if rejoins == _MAX_REJOINS:
+                    raise
+                rejoins += 1
+                # A server that has restarted: it judges the call itself once we joined.
+                with self._rejoining:
+                    if self._joins == joins:  # Else another thread has, and knows more.
+                        self.join()
+                        self._joins += 1
 
     def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK

@@ -69,9 +69,10 @@ def train(
             same batch again from fresh variables, at most `max_retries` times.
         max_retries: See there.
         prefetch: Whether to pull the next variables while a gradient is computed. They
-            are older by about one push of every worker, this one's included.
+            are older by what all workers push in one cycle of this one.
         background_push: Whether to pull and compute while a push is on its way. Its
             verdict comes one push later, and what is pulled is older by as much again.
+            When the server restarts, two batches are lost, not one.
         report: Called after every verdict.
 
     Returns:
@@ -88,11 +89,12 @@ def train(
         training = _Training(client, task, calls, report)
         for rng, batch in zip(_keys(task, shard), task.batches(shard), strict=False):
             for _ in range(attempts):
-                if steps is not None and training.progress.step >= steps:
-                    return training.end()
+                if training.reaches(steps):
+                    return training.progress
                 if training.gets_through(batch, rng):
                     break
-        return training.end()
+        training.settle()
+        return training.progress
 
 
 class _Training:
@@ -123,11 +125,17 @@ class _Training:
             return judged is None or judged.verdict.applied
         return True
 
-    def end(self) -> Progress:
-        """Wait for what is in flight; return how far it has all come."""
+    def reaches(self, steps: int | None) -> bool:
+        """Say whether the step is this high, with no push in flight; None: never."""
+        if steps is None or self.progress.step < steps:
+            return False
+        self.settle()
+        return self.progress.step >= steps
+
+    def settle(self) -> None:
+        """Wait for the push in flight."""
         with self._restarting():
             self._count(self._calls.settle())
-        return self.progress
 
     @contextmanager
     def _restarting(self) -> Iterator[None]:

@@ -40,8 +40,8 @@ class Judged:
 class Overlap:
     """One worker's pushes and pulls, by turns; at most one of each is in flight.
 
-    Closed by `with`. If the block fails, it does not wait for a call in flight, which
-    ends with the client.
+    Closed by `with`, which does not wait for a call in flight: nobody wants what it
+    brings any more, and it ends with the client.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Overlap:
             were the first.
 
         Raises:
-            ParameterServerError: As from `Client.push`, of the same push.
+            ParameterServerError: As from `Client.push`: of this push or, in the
+                background, of the one before, and then this one is not made.
         """
         if self._background:
             judged = self.settle()
@@ -120,5 +121,5 @@ class Overlap:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: object, *details: object) -> None:
-        self._pool.shutdown(wait=error is None, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

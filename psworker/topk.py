@@ -39,7 +39,8 @@ class TopK:
     An element that is left out is added to the gradient of the next push, and so on
     until the sum is among the largest. Nothing is lost, but it comes late: the
     staleness that the server judges is that of the newest part alone.
-    A push that is not applied leaves all that is kept as it was.
+    A push that is not applied leaves all that is kept as it was, and so does one whose
+    outcome nobody learns: if it was applied after all, its elements are sent twice.
 
     References:
         Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory" (2018).

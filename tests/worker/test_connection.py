@@ -16,11 +16,14 @@ import psworker
 from pswire.errors import (
     CallCancelledError,
     DeadlineError,
+    GenerationError,
     InvalidRequestError,
     NotInitializedError,
     ServerUnavailableError,
 )
 from pswire.values import Verdict
+from psworker.remote import Remote
+from psworker.topk import TopK
 
 WAIT_S = 20.0
 
@@ -112,6 +115,70 @@ def test_a_worker_gives_up_in_the_end(
         connect(address, outage_s=outage_s)
 
     assert bool(notices.texts) == (outage_s > 0)
+
+
+def test_servers_may_restart_twice_in_the_midst_of_one_push(
+    start_server: Any,
+    connect: Any,
+    in_thread: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    free_port: int,
+) -> None:
+    """Another thread joins the first of them; the push joins the second itself."""
+    servers = [start_server(port=free_port)]
+    client = connect(servers[0].address, same_host=False)
+    client.initialize(PARAMS)
+    snapshot = client.pull()
+    plain = Remote.push
+
+    def restart() -> None:
+        servers[-1].stop()
+        servers.append(start_server(port=free_port))
+
+    def push(*arguments: Any) -> Any:
+        if len(servers) == 1:
+            restart()
+            with pytest.raises(NotInitializedError):
+                in_thread(client.pull).result(WAIT_S)
+            restart()
+        return plain(*arguments)
+
+    monkeypatch.setattr(Remote, "push", push)
+
+    with pytest.raises((GenerationError, NotInitializedError)):
+        client.push(ONES, snapshot)
+
+    (row,) = servers[2].status().workers
+    assert (row.name, row.counts.received) == (client.name, 1)
+
+
+def test_a_push_does_not_mind_that_another_thread_has_joined_anew(
+    start_server: Any,
+    connect: Any,
+    in_thread: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    free_port: int,
+) -> None:
+    """While it is being made; what is known of the variables is then no more."""
+    servers = [start_server(port=free_port)]
+    client = connect(servers[0].address, compression="topk:0.5")
+    client.initialize(PARAMS)
+    snapshot = client.pull()
+    plain = TopK.choose
+
+    def choose(*arguments: Any) -> Any:
+        servers[0].stop()
+        servers.append(start_server(port=free_port))
+        with pytest.raises(NotInitializedError):
+            in_thread(client.pull).result(WAIT_S)
+        return plain(*arguments)
+
+    monkeypatch.setattr(TopK, "choose", choose)
+
+    with pytest.raises((GenerationError, NotInitializedError)):
+        client.push(ONES, snapshot)
+
+    assert servers[1].status().counts.received == 1
 
 
 def test_a_server_that_never_answers_runs_into_the_deadline(

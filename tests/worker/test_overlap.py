@@ -328,6 +328,43 @@ def test_an_interruption_does_not_wait_for_a_call(ways: Ways) -> None:
     wait(ended)
 
 
+@pytest.mark.parametrize("ways", [PREFETCH, BOTH], ids=["prefetch", "both"])
+def test_the_end_does_not_wait_for_a_pull(ways: Ways) -> None:
+    """Nobody computes from it any more; a server that has gone would be waited for."""
+    freed, ended = threading.Event(), threading.Event()
+    client = FakeClient()
+
+    def hold(number: int) -> None:
+        if number == 4:
+            freed.wait(WAIT_S)
+            ended.set()
+
+    def batches() -> Iterator[int]:
+        yield from (1, 2, 3)
+        wait(client.pulls[4])
+
+    client.on_pull = hold
+
+    progress = train(client, make_task(batches), Shard(), **ways)
+    waited = ended.is_set()
+    freed.set()
+
+    assert progress.applied == 3
+    assert not waited
+    wait(ended)
+
+
+def test_a_restart_found_at_the_last_step_is_trained_on() -> None:
+    """The new server has to reach that step as well."""
+    client = FakeClient(failures={3: GenerationError("cut")})
+
+    progress = train(client, make_task(numbers(20)), Shard(), steps=3, **BACKGROUND)
+
+    assert client.initialized == 2
+    assert client.generation == "second"
+    assert progress.step == client.step >= 3
+
+
 @each_way
 def test_a_retry_is_refused(ways: Ways) -> None:
     """It would be computed from variables that are as old; nothing has been called."""

@@ -1,0 +1,112 @@
+"""How gradients become a push: laid out, made smaller, numbered, one at a time."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from pswire.body import Arrays, Body
+from pswire.encoding import BFLOAT16, PLAIN, Encoding
+from pswire.layout import Layout
+from pswire.values import PushHeader, Snapshot, Verdict
+from psworker.connection import Connection
+from psworker.topk import TopK
+from psworker.wire import Wire
+
+Exchanged = tuple[Verdict, Snapshot[Body] | None]
+"""A push's verdict, and the snapshot that came with it; None: none did."""
+
+_Call = Callable[[PushHeader, Layout, Arrays], Exchanged]
+
+
+class Origin(NamedTuple):
+    """Which snapshot gradients were computed from.
+
+    Attributes:
+        generation: The history that its step counts in.
+        step_read: Its step, in steps.
+        value: The loss there; None: unknown.
+    """
+
+    generation: str
+    step_read: int
+    value: float | None
+
+
+class Pushes:
+    """A session's pushes, in the order of their numbers."""
+
+    def __init__(self, connection: Connection, wire: Wire) -> None:
+        """Start with none.
+
+        Args:
+            connection: The session's.
+            wire: What may be lost of gradients on their way.
+        """
+        self._connection = connection
+        self._encoding = rounding(wire.narrow_pushes)
+        self._top_k = None if wire.fraction is None else TopK(wire.fraction)
+        # Guards `_seq` and `_top_k`, and keeps one push at a time: the server
+        # remembers the last.
+        self._pushing = threading.Lock()
+        self._seq = 0
+
+    def push(self, arrays: Arrays, origin: Origin) -> Verdict:
+        """Offer gradients."""
+
+        def call(header: PushHeader, layout: Layout, sent: Arrays) -> Exchanged:
+            return self._connection.push(header, layout, sent), None
+
+        return self._send(arrays, origin, call)[0]
+
+    def exchange(self, arrays: Arrays, origin: Origin) -> Exchanged:
+        """Offer gradients, then pull, in one call."""
+        return self._send(arrays, origin, self._connection.exchange)
+
+    def _send(self, arrays: Arrays, origin: Origin, call: _Call) -> Exchanged:
+        layout, told = self._layouts(arrays)
+        with self._pushing:
+            encoding, choice = self._encoding, None
+            if self._top_k:
+                wire = encoding.layout(layout)
+                choice = self._top_k.choose(arrays, wire, origin.generation)
+                encoding = replace(encoding, counts=choice.counts)
+                arrays = encoding.encode(choice.arrays, choice.indices)
+            body_layout = encoding.layout(layout)
+            self._seq += 1
+            header = PushHeader(
+                session=self._connection.session,
+                seq=self._seq,
+                generation=origin.generation,
+                step_read=origin.step_read,
+                nbytes=body_layout.nbytes,
+                layout=told,
+                value=origin.value,
+                encoding=encoding,
+                snapshot_encoding=self._connection.pull_encoding,
+            )
+            verdict, new = call(header, body_layout, arrays)
+            # Of a push that was dropped, nothing has arrived: all is as it was.
+            if self._top_k and choice and verdict.applied:
+                self._top_k.keep(choice, wire)
+            return verdict, new
+
+    def _layouts(self, arrays: Arrays) -> tuple[Layout, Layout | None]:
+        """Return the layout of gradients, and again if the server has to be told."""
+        variables = self._connection.layout
+        usual = variables.trainable if variables else None
+        if usual is not None and _has_layout(arrays, usual):
+            return usual, None  # What the server expects need not be sent.
+        layout = Layout.of(arrays)
+        return layout, layout
+
+
+def rounding(narrow: bool) -> Encoding:
+    """Return how arrays travel whose float32 may be narrowed, or not."""
+    return Encoding(BFLOAT16) if narrow else PLAIN
+
+
+def _has_layout(arrays: Arrays, layout: Layout) -> bool:
+    if isinstance(arrays, Body):
+        return arrays.layout == layout
+    return layout.describes(arrays)
