@@ -880,6 +880,25 @@ def test_a_worker_that_goes_while_its_push_is_applied_can_ask_again(
     assert server.status().step == 1
 
 
+def test_a_worker_that_takes_no_answers_keeps_nobody_waiting(
+    start_server: StartServer, near: Near
+) -> None:
+    """Its answers fill the socket, until the server can send no more of them."""
+    variables = {"w": np.zeros(MAX_INLINE_NBYTES // 4, np.float32)}
+    server = start_server()
+    worker, other = (near(server, session) for session in "st")
+    _started(worker, variables)
+    pull = Frame(Kind.PULL, methods.PULL.request.encode(pb.PullRequest()))
+
+    for _ in range(50):
+        worker.frames.send(pull)
+    counts = other.counts()
+    answers = [worker.frames.receive() for _ in range(50)]
+
+    assert counts.rejected == {}
+    assert all(answer and answer.kind == Kind.ANSWER for answer in answers)
+
+
 def test_a_pull_does_not_wait_for_a_push(start_server: StartServer, near: Near) -> None:
     """The snapshot of the step before it is the newest until it is applied."""
     hook = _Hook()
