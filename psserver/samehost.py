@@ -89,7 +89,7 @@ class SameHost:
         self._ready = select.epoll()
         self._ready.register(self._listener, _ONCE)
         self._leader = _Leader()
-        self._start("samehost leader", self._lead, self._leader)
+        self._start("samehost leader", self._lead)
         self._start("samehost watch", self._watch)
 
     @property
@@ -150,7 +150,8 @@ class SameHost:
                 alive = {other for other in self._threads if other.is_alive()}
                 self._threads = alive | {thread}
 
-    def _lead(self, leader: _Leader) -> None:
+    def _lead(self) -> None:
+        leader = self._leader = _Leader()
         while self._leader is leader and not self._stopped.is_set():
             ((descriptor, _),) = self._ready.poll(maxevents=1)
             leader.busy_since = time.monotonic()
@@ -165,8 +166,10 @@ class SameHost:
         while not self._stopped.wait(_PATIENCE_S):
             since = self._leader.busy_since
             if since is not None and time.monotonic() - since > _PATIENCE_S:
-                self._leader = _Leader()
-                self._start("samehost leader", self._lead, self._leader)
+                try:
+                    self._start("samehost leader", self._lead)
+                except RuntimeError as error:
+                    _log.warning("workers on this host have to wait: %s", error)
             # It may have failed to take a connection, for want of descriptors.
             self._await(self._listener)
 

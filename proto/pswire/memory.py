@@ -13,9 +13,9 @@ from pswire.layout import ALIGNMENT
 
 _RECYCLED_NBYTES = 2**20
 _SHARED_NBYTES = 2**24
-_MAX_FREE = 2  # One of a size: bodies that travel narrowed have two.
+_MAX_FREE = 1.75  # Times the largest: for a body, and for half of one.
 
-_free: deque[mmap.mmap] = deque(maxlen=_MAX_FREE)
+_free: deque[mmap.mmap] = deque()
 
 
 def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
@@ -49,9 +49,14 @@ def _lent(region: mmap.mmap) -> npt.NDArray[np.uint8]:
 
 
 def _keep(region: mmap.mmap) -> None:
-    # For the gradients, or the snapshot, that come next.
-    if all(len(free) != len(region) for free in tuple(_free)):
-        _free.append(region)
+    # For the gradients, or the snapshot, that come next; if they travel narrowed, both
+    # for what arrives and for what is made of it.
+    _free.append(region)
+    while sizes := [len(free) for free in tuple(_free)]:
+        if sum(sizes) <= _MAX_FREE * max(sizes):
+            return
+        with suppress(IndexError):  # Another thread was first.
+            _free.popleft()
 
 
 def _recycled(nbytes: int) -> mmap.mmap | None:

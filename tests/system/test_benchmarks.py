@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.cases import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,8 @@ def test_a_quick_run_measures_every_case(tmp_path: Path) -> None:
         assert figure["quick"] is True
 
 
+# The child is forked with a word to the kernel on the way; it does not go on in Python.
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 def test_without_the_right_to_a_link_its_case_is_left_out(tmp_path: Path) -> None:
     """It says so in a line, and the next case runs."""
     options = "--quick", "--only", "link", "--only", "rules"

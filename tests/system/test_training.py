@@ -261,7 +261,9 @@ def test_a_killed_worker_does_not_disturb_the_others(
     assert killed.process.returncode == -signal.SIGKILL
     assert codes == [0, 0]
     assert after["killed"] == before["killed"] >= 30
-    assert sum(after.values()) == status.counts.received
+    # A push of the killed one may have been on its way.
+    received = sum(row.counts.received for row in status.workers)
+    assert received == status.counts.received
     assert status.step == status.counts.applied
 
 
