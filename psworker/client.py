@@ -190,8 +190,8 @@ class Client:
             ValueError: Neither or both of snapshot and step_read were given.
         """
         arrays = _flat(gradients)
-        origin = self._origin(snapshot, step_read)
-        return self._pushes.push(arrays, Origin(*origin, value))
+        origin = self._origin(snapshot, step_read, value)
+        return self._pushes.push(arrays, origin)
 
     def exchange(
         self,
@@ -295,15 +295,18 @@ class Client:
                 self._known = new
 
     def _origin(
-        self, snapshot: Snapshot[Any] | None, step_read: int | None
-    ) -> tuple[str, int]:
+        self,
+        snapshot: Snapshot[Any] | None,
+        step_read: int | None,
+        value: float | None,
+    ) -> Origin:
         if (snapshot is None) == (step_read is None):
             raise ValueError("push: expected either a snapshot or step_read")
         if snapshot is not None:
-            return snapshot.generation, snapshot.step
+            return Origin(snapshot.generation, snapshot.step, value)
         assert step_read is not None
-        origin = self._known or self._connection
-        return origin.generation, step_read
+        history = self._known or self._connection
+        return Origin(history.generation, step_read, value)
 
 
 def _names(layout: Layout) -> dict[str, ArraySpec]:

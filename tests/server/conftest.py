@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
+import jax
+import numpy as np
 import optax
 import pytest
 
@@ -35,6 +38,30 @@ def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
     """Make each rule of the table in turn."""
     make: Callable[[], optax.GradientTransformation] = request.param
     return make()
+
+
+class Hook:
+    """A rule that runs a function of the test's in the middle of an update."""
+
+    def __init__(self) -> None:
+        self.run: Callable[[], None] = lambda: None
+        self.rule = optax.chain(
+            optax.sgd(1.0),
+            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
+        )
+
+    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
+        def call(numbers: Any) -> Any:
+            self.run()
+            return jax.tree.map(np.asarray, numbers)
+
+        return jax.pure_callback(call, updates, updates), state
+
+
+@pytest.fixture
+def hook() -> Hook:
+    """Make a rule that runs what the test sets as `run`."""
+    return Hook()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import jax
 import numpy as np
 import numpy.typing as npt
 import optax
@@ -241,28 +240,10 @@ def near(dial: Dial) -> Iterator[Callable[..., _Near]]:
 Near = Callable[..., _Near]
 
 
-class _Hook:
-    """A rule that runs a function of the test's in the middle of an update."""
-
-    def __init__(self) -> None:
-        self.run: Callable[[], None] = lambda: None
-        self.rule = optax.chain(
-            optax.sgd(1.0),
-            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
-        )
-
-    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
-        def call(numbers: Any) -> Any:
-            self.run()
-            return jax.tree.map(np.asarray, numbers)
-
-        return jax.pure_callback(call, updates, updates), state
-
-
 class _Hold:
     """Stops the next update until it is let go."""
 
-    def __init__(self, hook: _Hook) -> None:
+    def __init__(self, hook: Any) -> None:
         self.inside = threading.Event()
         self._leave = threading.Event()
         hook.run = self._wait
@@ -831,10 +812,9 @@ def test_a_frame_may_come_byte_by_byte(start_server: StartServer, near: Near) ->
 
 @pytest.mark.parametrize("variables", [_SMALL, _LARGE], ids=["inline", "memory"])
 def test_a_push_of_a_worker_that_has_gone_is_not_applied(
-    variables: Arrays, start_server: StartServer, near: Near
+    variables: Arrays, start_server: StartServer, near: Near, hook: Any
 ) -> None:
     """It went while another's push was being applied; its own is counted."""
-    hook = _Hook()
     server = start_server(hook.rule)
     worker, gone = (near(server, session) for session in "st")
     _started(worker, variables)
@@ -860,10 +840,9 @@ def test_a_push_of_a_worker_that_has_gone_is_not_applied(
 
 
 def test_a_worker_that_goes_while_its_push_is_applied_can_ask_again(
-    start_server: StartServer, near: Near
+    start_server: StartServer, near: Near, hook: Any
 ) -> None:
     """It is applied once: the retry, on another connection, is a duplicate."""
-    hook = _Hook()
     server = start_server(hook.rule)
     worker = _started(near(server))
     push = worker.push_frame(worker.header(_SMALL), _body(_SMALL))
@@ -899,9 +878,10 @@ def test_a_worker_that_takes_no_answers_keeps_nobody_waiting(
     assert all(answer and answer.kind == Kind.ANSWER for answer in answers)
 
 
-def test_a_pull_does_not_wait_for_a_push(start_server: StartServer, near: Near) -> None:
+def test_a_pull_does_not_wait_for_a_push(
+    start_server: StartServer, near: Near, hook: Any
+) -> None:
     """The snapshot of the step before it is the newest until it is applied."""
-    hook = _Hook()
     server = start_server(hook.rule)
     worker, other = (near(server, session) for session in "st")
     _started(worker)
@@ -917,10 +897,9 @@ def test_a_pull_does_not_wait_for_a_push(start_server: StartServer, near: Near) 
 
 @pytest.mark.parametrize("variables", [_SMALL, _LARGE], ids=["inline", "memory"])
 def test_a_server_that_stops_answers_the_push_in_flight(
-    variables: Arrays, start_server: StartServer, near: Near
+    variables: Arrays, start_server: StartServer, near: Near, hook: Any
 ) -> None:
     """Whoever is idle is let go at once; nothing is taken after that answer."""
-    hook = _Hook()
     server = start_server(hook.rule)
     worker, idle = (near(server, session) for session in "st")
     _started(worker, variables)

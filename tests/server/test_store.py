@@ -136,24 +136,6 @@ def _values(store: Store) -> dict[str, Any]:
     return {name: array.tolist() for name, array in params.items()}
 
 
-class _Hook:
-    """A rule that runs a function of the test's in the middle of an update."""
-
-    def __init__(self) -> None:
-        self.run: Callable[[], None] = lambda: None
-        self.rule = optax.chain(
-            optax.sgd(1.0),
-            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
-        )
-
-    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
-        def call(numbers: Any) -> Any:
-            self.run()
-            return jax.tree.map(np.asarray, numbers)
-
-        return jax.pure_callback(call, updates, updates), state
-
-
 # Staleness
 
 
@@ -328,9 +310,8 @@ def test_one_bad_gradient_of_twenty_leaves_all_as_they_were(
     assert counted - rejected.get(reason(error), 0) == _V
 
 
-def test_a_rule_that_fails_changes_nothing() -> None:
+def test_a_rule_that_fails_changes_nothing(hook: Any) -> None:
     """The next push goes on from where the last good one was."""
-    hook = _Hook()
     worker = _start(hook.rule)
     worker.push(_model())
     before = _bits(worker.store)
@@ -717,9 +698,8 @@ def test_a_number_of_a_rejected_push_is_free_again() -> None:
 # Waiting
 
 
-def test_a_pull_does_not_wait_for_a_push() -> None:
+def test_a_pull_does_not_wait_for_a_push(hook: Any) -> None:
     """While the rule runs, the snapshot of the step before it is the newest."""
-    hook = _Hook()
     worker = _start(hook.rule)
     inside, leave = threading.Event(), threading.Event()
 
