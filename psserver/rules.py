@@ -1,5 +1,6 @@
 """An optax rule, compiled for one set of variables."""
 
+import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,14 @@ class CompiledRule:
             _require_finite(self._variables(state), self._variables(new))
             _require_finite(self.slots(state), self.slots(new))
         return new
+
+    def let_go(self) -> None:
+        """Free the memory of what has been replaced, before more is taken.
+
+        JAX drops what it was lent only when Python looks for garbage, be it so little.
+        """
+        if not self._small:
+            gc.collect(0)
 
     def parts(self, gradients: Body) -> Iterator[npt.NDArray[Any]]:
         """Yield the gradients of each segment, as one array, without a copy."""

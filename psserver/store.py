@@ -300,6 +300,7 @@ class Store:
         snapshot = Snapshot(model.body(state), step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._state, self._snapshot = state, snapshot
+        model.rule.let_go()
 
     def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
         if not verdict.duplicate:
