@@ -103,7 +103,7 @@ class Calls:
             header = PushHeader.from_proto(first.header)
             require(header)
         except ParameterServerError as error:
-            self._store.reject(session, error, self._clock())
+            self._store.reject(session, error)
             raise
         verdict = self._store.push(
             header,

@@ -1,13 +1,14 @@
 """The counting of pushes: in all, and for every worker."""
 
-from collections import Counter, deque
+import math
+from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 
+from psserver.recent import Recent
+from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
-from pswire.status import Counts, WorkerStatus
 from pswire.values import Verdict
-
-_WINDOW_S = 10
 
 
 @dataclass(slots=True)
@@ -40,32 +41,57 @@ class Tally:
 
 @dataclass(slots=True)
 class WorkerRow:
-    """One worker's tally, its run of drops, and when it last called."""
+    """One worker's tally, its runs of drops, and when it last called."""
 
     last_seen: float
     tally: Tally = field(default_factory=Tally)
+    recent: Recent = field(default_factory=Recent)
     consecutive_drops: int = 0
+    longest_drops: int = 0
+    loss: float | None = None
+    staleness_buckets: list[int] = field(
+        default_factory=lambda: [0] * (len(STALENESS_BOUNDS) + 1)
+    )
 
-    def add(self, outcome: Verdict | ParameterServerError) -> None:
-        self.tally.add(outcome)
-        if isinstance(outcome, Verdict) and not outcome.duplicate:
-            run = 0 if outcome.applied else self.consecutive_drops + 1
-            self.consecutive_drops = run
+    def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
+        """Note a verdict that is no duplicate."""
+        self.recent.add(verdict.applied, loss, now)
+        self.staleness_buckets[bisect_left(STALENESS_BOUNDS, verdict.staleness)] += 1
+        if loss is not None:
+            self.loss = loss
+        if verdict.applied:
+            self.consecutive_drops = 0
+            return
+        self.consecutive_drops += 1
+        self.longest_drops = max(self.longest_drops, self.consecutive_drops)
+
+    def freeze(self, name: str, now: float, uptime_s: float) -> WorkerStatus:
+        return WorkerStatus(
+            name=name,
+            counts=self.tally.freeze(),
+            consecutive_drops=self.consecutive_drops,
+            last_seen_s=max(0.0, now - self.last_seen),
+            longest_drops=self.longest_drops,
+            pushes_per_s=self.recent.rates(now, uptime_s).pushes_per_s,
+            loss=self.loss,
+            staleness_buckets=tuple(self.staleness_buckets),
+        )
 
 
 class Counters:
     """All that the server counts; whoever owns it guards it.
 
     Every push is counted once, by what became of it, so the sums reconcile: received
-    is applied + dropped + duplicate + rejected, and the workers' rows add up to the
-    totals less the rejected pushes of sessions that never joined.
+    is applied + dropped + duplicate + rejected, and the workers' rows and that of
+    callers who never joined add up to the totals.
     """
 
     def __init__(self) -> None:
         self.total = Tally()
+        self.unjoined = Tally()
         self.staleness: Counter[int] = Counter()
+        self.recent = Recent()
         self._workers: dict[str, WorkerRow] = {}
-        self._judged_at: deque[tuple[int, int]] = deque()
 
     def join(self, worker: str, now: float) -> None:
         """Start a worker's row, or find it again."""
@@ -78,47 +104,37 @@ class Counters:
         if row:  # None while another thread is just about to make it.
             row.last_seen = now
 
-    def add(
-        self, worker: str | None, outcome: Verdict | ParameterServerError, now: float
-    ) -> None:
-        """Count a push by what became of it.
+    def reject(self, worker: str | None, error: ParameterServerError) -> None:
+        """Count a push that got no verdict.
 
         Args:
             worker: Who pushed; None: somebody who never joined.
-            outcome: Its verdict, or the error that rejected it.
+            error: What rejected it.
+        """
+        self.total.add(error)
+        (self.unjoined if worker is None else self._workers[worker].tally).add(error)
+
+    def judge(
+        self, worker: str, verdict: Verdict, value: float | None, now: float
+    ) -> None:
+        """Count a push by its verdict.
+
+        Args:
+            worker: Who pushed.
+            verdict: What became of it.
+            value: The loss that it told, if any.
             now: Seconds, of a clock that never goes back.
         """
-        self.total.add(outcome)
-        if worker is not None:
-            self._workers[worker].add(outcome)
-        if isinstance(outcome, Verdict) and not outcome.duplicate:
-            self.staleness[outcome.staleness] += 1
-            self._note_rate(now)
+        row = self._workers[worker]
+        self.total.add(verdict)
+        row.tally.add(verdict)
+        if not verdict.duplicate:
+            loss = None if value is None or not math.isfinite(value) else value
+            self.staleness[verdict.staleness] += 1
+            self.recent.add(verdict.applied, loss, now)
+            row.judge(verdict, loss, now)
 
-    def pushes_per_s(self, now: float, uptime_s: float) -> float:
-        """Return the judged pushes of the last ten seconds, a second."""
-        since = int(now) - _WINDOW_S + 1  # The window ends in the second that it is.
-        judged = sum(n for second, n in self._judged_at if second >= since)
-        return judged / max(min(now - since, uptime_s), 1.0)
-
-    def workers(self, now: float) -> tuple[WorkerStatus, ...]:
+    def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""
-        return tuple(
-            WorkerStatus(
-                name=name,
-                counts=row.tally.freeze(),
-                consecutive_drops=row.consecutive_drops,
-                last_seen_s=max(0.0, now - row.last_seen),
-            )
-            for name, row in sorted(self._workers.items())
-        )
-
-    def _note_rate(self, now: float) -> None:
-        second = int(now)
-        if self._judged_at and self._judged_at[-1][0] == second:
-            second, judged = self._judged_at.pop()
-        else:
-            judged = 0
-        self._judged_at.append((second, judged + 1))
-        while self._judged_at[0][0] <= now - _WINDOW_S:
-            self._judged_at.popleft()
+        rows = sorted(self._workers.items())
+        return tuple(row.freeze(name, now, uptime_s) for name, row in rows)

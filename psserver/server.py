@@ -5,6 +5,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from concurrent import futures
 from typing import Self
 
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from psserver.calls import Calls
 from psserver.config import ServerConfig
 from psserver.malformed import RefuseMalformed, require_message
+from psserver.recorder import Recorder, Sink
 from psserver.samehost import SameHost
 from psserver.service import ParameterServer
 from psserver.store import Store
@@ -57,6 +59,7 @@ class Server:
         insecure: bool = ServerConfig.insecure,
         reflection: bool = ServerConfig.reflection,
         same_host: bool = ServerConfig.same_host,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         """Listen.
 
@@ -70,6 +73,8 @@ class Server:
             insecure: See there.
             reflection: See there.
             same_host: See there.
+            sinks: Who gets the server's figures, once a second and at the end; they
+                are closed with the server.
 
         Raises:
             ValueError: A setting is not what it has to be.
@@ -105,6 +110,7 @@ class Server:
         self.address = self._bind(config)
         """HOST:PORT, with the port really bound."""
         self._same_host = self._listen_nearby() if config.same_host else None
+        self._recorder = Recorder(self.status, sinks) if sinks else None
         self._grpc.start()
         for service in ("", *_SERVICES):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -137,6 +143,8 @@ class Server:
         stopped.wait()
         # Closing a gRPC server leaves its pool's threads alive.
         self._pool.shutdown(wait=True)
+        if self._recorder:
+            self._recorder.stop()
 
     def __enter__(self) -> Self:
         return self

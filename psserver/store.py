@@ -209,22 +209,23 @@ class Store:
                     self._apply(gradients, header.value)
                 return self._settle(header, verdict, clock() if clock else now)
         except ParameterServerError as error:
-            self.reject(header.session, error, now)
+            self.reject(header.session, error)
             raise
         except Exception as error:
-            self.reject(header.session, InternalError(str(error)), now)
+            self.reject(header.session, InternalError(str(error)))
             raise
 
-    def reject(self, session: str, error: ParameterServerError, now: float) -> None:
+    def reject(self, session: str, error: ParameterServerError) -> None:
         """Count a push that never got a verdict."""
         with self._lock:
             known = self._sessions.find(session)
-            self._counters.add(known.worker if known else None, error, now)
+            self._counters.reject(known.worker if known else None, error)
 
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:
             uptime_s = now - self._started
+            recent = self._counters.recent.rates(now, uptime_s)
             return Status(
                 generation=self.generation,
                 incarnation=self.incarnation,
@@ -233,10 +234,14 @@ class Store:
                 rule=self._rule_name,
                 initialized=self._model is not None,
                 uptime_s=uptime_s,
-                pushes_per_s=self._counters.pushes_per_s(now, uptime_s),
+                pushes_per_s=recent.pushes_per_s,
                 counts=self._counters.total.freeze(),
                 staleness=dict(sorted(self._counters.staleness.items())),
-                workers=self._counters.workers(now),
+                workers=self._counters.workers(now, uptime_s),
+                unjoined=self._counters.unjoined.freeze(),
+                steps_per_s=recent.steps_per_s,
+                recent_drop_rate=recent.drop_rate,
+                loss=recent.loss,
             )
 
     def _see(self, session: str, now: float) -> None:
@@ -306,5 +311,5 @@ class Store:
         if not verdict.duplicate:
             self._sessions.settle(header.session, header.seq, verdict)
         worker = self._sessions.get(header.session).worker
-        self._counters.add(worker, verdict, now)
+        self._counters.judge(worker, verdict, header.value, now)
         return verdict

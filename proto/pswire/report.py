@@ -7,7 +7,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pswire.status import Counts, Limits, Status
+from pswire.counts import Counts
+from pswire.status import Limits, Status
 
 _BAR_CELLS = 40
 _MAX_BARS = 16

@@ -1,10 +1,16 @@
 """A server's counters and settings at one moment, and their messages."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pswire._generated import parameter_server_pb2 as pb
+from pswire.counts import Counts, WorkerStatus
+
+_SILENT_S = 60.0
+_STARVED_DROPS = 10
+_CHANCE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,105 +48,14 @@ class Limits:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What became of pushes, in pushes.
+class WorkerState(enum.StrEnum):
+    """What a worker seems to be up to."""
 
-    Attributes:
-        applied: Pushes that changed the variables.
-        dropped: Pushes that were too stale.
-        duplicate: Retries of pushes that had their verdict.
-        rejected: Pushes that broke the contract, by the error's reason.
-    """
-
-    applied: int = 0
-    dropped: int = 0
-    duplicate: int = 0
-    rejected: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def received(self) -> int:
-        """All pushes: applied, dropped, duplicate or rejected."""
-        return self.judged + self.duplicate + sum(self.rejected.values())
-
-    @property
-    def judged(self) -> int:
-        """Pushes that got a verdict of their own: applied or dropped."""
-        return self.applied + self.dropped
-
-    @property
-    def drop_rate(self) -> float:
-        """Dropped pushes among the judged ones, 0 to 1; 0 if there are none."""
-        return self.dropped / self.judged if self.judged else 0.0
-
-    @classmethod
-    def from_proto(cls, message: pb.Counts) -> Self:
-        return cls(
-            applied=message.applied,
-            dropped=message.dropped,
-            duplicate=message.duplicate,
-            rejected=dict(sorted(message.rejected.items())),
-        )
-
-    def to_proto(self) -> pb.Counts:
-        return pb.Counts(
-            applied=self.applied,
-            dropped=self.dropped,
-            duplicate=self.duplicate,
-            rejected=self.rejected,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "received": self.received,
-            "applied": self.applied,
-            "dropped": self.dropped,
-            "duplicate": self.duplicate,
-            "rejected": dict(self.rejected),
-            "drop_rate": self.drop_rate,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One worker's counters.
-
-    Attributes:
-        name: The worker's name; its sessions share one row.
-        counts: What became of its pushes.
-        consecutive_drops: Its drops since its last applied push, in pushes.
-        last_seen_s: How long ago its last call came, in seconds.
-    """
-
-    name: str
-    counts: Counts
-    consecutive_drops: int
-    last_seen_s: float
-
-    @classmethod
-    def from_proto(cls, message: pb.WorkerStatus) -> Self:
-        return cls(
-            name=message.name,
-            counts=Counts.from_proto(message.counts),
-            consecutive_drops=message.consecutive_drops,
-            last_seen_s=message.last_seen_s,
-        )
-
-    def to_proto(self) -> pb.WorkerStatus:
-        return pb.WorkerStatus(
-            name=self.name,
-            counts=self.counts.to_proto(),
-            consecutive_drops=self.consecutive_drops,
-            last_seen_s=self.last_seen_s,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            **self.counts.to_json(),
-            "consecutive_drops": self.consecutive_drops,
-            "last_seen_s": round(self.last_seen_s, 3),
-        }
+    ACTIVE = "active"
+    STARVED = "starved"
+    """It pushes in vain: the drop rate of all does not explain so many drops of one."""
+    SILENT = "silent"
+    """It has not called for a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +74,12 @@ class Status:
         counts: What became of all pushes.
         staleness: {staleness in steps: pushes judged at it}, ascending.
         workers: Every worker that has joined, by name.
+        unjoined: What became of the pushes of callers that never joined.
+        steps_per_s: Pushes applied in the last ten seconds, a second.
+        recent_drop_rate: Dropped pushes among those judged in the last ten seconds,
+            0 to 1; None: none was judged.
+        loss: The mean of the finite losses that the pushes judged in the last ten
+            seconds told; None: none did.
     """
 
     generation: str
@@ -172,6 +93,23 @@ class Status:
     counts: Counts
     staleness: Mapping[int, int]
     workers: tuple[WorkerStatus, ...]
+    unjoined: Counts = field(default_factory=Counts)
+    steps_per_s: float = 0.0
+    recent_drop_rate: float | None = None
+    loss: float | None = None
+
+    def state(self, worker: WorkerStatus) -> WorkerState:
+        """Say what one of the workers seems to be up to.
+
+        Starved is one whose last ten pushes or more were all dropped, although so long
+        a run would be chance only once in a thousand, given the drop rate of all.
+        """
+        if worker.last_seen_s > _SILENT_S:
+            return WorkerState.SILENT
+        drops = worker.consecutive_drops
+        if drops >= _STARVED_DROPS and self.counts.drop_rate**drops < _CHANCE:
+            return WorkerState.STARVED
+        return WorkerState.ACTIVE
 
     def staleness_quantile(self, share: float) -> int | None:
         """Return the least staleness that `share` of the judged pushes do not exceed.
@@ -203,6 +141,10 @@ class Status:
             counts=Counts.from_proto(message.counts),
             staleness=dict(sorted(message.staleness.items())),
             workers=tuple(map(WorkerStatus.from_proto, message.workers)),
+            unjoined=Counts.from_proto(message.unjoined),
+            steps_per_s=message.steps_per_s,
+            recent_drop_rate=_optional(message, "recent_drop_rate"),
+            loss=_optional(message, "loss"),
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -218,6 +160,10 @@ class Status:
             counts=self.counts.to_proto(),
             staleness=self.staleness,
             workers=[worker.to_proto() for worker in self.workers],
+            unjoined=self.unjoined.to_proto(),
+            steps_per_s=self.steps_per_s,
+            recent_drop_rate=self.recent_drop_rate,
+            loss=self.loss,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -232,7 +178,18 @@ class Status:
             "initialized": self.initialized,
             "uptime_s": round(self.uptime_s, 3),
             "pushes_per_s": round(self.pushes_per_s, 3),
+            "steps_per_s": round(self.steps_per_s, 3),
+            "recent_drop_rate": self.recent_drop_rate,
+            "loss": self.loss,
             **self.counts.to_json(),
             "staleness": {str(age): n for age, n in self.staleness.items()},
-            "workers": [worker.to_json() for worker in self.workers],
+            "workers": [
+                {**worker.to_json(), "state": self.state(worker)}
+                for worker in self.workers
+            ],
+            "unjoined": self.unjoined.to_json(),
         }
+
+
+def _optional(message: pb.StatusReply, name: str) -> float | None:
+    return getattr(message, name) if message.HasField(name) else None

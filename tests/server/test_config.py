@@ -105,7 +105,7 @@ def test_settings_do_not_change() -> None:
         ({"host": "0.0.0.0"}, r"^host: expected a loopback address, got 0\.0\.0\.0;"),
         ({"port": 65536}, r"^port: expected 0 to 65535, got 65536$"),
     ],
-    ids=str,
+    ids=["half", "64 bits", "factory", "open", "port"],
 )
 def test_a_server_of_wrong_settings_does_not_start(
     settings: dict[str, Any], message: str

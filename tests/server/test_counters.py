@@ -1,12 +1,15 @@
 """The counting of pushes."""
 
+import math
 from collections import Counter
+from operator import attrgetter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psserver.counters import Counters
+from pswire.counts import STALENESS_BOUNDS, Counts
 from pswire.errors import (
     GenerationError,
     NonFiniteError,
@@ -14,7 +17,6 @@ from pswire.errors import (
     SessionUnknownError,
     reason,
 )
-from pswire.status import Counts
 from pswire.values import Reason, Verdict
 
 _APPLIED = Verdict(applied=True, staleness=0, step=1)
@@ -39,12 +41,25 @@ def _counters(*workers: str) -> Counters:
     return counters
 
 
+def _add(
+    counters: Counters,
+    worker: str | None,
+    outcome: Outcome,
+    now: float = 0.0,
+    value: float | None = None,
+) -> None:
+    if isinstance(outcome, ParameterServerError):
+        counters.reject(worker, outcome)
+    elif worker is not None:
+        counters.judge(worker, outcome, value, now)
+
+
 def test_every_outcome_is_counted_as_what_it_is() -> None:
     """A retry is a duplicate, whatever its push had become."""
     counters = _counters("ann")
 
     for outcome in _OUTCOMES:
-        counters.add("ann", outcome, now=0.0)
+        _add(counters, "ann", outcome, now=0.0)
 
     assert counters.total.freeze() == Counts(
         applied=1,
@@ -56,44 +71,114 @@ def test_every_outcome_is_counted_as_what_it_is() -> None:
 
 @given(
     pushes=st.lists(
-        st.tuples(st.sampled_from(["ann", "bob", None]), st.sampled_from(_OUTCOMES))
+        st.tuples(st.sampled_from(["ann", "bob"]), st.sampled_from(_OUTCOMES))
+        | st.tuples(st.none(), st.sampled_from(_OUTCOMES[-2:]))
     )
 )
 def test_the_sums_reconcile(pushes: list[tuple[str | None, Outcome]]) -> None:
-    """Rows add up to the totals less the pushes of sessions that never joined."""
+    """Rows and strangers add up to the totals, outcome by outcome."""
     counters = _counters("bob", "ann")
 
     for worker, outcome in pushes:
-        counters.add(worker, outcome, now=0.0)
+        _add(counters, worker, outcome)
 
     total = counters.total.freeze()
-    rows = {row.name: row.counts for row in counters.workers(now=0.0)}
-    strangers = [outcome for worker, outcome in pushes if worker is None]
+    rows = counters.workers(now=0.0, uptime_s=1.0)
+    parts = [counters.unjoined.freeze(), *(row.counts for row in rows)]
     assert total.received == len(pushes)
     assert sum(counters.staleness.values()) == total.judged
-    assert list(rows) == ["ann", "bob"]
-    for name, counts in rows.items():
-        assert counts.received == [worker for worker, _ in pushes].count(name)
-    assert sum(c.received for c in rows.values()) + len(strangers) == total.received
-    assert sum(c.dropped for c in rows.values()) + strangers.count(_DROPPED) == (
-        total.dropped
-    )
+    assert [row.name for row in rows] == ["ann", "bob"]
+    for name, part in zip([None, "ann", "bob"], parts, strict=True):
+        assert part.received == [worker for worker, _ in pushes].count(name)
+    for outcome in (attrgetter(n) for n in ("applied", "dropped", "duplicate")):
+        assert sum(map(outcome, parts)) == outcome(total)
+    assert sum((Counter(part.rejected) for part in parts), Counter()) == total.rejected
     assert total.rejected == Counter(
         reason(o) for _, o in pushes if isinstance(o, ParameterServerError)
     )
+    for row in rows:
+        assert sum(row.staleness_buckets) == row.counts.judged
+
+
+@pytest.mark.parametrize(
+    ("staleness", "bucket"),
+    [(0, 0), (4, 4), (5, 5), (6, 5), (7, 6), (128, 14), (129, 15), (10**9, 15)],
+)
+def test_a_worker_s_staleness_is_told_in_buckets(staleness: int, bucket: int) -> None:
+    """The bounds belong to their buckets; the last one has the rest."""
+    counters = _counters("ann")
+
+    _add(counters, "ann", Verdict(applied=True, staleness=staleness, step=1))
+    _add(counters, "ann", Verdict(True, staleness, 1, duplicate=True))
+
+    (row,) = counters.workers(now=0.0, uptime_s=1.0)
+    assert [n for n, pushes in enumerate(row.staleness_buckets) if pushes] == [bucket]
+    assert len(row.staleness_buckets) == len(STALENESS_BOUNDS) + 1
+    assert sum(row.staleness_buckets) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "recent", "last"),
+    [
+        ([], None, None),
+        ([None], None, None),
+        ([1.0, 2.0, 4.5], 2.5, 4.5),
+        ([1.0, None, math.nan, math.inf, 3.0, None], 2.0, 3.0),
+        ([1e308, 1e308], None, 1e308),
+    ],
+)
+def test_losses_are_told_as_workers_told_them(
+    values: list[float | None], recent: float | None, last: float | None
+) -> None:
+    """In all the mean of ten seconds, of a worker its last; what is none is left out.
+
+    Of duplicates, the first push has been counted.
+    """
+    counters = _counters("ann")
+
+    for value in values:
+        _add(counters, "ann", _APPLIED, value=value)
+    _add(counters, "ann", _APPLIED.repeated(), value=7.0)
+
+    (row,) = counters.workers(now=0.0, uptime_s=1.0)
+    assert row.loss == last
+    assert counters.recent.rates(0.0, 1.0).loss == recent
+
+
+def test_the_drop_rate_of_the_last_ten_seconds_forgets_what_came_before() -> None:
+    """The steps' rate is of applied pushes, the pushes' rate of all judged ones."""
+    counters = _counters("ann")
+    for second, outcome in ((0.0, _DROPPED), (20.0, _APPLIED), (21.0, _DROPPED)):
+        _add(counters, "ann", outcome, now=second)
+    _add(counters, "ann", _APPLIED, now=22.0)
+    _add(counters, "ann", _APPLIED, now=23.0)
+
+    rates = counters.recent.rates(now=25.0, uptime_s=25.0)
+
+    assert rates.drop_rate == 0.25
+    assert rates.pushes_per_s == pytest.approx(4 / 9)
+    assert rates.steps_per_s == pytest.approx(3 / 9)
+    assert counters.recent.rates(now=40.0, uptime_s=40.0).drop_rate is None
 
 
 def test_drops_in_a_row_end_with_an_applied_push() -> None:
-    """Retries and rejected pushes neither end the run nor lengthen it."""
+    """Retries and rejected pushes neither end the run nor lengthen it.
+
+    The longest run is remembered.
+    """
     counters = _counters("ann", "bob")
     runs = []
 
     for outcome in (_DROPPED, _DROPPED, _DROPPED.repeated(), _NAN, _DROPPED, _APPLIED):
-        counters.add("ann", outcome, now=0.0)
-        counters.add("bob", _APPLIED, now=0.0)
-        runs.append([row.consecutive_drops for row in counters.workers(now=0.0)])
+        _add(counters, "ann", outcome, now=0.0)
+        _add(counters, "bob", _APPLIED, now=0.0)
+        runs.append(
+            [row.consecutive_drops for row in counters.workers(now=0.0, uptime_s=1.0)]
+        )
 
     assert runs == [[1, 0], [2, 0], [2, 0], [2, 0], [3, 0], [0, 0]]
+    longest = [r.longest_drops for r in counters.workers(now=0.0, uptime_s=1.0)]
+    assert longest == [3, 0]
 
 
 def test_the_staleness_of_every_judged_push_is_counted_once() -> None:
@@ -101,7 +186,7 @@ def test_the_staleness_of_every_judged_push_is_counted_once() -> None:
     counters = _counters("ann")
 
     for outcome in (_DROPPED, _DROPPED, _DROPPED.repeated(), _APPLIED, _NAN):
-        counters.add("ann", outcome, now=0.0)
+        _add(counters, "ann", outcome, now=0.0)
 
     assert counters.staleness == {3: 2, 0: 1}
 
@@ -128,11 +213,11 @@ def test_the_rate_is_of_the_last_ten_seconds(
     """
     counters = _counters("ann")
     for second in (100.0, 100.9, 101.5, 101.5, 102.0, 102.999):
-        counters.add("ann", _APPLIED, now=second)
-        counters.add("ann", _APPLIED.repeated(), now=second)
-        counters.add("ann", _NAN, now=second)
+        _add(counters, "ann", _APPLIED, now=second)
+        _add(counters, "ann", _APPLIED.repeated(), now=second)
+        _add(counters, "ann", _NAN, now=second)
 
-    got = counters.pushes_per_s(now, uptime_s)
+    got = counters.recent.rates(now, uptime_s).pushes_per_s
 
     assert got == pytest.approx(rate)
 
@@ -142,9 +227,9 @@ def test_a_steady_rate_is_told_as_it_is(now: float) -> None:
     """Wherever in a second it is asked for."""
     counters = _counters("ann")
     for twentieth in range(int((now - 100) * 20)):
-        counters.add("ann", _APPLIED, now=100 + twentieth / 20)
+        _add(counters, "ann", _APPLIED, now=100 + twentieth / 20)
 
-    got = counters.pushes_per_s(now, uptime_s=50.0)
+    got = counters.recent.rates(now, uptime_s=50.0).pushes_per_s
 
     assert got == pytest.approx(20.0)
 
@@ -153,11 +238,11 @@ def test_the_rate_forgets_as_it_counts() -> None:
     """A push an hour later is the only one of its ten seconds."""
     counters = _counters("ann")
     for second in range(60):
-        counters.add("ann", _DROPPED, now=float(second))
+        _add(counters, "ann", _DROPPED, now=float(second))
 
-    counters.add("ann", _DROPPED, now=3600.0)
+    _add(counters, "ann", _DROPPED, now=3600.0)
 
-    assert counters.pushes_per_s(3600.0, 3600.0) == pytest.approx(1 / 9)
+    assert counters.recent.rates(3600.0, 3600.0).pushes_per_s == pytest.approx(1 / 9)
 
 
 def test_a_worker_was_last_seen_when_it_last_called() -> None:
@@ -167,26 +252,29 @@ def test_a_worker_was_last_seen_when_it_last_called() -> None:
     counters.see("ann", now=5.0)
     counters.join("bob", now=7.5)
 
-    ages = [[row.last_seen_s for row in counters.workers(now)] for now in (7.0, 8.0)]
+    ages = [
+        [row.last_seen_s for row in counters.workers(now, 1.0)] for now in (7.0, 8.0)
+    ]
     assert ages == [[2.0, 0.0], [3.0, 0.5]]
 
 
 def test_a_worker_that_joins_again_keeps_its_counts() -> None:
     """A new process under the name goes on in the same row."""
     counters = _counters("ann")
-    counters.add("ann", _DROPPED, now=1.0)
+    _add(counters, "ann", _DROPPED, now=1.0)
 
     counters.join("ann", now=9.0)
 
-    (row,) = counters.workers(now=9.0)
+    (row,) = counters.workers(now=9.0, uptime_s=1.0)
     assert (row.counts.dropped, row.consecutive_drops, row.last_seen_s) == (1, 1, 0.0)
 
 
 def test_a_stranger_has_no_row() -> None:
-    """Its rejected pushes are in the totals alone."""
+    """Its rejected pushes are in the totals and apart."""
     counters = _counters()
 
-    counters.add(None, SessionUnknownError("session: expected one that"), now=0.0)
+    _add(counters, None, SessionUnknownError("session: expected one that"), now=0.0)
 
-    assert counters.workers(now=0.0) == ()
+    assert counters.workers(now=0.0, uptime_s=1.0) == ()
     assert counters.total.freeze().rejected == {"SESSION_UNKNOWN": 1}
+    assert counters.unjoined.freeze() == counters.total.freeze()

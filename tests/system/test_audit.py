@@ -27,9 +27,10 @@ import psworker
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.counts import Counts
 from pswire.errors import StepReadError, VariableMismatchError
 from pswire.layout import Layout
-from pswire.status import Counts, Status
+from pswire.status import Status
 from pswire.values import Snapshot, Verdict
 
 PUSHERS = 8

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pswire import report
-from pswire.status import Counts, Limits, Status, WorkerStatus
+from pswire.counts import Counts, WorkerStatus
+from pswire.status import Limits, Status
 
 ROW = re.compile(
     r" *staleness +(\d+)(?:-(\d+))? +[█▏▎▍▌▋▊▉…]* +(\d+) (applied|dropped)"

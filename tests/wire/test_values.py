@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
+from pswire.counts import Counts, WorkerStatus
 from pswire.layout import ArraySpec, Layout
-from pswire.status import Counts, Limits, Status, WorkerStatus
+from pswire.status import Limits, Status
 from pswire.values import PushHeader, Reason, Verdict
 
 LIMITS = Limits(
@@ -19,7 +20,16 @@ COUNTS = Counts(
     applied=6, dropped=2, duplicate=3, rejected={"NON_FINITE": 1, "STEP_READ": 4}
 )
 WORKERS = (
-    WorkerStatus(name="a", counts=COUNTS, consecutive_drops=2, last_seen_s=0.12345),
+    WorkerStatus(
+        name="a",
+        counts=COUNTS,
+        consecutive_drops=2,
+        last_seen_s=0.12345,
+        longest_drops=3,
+        pushes_per_s=0.66666,
+        loss=0.25,
+        staleness_buckets=(4, *(0,) * 14, 4),
+    ),
     WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
 )
 LAYOUT = Layout((ArraySpec("w", np.dtype(np.float32), (2, 3)),))
@@ -37,6 +47,10 @@ BUSY = Status(
     counts=COUNTS,
     staleness={0: 4, 3: 2, 5: 2},
     workers=WORKERS,
+    unjoined=Counts(rejected={"SESSION_UNKNOWN": 1}),
+    steps_per_s=0.44444,
+    recent_drop_rate=0.5,
+    loss=0.125,
 )
 
 
@@ -150,6 +164,29 @@ def test_a_status_is_json() -> None:
         "rejected": {"NON_FINITE": 1, "STEP_READ": 4},
         "drop_rate": 0.25,
     }
+    none = {
+        **dict.fromkeys(("received", "applied", "dropped", "duplicate"), 0),
+        "rejected": {},
+        "drop_rate": 0.0,
+    }
+    bounds = [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "6",
+        "8",
+        "12",
+        "16",
+        "24",
+        "32",
+        "48",
+        "64",
+        "96",
+        "128",
+        "+Inf",
+    ]
     assert json.loads(text) == {
         "generation": "g",
         "incarnation": "i",
@@ -160,20 +197,63 @@ def test_a_status_is_json() -> None:
         "initialized": True,
         "uptime_s": 12.346,
         "pushes_per_s": 0.667,
+        "steps_per_s": 0.444,
+        "recent_drop_rate": 0.5,
+        "loss": 0.125,
         **counts,
         "staleness": {"0": 4, "3": 2, "5": 2},
         "workers": [
-            {"name": "a", **counts, "consecutive_drops": 2, "last_seen_s": 0.123},
+            {
+                "name": "a",
+                "state": "active",
+                **counts,
+                "consecutive_drops": 2,
+                "longest_drops": 3,
+                "last_seen_s": 0.123,
+                "pushes_per_s": 0.667,
+                "loss": 0.25,
+                "staleness": {**dict.fromkeys(bounds, 0), "0": 4, "+Inf": 4},
+            },
             {
                 "name": "b",
-                **dict.fromkeys(("received", "applied", "dropped", "duplicate"), 0),
-                "rejected": {},
-                "drop_rate": 0.0,
+                "state": "active",
+                **none,
                 "consecutive_drops": 0,
+                "longest_drops": 0,
                 "last_seen_s": 2.0,
+                "pushes_per_s": 0.0,
+                "loss": None,
+                "staleness": dict.fromkeys(bounds, 0),
             },
         ],
+        "unjoined": {**none, "received": 1, "rejected": {"SESSION_UNKNOWN": 1}},
     }
+
+
+@pytest.mark.parametrize(
+    ("applied", "dropped", "drops", "last_seen_s", "state"),
+    [
+        (90, 10, 9, 0.0, "active"),
+        (90, 10, 10, 0.0, "starved"),
+        (50, 50, 10, 0.0, "starved"),  # 1 in 1,024.
+        (49, 51, 10, 0.0, "active"),
+        (49, 51, 11, 0.0, "starved"),
+        (1, 99, 600, 0.0, "active"),
+        (1, 99, 700, 0.0, "starved"),
+        (0, 900, 900, 0.0, "active"),  # So fare all.
+        (90, 10, 10, 60.0, "starved"),
+        (90, 10, 10, 60.1, "silent"),
+        (90, 10, 0, 61.0, "silent"),
+    ],
+)
+def test_a_worker_is_starved_if_its_drops_cannot_be_chance(
+    applied: int, dropped: int, drops: int, last_seen_s: float, state: str
+) -> None:
+    """Ten drops in a row are none where most of all pushes are dropped."""
+    worker = WorkerStatus("a", Counts(), drops, last_seen_s)
+    status = replace(BUSY, counts=Counts(applied, dropped), workers=(worker,))
+
+    assert status.state(worker) == state
 
 
 def test_no_limit_is_null_in_json() -> None:

@@ -148,20 +148,22 @@ class PullReply(_message.Message):
     def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype")
+    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype", "served_at")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_AT_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
     not_modified: bool
     layout: Layout
     wire_dtype: DType
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    served_at: float
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -174,7 +176,7 @@ class PushRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes", "wire_dtype", "counts", "snapshot_wire_dtype")
+    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes", "wire_dtype", "counts", "snapshot_wire_dtype", "served_at", "held_s")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +187,8 @@ class PushHeader(_message.Message):
     WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_AT_FIELD_NUMBER: _ClassVar[int]
+    HELD_S_FIELD_NUMBER: _ClassVar[int]
     session: str
     seq: int
     generation: str
@@ -195,7 +199,9 @@ class PushHeader(_message.Message):
     wire_dtype: DType
     counts: _containers.RepeatedScalarFieldContainer[int]
     snapshot_wire_dtype: DType
-    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    served_at: float
+    held_s: float
+    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("applied", "staleness", "step", "reason", "duplicate")
@@ -230,7 +236,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +255,10 @@ class StatusReply(_message.Message):
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    RECENT_DROP_RATE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    UNJOINED_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -260,7 +270,11 @@ class StatusReply(_message.Message):
     counts: Counts
     staleness: _containers.ScalarMap[int, int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ...) -> None: ...
+    steps_per_s: float
+    recent_drop_rate: float
+    loss: float
+    unjoined: Counts
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("applied", "dropped", "duplicate", "rejected")
@@ -282,16 +296,24 @@ class Counts(_message.Message):
     def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s")
+    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_DROPS_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     name: str
     counts: Counts
     consecutive_drops: int
     last_seen_s: float
-    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ...) -> None: ...
+    longest_drops: int
+    pushes_per_s: float
+    loss: float
+    staleness_buckets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,78 @@
+"""What became of the pushes of the last ten seconds."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+_WINDOW_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The last ten seconds in figures.
+
+    Attributes:
+        pushes_per_s: Judged pushes, a second.
+        steps_per_s: Applied ones, a second.
+        drop_rate: Dropped ones among the judged, 0 to 1; None: none was judged.
+        loss: The mean of the losses that they told; None: none told one.
+    """
+
+    pushes_per_s: float
+    steps_per_s: float
+    drop_rate: float | None
+    loss: float | None
+
+
+@dataclass(slots=True)
+class _Second:
+    second: int
+    judged: int = 0
+    applied: int = 0
+    losses: int = 0
+    loss: float = 0.0
+
+
+class Recent:
+    """Judged pushes by the second; whoever owns it guards it.
+
+    Times are in seconds, of a clock that never goes back.
+    """
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self) -> None:
+        self._seconds: deque[_Second] = deque(maxlen=_WINDOW_S)
+
+    def add(self, applied: bool, loss: float | None, now: float) -> None:
+        """Count a push."""
+        second = int(now)
+        if not self._seconds or self._seconds[-1].second != second:
+            self._seconds.append(_Second(second))
+        row = self._seconds[-1]
+        row.judged += 1
+        row.applied += applied
+        if loss is not None:
+            row.losses += 1
+            row.loss += loss
+
+    def rates(self, now: float, uptime_s: float) -> Rates:
+        """Return the figures of a window that ends in the second that it is.
+
+        Args:
+            now: Seconds.
+            uptime_s: How long there has been anything to count, in seconds.
+        """
+        since = int(now) - _WINDOW_S + 1
+        rows = [row for row in self._seconds if row.second >= since]
+        span_s = max(min(now - since, uptime_s), 1.0)
+        judged = sum(row.judged for row in rows)
+        applied = sum(row.applied for row in rows)
+        losses = sum(row.losses for row in rows)
+        loss = sum(row.loss for row in rows) / max(losses, 1)
+        return Rates(
+            pushes_per_s=judged / span_s,
+            steps_per_s=applied / span_s,
+            drop_rate=(judged - applied) / judged if judged else None,
+            loss=loss if losses and math.isfinite(loss) else None,  # Sums overflow.
+        )
