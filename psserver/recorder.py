@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from pswire.status import Status
@@ -54,7 +55,10 @@ class Recorder:
         self._clock = clock
         self._failing: set[Sink] = set()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="psserver recorder")
+        # A daemon: a program that never stops its server can still end.
+        self._thread = threading.Thread(
+            target=self._run, name="psserver recorder", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -72,7 +76,7 @@ class Recorder:
     def _show(self) -> None:
         sample = {"time": round(self._clock(), 3), **self._read().to_json()}
         for sink in self._sinks:
-            self._try(sink, lambda sink=sink: sink.write(sample))
+            self._try(sink, partial(sink.write, sample))
 
     def _try(self, sink: Sink, act: Callable[[], None]) -> None:
         try:

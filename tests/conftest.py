@@ -25,7 +25,7 @@ def _threads() -> set[threading.Thread]:
     return {
         thread
         for thread in threading.enumerate()
-        if not thread.daemon or thread.name.startswith("samehost")
+        if not thread.daemon or thread.name.startswith(("samehost", "psserver"))
     }
 
 

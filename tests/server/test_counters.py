@@ -90,8 +90,8 @@ def test_the_sums_reconcile(pushes: list[tuple[str | None, Outcome]]) -> None:
     assert [row.name for row in rows] == ["ann", "bob"]
     for name, part in zip([None, "ann", "bob"], parts, strict=True):
         assert part.received == [worker for worker, _ in pushes].count(name)
-    for outcome in (attrgetter(n) for n in ("applied", "dropped", "duplicate")):
-        assert sum(map(outcome, parts)) == outcome(total)
+    for of in map(attrgetter, ("applied", "dropped", "duplicate")):
+        assert sum(map(of, parts)) == of(total)
     assert sum((Counter(part.rejected) for part in parts), Counter()) == total.rejected
     assert total.rejected == Counter(
         reason(o) for _, o in pushes if isinstance(o, ParameterServerError)
