@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,23 @@ if TYPE_CHECKING:
 # JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
 
 _ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
+_HTTP_PORT = 7071
 
 
-def _read_steps(
-    context: click.Context, parameter: click.Parameter, text: str
-) -> int | None:
-    if text == "off":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"expected a whole number of steps or off, got {text!r}"
-        ) from None
+def _number_or_off(
+    noun: str,
+) -> Callable[[click.Context, click.Parameter, str], int | None]:
+    def read(
+        context: click.Context, parameter: click.Parameter, text: str
+    ) -> int | None:
+        if text == "off":
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise click.BadParameter(f"expected {noun} or off, got {text!r}") from None
+
+    return read
 
 
 def _read_config(
@@ -76,7 +80,7 @@ def main() -> None:
 )
 @click.option(
     "--max-staleness",
-    callback=_read_steps,
+    callback=_number_or_off("a whole number of steps"),
     default=str(ServerConfig.max_staleness),
     show_default=True,
     metavar="STEPS|off",
@@ -97,6 +101,14 @@ def main() -> None:
     default=ServerConfig.port,
     show_default=True,
     help="0 picks a free one.",
+)
+@click.option(
+    "--http-port",
+    callback=_number_or_off("a port"),
+    default=str(_HTTP_PORT),
+    show_default=True,
+    metavar="PORT|off",
+    help="Of the live page and the metrics; 0 picks a free one, off opens none.",
 )
 @click.option(
     "--insecure",
@@ -144,6 +156,8 @@ def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -
         _start(rule, argument, settings) as server,
     ):
         click.echo(f"listening on {server.address}")
+        if server.http_address:
+            click.echo(f"metrics on {server.http_address}")
         click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
         sys.stdout.flush()
         server.wait()
