@@ -167,8 +167,12 @@ def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "
 @main.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(address: str, as_json: bool) -> None:
+@click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
+def status(address: str, as_json: bool, live: bool) -> None:
     """Print the step, the drop rate in all and per worker, and the staleness."""
+    if live:
+        _watch(address, as_json)
+        return
     from psserver import admin
     from pswire import report
 
@@ -178,6 +182,38 @@ def status(address: str, as_json: bool) -> None:
         click.echo(json.dumps(current.to_json(), indent=2))
     else:
         report.show(current, sys.stdout)
+
+
+def _watch(address: str, as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        got = "--json" if as_json else "none"
+        raise click.UsageError(
+            f"--watch: expected a terminal, got {got}; "
+            "psserver metrics --follow is for scripts"
+        )
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver.watch import watch
+
+        watch(address, sys.stdout)
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="A JSON object a line, or a header and a row for the total and each worker.",
+)
+@click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
+def metrics(address: str, style: str, follow: bool) -> None:
+    """Print the figures of `status` for scripts, with the time."""
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver import output
+
+        output.write(address, sys.stdout, style=style, follow=follow)
 
 
 @main.command()

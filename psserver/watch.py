@@ -1,0 +1,153 @@
+"""A live view of a server, as large as the terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from psserver import admin
+from pswire import histogram, report, workertable
+from pswire.counts import WorkerStatus
+from pswire.errors import ParameterServerError
+from pswire.status import Status, WorkerState
+from pswire.workertable import span
+
+_REDRAWN_PER_S = 2  # A new size shows even while the server does not answer.
+_BESIDE_BAR = 34  # In letters: the staleness, and the pushes.
+_MOST_CELLS = 40
+_LEAST_BARS, _MOST_BARS = 4, 12
+_TABLE_HEAD = 4  # Lines: a blank one, two of headings, and a rule.
+_LEAST_ROWS = 3
+
+
+def watch(address: str, file: TextIO) -> None:
+    """Show a server until Ctrl-C; the last view is left on the terminal.
+
+    Raises:
+        ParameterServerError: The server has not answered the first time.
+    """
+    found = admin.follow(address)
+    view = View(address)
+    view.see(next(found))
+    console = Console(file=file, highlight=False)
+    with (
+        suppress(KeyboardInterrupt),
+        Live(view, console=console, screen=True, refresh_per_second=_REDRAWN_PER_S),
+    ):
+        for each in found:
+            view.see(each)
+    console.print(view)
+
+
+class View:
+    """What is known of a server, drawn to fit."""
+
+    def __init__(
+        self, address: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._address = address
+        self._clock = clock
+        self._status: Status | None = None
+        self._answered = 0.0
+        self._failure = ""
+        self._is_restarted = False
+
+    def see(self, found: Status | ParameterServerError) -> None:
+        """Take the server's counters, or that it does not answer."""
+        if isinstance(found, ParameterServerError):
+            self._failure = str(found)
+            return
+        known = self._status
+        if known and known.incarnation != found.incarnation:
+            self._is_restarted = True
+        self._status, self._answered, self._failure = found, self._clock(), ""
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        status = self._status
+        assert status is not None
+        # On a screen of its own there is a height; elsewhere a prompt will follow.
+        height = options.height or console.height - 1
+        head = Group(*self._news(status), _figures(status))
+        yield head
+        lines = console.render_lines(head, options.update(height=None), pad=False)
+        yield from _tables(status, options.max_width, height - len(lines))
+
+    def _news(self, status: Status) -> Iterator[RenderableType]:
+        title = Text.assemble((self._address, "bold"), f", up {span(status.uptime_s)}")
+        yield title
+        yield Text(
+            report.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
+        )
+        if self._is_restarted:
+            began = f"all counters began anew {span(status.uptime_s)} ago"
+            yield Text(f"the server has restarted: {began}", style="yellow")
+        if self._failure:
+            away = span(self._clock() - self._answered)
+            yield Text(
+                f"no answer for {away}: all figures are as of then", "bold yellow"
+            )
+            yield Text(self._failure, style="dim", no_wrap=True, overflow="ellipsis")
+        if not status.initialized:
+            yield Text("no variables yet: the first worker brings them")
+        yield ""
+
+
+def _figures(status: Status) -> Table:
+    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
+    now = status.recent_drop_rate
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    rates = (
+        f"{status.steps_per_s:.1f} steps/s, {status.pushes_per_s:.1f} pushes/s{loss}"
+    )
+    grid.add_row("step", Text.assemble((str(status.step), "bold"), f", {rates}"))
+    grid.add_row(
+        "drop rate",
+        Text.assemble(
+            ("no push" if now is None else f"{now:.1%}", "bold"),
+            f" in the last 10 s, {status.counts.drop_rate:.1%} overall",
+        ),
+    )
+    grid.add_row("pushes", report.outcomes(status.counts))
+    if status.staleness:
+        grid.add_row("staleness", report.quantiles(status))
+    return grid
+
+
+def _tables(status: Status, width: int, room: int) -> Iterator[RenderableType]:
+    """Draw the workers and the bars; where not both fit, the workers alone."""
+    wanted = len(status.workers) + _TABLE_HEAD if status.workers else 0
+    bars = None
+    if status.staleness and room > _LEAST_BARS + _TABLE_HEAD + _LEAST_ROWS:
+        most = max(_LEAST_BARS, min(_MOST_BARS, room - wanted - 2))
+        cells = max(1, min(_MOST_CELLS, width - _BESIDE_BAR))
+        bars = histogram.draw(status, most_bars=most, cells=cells)
+        room -= bars.row_count + 1
+    if status.workers:
+        yield from _workers(status, width, room - _TABLE_HEAD)
+    if bars:
+        yield from ("", bars)
+
+
+def _workers(status: Status, width: int, rows: int) -> Iterator[RenderableType]:
+    shown, left = status.workers, 0
+    if len(shown) > rows:
+        shown = tuple(sorted(shown, key=partial(_urgency, status))[: max(rows - 1, 1)])
+        left = len(status.workers) - len(shown)
+    yield from ("", workertable.draw(status, shown, width=width))
+    if left:
+        yield Text(f"{left} more workers", style="dim")
+
+
+def _urgency(status: Status, worker: WorkerStatus) -> tuple[bool, float, str]:
+    is_starved = status.state(worker) is WorkerState.STARVED
+    return not is_starved, -worker.counts.drop_rate, worker.name
