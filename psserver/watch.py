@@ -21,7 +21,7 @@ from pswire.workertable import span
 _REDRAWN_PER_S = 2  # A new size shows even while the server does not answer.
 _BESIDE_BAR = 34  # In letters: the staleness, and the pushes.
 _MOST_CELLS = 40
-_LEAST_BARS, _MOST_BARS = 4, 12
+_LEAST_BARS, _MOST_BARS = 3, 12
 _TABLE_HEAD = 4  # Lines: a blank one, two of headings, and a rule.
 _LEAST_ROWS = 3
 

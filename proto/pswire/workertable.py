@@ -58,7 +58,9 @@ def draw(
     if width is not None:
         room = _make_room(columns, width, least=min(_LEAST_NAME, _widest(names)))
         names = [_cut(name, room) for name in names]
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0))
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False
+    )
     table.add_column("worker", vertical="bottom")
     for head in columns:
         is_figure = head in _FIGURES
