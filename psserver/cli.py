@@ -1,7 +1,6 @@
 """The `psserver` command."""
 
 import json
-import logging
 import os
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from psserver import logs
 from psserver.config import ServerConfig
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
@@ -118,6 +118,13 @@ def main() -> None:
     help="Where to look for the module of --rule module:attribute.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(logs.STYLES),
+    default="human",
+    show_default=True,
+    help="json: an object a line, on stderr.",
+)
+@click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
@@ -126,15 +133,20 @@ def main() -> None:
     metavar="FILE",
     help="A TOML file of these options; flags and PSSERVER_* variables win.",
 )
-def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -> None:
+def serve(
+    rule: str,
+    argument: tuple[str, ...],
+    app_dir: str,
+    log_format: str,
+    **settings: Any,
+) -> None:
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ["JAX_PLATFORMS"] = "cpu"
     # An update is waited for anyway: to hand it to another thread only takes longer.
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("psserver").setLevel(logging.INFO)
+    logs.configure(log_format)
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.
@@ -154,10 +166,11 @@ def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "
         ServerConfig(**settings)  # Before the imports below, which take seconds.
         from psserver.rulespec import parse_arguments, resolve
         from psserver.server import Server
+        from psserver.workernews import WorkerNews
 
         resolved = resolve(rule, parse_arguments(arguments))
         described = rule + (f"({', '.join(arguments)})" if arguments else "")
-        return Server(resolved, rule_name=described, **settings)
+        return Server(resolved, rule_name=described, sinks=[WorkerNews()], **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:

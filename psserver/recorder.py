@@ -88,11 +88,12 @@ class Recorder:
             act()
         except Exception as error:
             if sink not in self._failing:  # Once is enough, until it works again.
-                _log.warning("metrics are lost: %s: %s", _name(sink), error)
+                name = type(sink).__name__
+                _log.warning(
+                    "metrics are lost: %s: %s",
+                    *(name, error),
+                    extra={"event": "metrics_lost", "sink": name, "error": str(error)},
+                )
             self._failing.add(sink)
         else:
             self._failing.discard(sink)
-
-
-def _name(sink: Sink) -> str:
-    return type(sink).__name__

@@ -9,7 +9,7 @@ from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
 from psserver.rules import CompiledRule, State, require_rule
-from psserver.sessions import Sessions
+from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import (
@@ -111,15 +111,17 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            self._sessions.join(worker, session)
+            entry = self._sessions.join(worker, session)
             self._counters.join(worker, now)
-            return Joined(
+            joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
                 step=self._snapshot.step,
                 layout=self._model.layout if self._model else None,
                 limits=self.limits,
             )
+        _tell(entry, worker, session)
+        return joined
 
     def initialize(
         self, session: str, layout: Layout, receive: Receive, now: float
@@ -282,7 +284,17 @@ class Store:
             self._state = state
             self._snapshot = Snapshot(model.body(state), 0, self.generation)
             self._model = model
-        _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
+        _log.info(
+            "initialized: %d variables, %d bytes",
+            *(len(variables), layout.nbytes),
+            extra={
+                "event": "initialized",
+                "worker": self._sessions.get(session).worker,
+                "session": session,
+                "variables": len(variables),
+                "nbytes": layout.nbytes,
+            },
+        )
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._initialized().rule.parts(gradients))
@@ -313,3 +325,15 @@ class Store:
         worker = self._sessions.get(header.session).worker
         self._counters.judge(worker, verdict, header.value, now)
         return verdict
+
+
+def _tell(entry: Entry, worker: str, session: str) -> None:
+    who = {"worker": worker, "session": session}
+    if entry is Entry.FIRST:
+        _log.info("worker %s has joined", worker, extra={"event": "joined", **who})
+    elif entry is Entry.TAKEOVER:
+        _log.info(
+            "worker %s: session %s takes over",
+            *(worker, session),
+            extra={"event": "taken_over", **who},
+        )
