@@ -170,7 +170,7 @@ class Server:
         last = self.status()
         counts = last.counts
         _log.info(
-            "stopped at step %d: %d pushes applied, %d dropped, %d duplicate, %d rejected",
+            "stopped at step %d: %d applied, %d dropped, %d duplicate, %d rejected",
             *(last.step, counts.applied, counts.dropped, counts.duplicate),
             sum(counts.rejected.values()),
             extra={"event": "stopped", "step": last.step, **counts.to_json()},
