@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 
@@ -33,68 +34,81 @@ def watch(address: str, file: TextIO) -> None:
         ParameterServerError: The server has not answered the first time.
     """
     found = admin.follow(address)
-    view = View(address)
-    view.see(next(found))
+    first = next(found)
+    assert isinstance(first, Status)  # Had it been an error, it would have been raised.
+    view = View(address, first, time.monotonic())
     console = Console(file=file, highlight=False)
     with (
         suppress(KeyboardInterrupt),
-        Live(view, console=console, screen=True, refresh_per_second=_REDRAWN_PER_S),
+        Live(console=console, screen=True, refresh_per_second=_REDRAWN_PER_S) as live,
     ):
+        live.update(view, refresh=True)
         for each in found:
-            view.see(each)
+            view = view.after(each)
+            live.update(view, refresh=True)
     console.print(view)
 
 
+@dataclass(frozen=True)
 class View:
-    """What is known of a server, drawn to fit."""
+    """What is known of a server, drawn to fit.
 
-    def __init__(
-        self, address: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._address = address
-        self._clock = clock
-        self._status: Status | None = None
-        self._answered = 0.0
-        self._failure = ""
-        self._is_restarted = False
+    Attributes:
+        address: The server's.
+        status: Its last figures.
+        answered: When they came, in the clock's seconds.
+        failure: Why there are no newer ones; empty: it answers.
+        is_restarted: Whether it has been started anew since the first ones.
+        clock: Tells the seconds.
+    """
 
-    def see(self, found: Status | ParameterServerError) -> None:
-        """Take the server's counters, or that it does not answer."""
+    address: str
+    status: Status
+    answered: float
+    failure: str = ""
+    is_restarted: bool = False
+    clock: Callable[[], float] = time.monotonic
+
+    def after(self, found: Status | ParameterServerError) -> "View":
+        """Return the next view: of newer figures, or of a server that is away."""
         if isinstance(found, ParameterServerError):
-            self._failure = str(found)
-            return
-        known = self._status
-        if known and known.incarnation != found.incarnation:
-            self._is_restarted = True
-        self._status, self._answered, self._failure = found, self._clock(), ""
+            return replace(self, failure=str(found))
+        is_other = found.incarnation != self.status.incarnation
+        return replace(
+            self,
+            status=found,
+            answered=self.clock(),
+            failure="",
+            is_restarted=self.is_restarted or is_other,
+        )
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
-        status = self._status
-        assert status is not None
+        status = self.status
         # On a screen of its own there is a height; elsewhere a prompt will follow.
         height = options.height or console.height - 1
-        head = Group(*self._news(status), _figures(status))
+        head = Group(*self._news(), _figures(status))
         yield head
         lines = console.render_lines(head, options.update(height=None), pad=False)
         yield from _tables(status, options.max_width, height - len(lines))
 
-    def _news(self, status: Status) -> Iterator[RenderableType]:
-        title = Text.assemble((self._address, "bold"), f", up {span(status.uptime_s)}")
+    def _news(self) -> Iterator[RenderableType]:
+        status = self.status
+        title = Text.assemble((self.address, "bold"), f", up {span(status.uptime_s)}")
         yield title
         yield Text(
             report.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
         )
-        if self._is_restarted:
+        if self.is_restarted:
             began = f"all counters began anew {span(status.uptime_s)} ago"
             yield Text(f"the server has restarted: {began}", style="yellow")
-        if self._failure:
-            away = span(self._clock() - self._answered)
+        if self.failure:
+            away = span(self.clock() - self.answered)
             yield Text(
                 f"no answer for {away}: all figures are as of then", "bold yellow"
             )
-            yield Text(self._failure, style="dim", no_wrap=True, overflow="ellipsis")
+            yield Text(self.failure, style="dim", no_wrap=True, overflow="ellipsis")
         if not status.initialized:
             yield Text("no variables yet: the first worker brings them")
         yield ""
