@@ -95,14 +95,14 @@ class View:
 
     def _news(self) -> Iterator[RenderableType]:
         status = self.status
-        title = Text.assemble((self.address, "bold"), f", up {span(status.uptime_s)}")
-        yield title
+        uptime = span(status.uptime_s)
+        yield Text.assemble((self.address, "bold"), f", up {uptime}")
         yield Text(
             report.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
         )
         if self.is_restarted:
-            began = f"all counters began anew {span(status.uptime_s)} ago"
-            yield Text(f"the server has restarted: {began}", style="yellow")
+            news = f"the server has restarted: all counters began anew {uptime} ago"
+            yield Text(news, style="yellow")
         if self.failure:
             away = span(self.clock() - self.answered)
             yield Text(
@@ -115,15 +115,12 @@ class View:
 
 
 def _figures(status: Status) -> Table:
-    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
     now = status.recent_drop_rate
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
-    rates = (
-        f"{status.steps_per_s:.1f} steps/s, {status.pushes_per_s:.1f} pushes/s{loss}"
-    )
-    grid.add_row("step", Text.assemble((str(status.step), "bold"), f", {rates}"))
+    step = (str(status.step), "bold")
+    grid.add_row("step", Text.assemble(step, f", {report.rates(status)}"))
     grid.add_row(
         "drop rate",
         Text.assemble(

@@ -50,6 +50,12 @@ def outcomes(counts: Counts) -> str:
     ) + (f" ({why})" if why else "")
 
 
+def rates(status: Status) -> str:
+    """Say how fast it goes, and the loss if one was told."""
+    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
+    return f"{status.pushes_per_s:.1f} pushes/s, {status.steps_per_s:.1f} steps/s{loss}"
+
+
 def quantiles(status: Status) -> str:
     """Say how stale the judged pushes were; there is one."""
     texts = [f"{n} {status.staleness_quantile(q)}" for n, q in _QUANTILES.items()]
@@ -74,8 +80,4 @@ def _headline(status: Status) -> Text:
 def _recently(status: Status) -> str:
     if status.recent_drop_rate is None:
         return "no push was judged"
-    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
-    return (
-        f"drop rate {status.recent_drop_rate:.1%}, {status.pushes_per_s:.1f} pushes/s, "
-        f"{status.steps_per_s:.1f} steps/s{loss}"
-    )
+    return f"drop rate {status.recent_drop_rate:.1%}, {rates(status)}"
