@@ -22,18 +22,22 @@ _TYPES = {
 }
 
 
-def make_pages(read: Callable[[], Status], history: History) -> Mapping[str, Page]:
+def make_pages(
+    read: Callable[[], Status], history: History, expose: Page
+) -> Mapping[str, Page]:
     """Return what there is to read, by path.
 
     Args:
         read: Returns the server's figures.
         history: Keeps those of the run so far.
+        expose: Shows them to Prometheus.
     """
     files = {f"/{name}": _file(name) for name in _TYPES}
     return {
         "/": files.pop("/index.html"),
         **files,
         "/history.json": _json(history.to_json),
+        "/metrics": expose,
         "/status.json": _json(lambda: {"time": time.time(), **read().to_json()}),
     }
 

@@ -83,7 +83,10 @@ class Request(BaseHTTPRequestHandler):
         try:
             kind, body = page(self.headers["Accept"] or "")
         except Exception:
-            _log.exception("an HTTP request failed; the server goes on")
+            _log.exception(
+                "an HTTP request failed; the server goes on",
+                extra={"event": "page_failed"},
+            )
             self.send_error(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "failed; the server's log says why"
             )
