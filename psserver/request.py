@@ -32,10 +32,6 @@ class Request(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # Else a body waits for its head's acknowledgement.
     server: "Listener"
 
-    def handle_one_request(self) -> None:
-        self.server.renew(self.connection)
-        super().handle_one_request()
-
     def do_GET(self) -> None:
         self.server.renew(self.connection)
         if self.headers["Content-Length"] or self.headers["Transfer-Encoding"]:

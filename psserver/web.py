@@ -34,8 +34,8 @@ class Web:
             host: The address to listen on: a name or a number.
             port: The port to listen on; 0 picks a free one.
             pages: What there is to read, by path.
-            patience_s: How long a client may take for its next request, and then to
-                read the answer, in seconds.
+            patience_s: How long a client may take for its first request, and from
+                each to the next, in seconds.
 
         Raises:
             OSError: The address cannot be listened on.

@@ -401,7 +401,7 @@ def test_everything_has_a_name(browser: Browser, serve: Serve, join: Join) -> No
                 node.get(key, {}).get("value", "")
                 for key in ("name", "role", "description")
             )
-            found.setdefault(role, []).append((name, description))
+            found.setdefault(role.lower(), []).append((name, description))
     assert {"main", "banner", "heading", "status"} <= found.keys()
     figures = dict(found["figure"])
     assert list(figures) == [
