@@ -86,16 +86,16 @@ def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[A
     steps = 0
     for start, began_s in zip(starts, began, strict=True):
         if rows:
-            rows.append((began_s, steps, None, None, None))
+            rows.append((began_s, steps, None, None, None, None))
         rows += (
             (
                 *(began_s + point.uptime_s, steps + point.step),
-                *(point.drop_rate, point.steps_per_s, point.loss),
+                *(point.drop_rate, point.steps_per_s, point.loss, point.staleness),
             )
             for point in start.points(every)
         )
         steps += start.last.step
-    names = ("seconds", "steps", "drop_rate", "steps_per_s", "loss")
+    names = ("seconds", "steps", "drop_rate", "steps_per_s", "loss", "staleness")
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
@@ -164,7 +164,7 @@ def _middle(numbers: Sequence[int]) -> int:
 
 def _bucket(low: int, high: int) -> str:
     if low == _BEYOND:
-        return f"{low} or more"
+        return f"{low}+"
     return f"{low}" if low == high else f"{low}-{high}"
 
 

@@ -23,6 +23,7 @@ class Point:
             least, 0 to 1; None: none was judged.
         steps_per_s: Over the same time; None: what was before is unknown.
         loss: The mean of the losses since the point before; None: none was told.
+        staleness: The mean staleness of the pushes of the drop rate, in steps.
     """
 
     uptime_s: float
@@ -30,6 +31,7 @@ class Point:
     drop_rate: float | None
     steps_per_s: float | None
     loss: float | None
+    staleness: float | None
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class Start:
         steps: The step then.
         judged: The pushes judged until then.
         dropped: Those among them that were dropped.
+        ages: The sum of their staleness, in steps.
         losses: The recent loss then, if one was told.
         starved_s: How long each worker was starved, in seconds.
     """
@@ -54,6 +57,7 @@ class Start:
     steps: list[int] = field(default_factory=lambda: [0])
     judged: list[int] = field(default_factory=lambda: [0])
     dropped: list[int] = field(default_factory=lambda: [0])
+    ages: list[int] = field(default_factory=lambda: [0])
     losses: list[float | None] = field(default_factory=lambda: [None])
     starved_s: defaultdict[str, float] = field(
         default_factory=lambda: defaultdict(float)
@@ -80,6 +84,7 @@ class Start:
         self.steps.append(moment.step)
         self.judged.append(moment.counts.judged)
         self.dropped.append(moment.counts.dropped)
+        self.ages.append(sum(age * n for age, n in moment.staleness.items()))
         self.losses.append(moment.loss)
 
     def points(self, every: int) -> list[Point]:
@@ -92,9 +97,10 @@ class Start:
         window = bisect_right(self.uptimes, max(uptime_s - _WINDOW_S, 0.0)) - 1
         since = min(before, window)
         known = since > 0 or self.is_whole
-        judged = self.judged[index] - self.judged[since]
-        dropped = self.dropped[index] - self.dropped[since]
-        steps = self.steps[index] - self.steps[since]
+        dropped, judged, ages, steps = (
+            column[index] - column[since]
+            for column in (self.dropped, self.judged, self.ages, self.steps)
+        )
         span_s = max(uptime_s - self.uptimes[since], 1.0)
         told = [x for x in self.losses[before + 1 : index + 1] if x is not None]
         return Point(
@@ -103,6 +109,7 @@ class Start:
             drop_rate=dropped / judged if known and judged else None,
             steps_per_s=steps / span_s if known else None,
             loss=sum(told) / len(told) if told else None,
+            staleness=ages / judged if known and judged else None,
         )
 
 
