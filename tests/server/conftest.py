@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from psserver.rulespec import resolve
+from pswire.counts import Counts
+from pswire.status import Limits, Status
 
 
 def _count_in_plain_numbers() -> optax.GradientTransformation:
@@ -73,3 +75,33 @@ def dial() -> Iterator[Callable[[str], grpc.Channel]]:
             return stack.enter_context(grpc.insecure_channel(address))
 
         yield open_channel
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., dict[str, Any]]:
+    """Make samples as a recorder shows them; what is not said is that of a new server.
+
+    Yields a function of the uptime in seconds and of a `Status`'s fields.
+    """
+    limits = Limits(
+        max_staleness=8, max_grad_norm=None, max_model_nbytes=0, max_unary_nbytes=0
+    )
+
+    def make(uptime_s: float, **fields: Any) -> dict[str, Any]:
+        counts = fields.pop("counts", Counts())
+        known: dict[str, Any] = {
+            "generation": "history",
+            "incarnation": "start",
+            "step": counts.applied,
+            "limits": limits,
+            "rule": "sgd",
+            "initialized": True,
+            "pushes_per_s": 0.0,
+            "staleness": {},
+            "workers": (),
+        }
+        time = fields.pop("time", 1e9 + uptime_s)
+        status = Status(uptime_s=uptime_s, counts=counts, **{**known, **fields})
+        return {"time": time, **status.to_json()}
+
+    return make
