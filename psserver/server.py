@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from psserver.calls import Calls
 from psserver.config import ServerConfig
 from psserver.malformed import RefuseMalformed, require_message
+from psserver.meter import Meter
 from psserver.recorder import Recorder, Sink
 from psserver.samehost import SameHost
 from psserver.service import ParameterServer
@@ -89,6 +90,7 @@ class Server:
             reflection=reflection,
             same_host=same_host,
         )
+        self._meter: Meter | None = Meter()
         self._store = Store(
             rule,
             rule_name=rule_name,
@@ -101,6 +103,7 @@ class Server:
             generation=secrets.token_hex(8),
             incarnation=secrets.token_hex(8),
             now=time.monotonic(),
+            meter=self._meter,
         )
         self._calls = Calls(self._store)
         self._stopping = threading.Event()
@@ -163,7 +166,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        service = ParameterServer(self._calls)
+        service = ParameterServer(self._calls, self._meter)
         server.add_generic_rpc_handlers((service.handlers(),))
         rpc.add_AdminServicer_to_server(_Admin(self._stopping), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -176,7 +179,7 @@ class Server:
         if not hasattr(os, "memfd_create"):
             return None  # Only Linux has memory without a name.
         try:
-            nearby = SameHost(self._calls, self._store.incarnation)
+            nearby = SameHost(self._calls, self._store.incarnation, self._meter)
         except OSError as error:
             _log.warning("workers on this host will use gRPC: %s", error)
             return None

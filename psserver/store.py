@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
+from psserver.meter import Meter
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Sessions
 from psserver.staleness import DropStale
+from psserver.timing import Timing
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import (
     CallCancelledError,
@@ -74,8 +76,18 @@ class Store:
         generation: str,
         incarnation: str,
         now: float,
+        meter: Meter | None = None,
     ) -> None:
         """Start without variables.
+
+        Args:
+            rule: An optax gradient transformation.
+            rule_name: What `status` calls it.
+            limits: What is accepted.
+            generation: The history that begins.
+            incarnation: This start of the server.
+            now: Seconds.
+            meter: Learns where the time of pushes goes; None: nobody asks.
 
         Raises:
             ValueError: The rule is no optax gradient transformation, or the limit no
@@ -88,6 +100,7 @@ class Store:
         self._rule_name = rule_name
         self._policy = DropStale(limits.max_staleness)
         self._started = now
+        self._meter = meter
 
         # Guards all fields below. A pull takes no lock: it finds its session, then
         # notes when it was seen, reads `_model`, which is set once, then `_snapshot`,
@@ -182,32 +195,36 @@ class Store:
             now: Seconds, when the call came.
             is_wanted: Whether the caller still waits; once it does not, nothing is
                 applied.
-            clock: Tells the seconds when the push is judged, which a slow body puts
-                off; None: it is `now`.
+            clock: Tells the seconds from then on; None: it is `now` all the time.
 
         Raises:
             ParameterServerError: The push is invalid, in one of the ways that
                 `decide`, the checks of gradients and the rule name. Variables, slots
                 and step keep every bit.
         """
+        timing = Timing(header, clock or (lambda: now))
         try:
             self._see(header.session, now)
+            timing.ask()
             with self._lock:
+                timing.enter()
                 verdict = self._decide(header)
                 if verdict.duplicate or not verdict.applied:
-                    return self._settle(header, verdict, now)
+                    return self._settle(header, verdict, timing)
             trainable = self._initialized().layout.trainable
             layout = header.layout or trainable
             received = receive(header.encoding.layout(layout))
             gradients = Body.gather(trainable, header.encoding.decode(layout, received))
             self._require_sound(gradients)
+            timing.ask()
             with self._lock:
+                timing.enter()
                 verdict = self._decide(header)
                 if verdict.applied and not verdict.duplicate:
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
-                    self._apply(gradients, header.value)
-                return self._settle(header, verdict, clock() if clock else now)
+                    timing.apply(lambda: self._apply(gradients, header.value))
+                return self._settle(header, verdict, timing)
         except ParameterServerError as error:
             self.reject(header.session, error)
             raise
@@ -307,9 +324,11 @@ class Store:
         self._state, self._snapshot = state, snapshot
         model.rule.let_go()
 
-    def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
+    def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         if not verdict.duplicate:
             self._sessions.settle(header.session, header.seq, verdict)
+            if self._meter:
+                self._meter.judged(timing)
         worker = self._sessions.get(header.session).worker
-        self._counters.judge(worker, verdict, header.value, now)
+        self._counters.judge(worker, verdict, header.value, timing.judged_at)
         return verdict

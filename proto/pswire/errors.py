@@ -120,6 +120,12 @@ def reason(error: ParameterServerError | type[ParameterServerError]) -> str:
     return "".join(f"_{c}" if c.isupper() else c for c in words).strip("_").upper()
 
 
+def code(error: Exception) -> str:
+    """Name the gRPC status that says what went wrong: `INVALID_ARGUMENT`, say."""
+    kind = type(error) if isinstance(error, ParameterServerError) else InternalError
+    return _CODES.get(kind, grpc.StatusCode.INTERNAL).name
+
+
 _ERRORS = {reason(error): error for error in _CODES}
 
 
