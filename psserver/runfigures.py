@@ -1,24 +1,16 @@
 """What a report says of a run, as plain JSON types: each start apart, and all added."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
-from psserver.runfile import WorkerMoment
 from psserver.runhistory import Start, told
+from psserver.runsums import add_counts, add_tables, middle
 from psserver.runtargets import levels, reached
-from pswire.counts import STALENESS_BOUNDS, Counts
+from psserver.runworkers import BUCKETS, workers
 
 _POINTS = 1000
-_BEYOND = STALENESS_BOUNDS[-1] + 1
-# The staleness, inclusive, between which each bucket of a worker's lies.
-_EDGES = [
-    (0, 0),
-    *((below + 1, bound) for below, bound in pairwise(STALENESS_BOUNDS)),
-    (_BEYOND, _BEYOND),
-]
 
 
 def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]:
@@ -32,13 +24,13 @@ def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]
     return {
         "starts": list(map(_start, starts, began)),
         "total": _total(starts),
-        "staleness": _staleness(_add(start.last.staleness for start in starts)),
+        "staleness": _staleness(add_tables(start.last.staleness for start in starts)),
         "best_loss": min(losses, default=None),
         "last_loss": losses[-1] if losses else None,
         "curves": _curves(starts, began),
-        "buckets": [_bucket(*edges) for edges in _EDGES],
-        "workers": _workers(starts),
-        "unjoined": _sum(start.last.unjoined for start in starts).to_json(),
+        "buckets": BUCKETS,
+        "workers": workers(starts),
+        "unjoined": add_counts(start.last.unjoined for start in starts).to_json(),
         "targets": [asdict(reached(starts, x)) for x in targets or levels(starts)],
     }
 
@@ -75,7 +67,7 @@ def _total(starts: Sequence[Start]) -> dict[str, Any]:
         "uptime_s": sum(start.last.uptime_s for start in starts),
         "samples": sum(start.samples for start in starts),
         "step": sum(start.last.step for start in starts),
-        **_sum(start.last.counts for start in starts).to_json(),
+        **add_counts(start.last.counts for start in starts).to_json(),
     }
 
 
@@ -99,87 +91,13 @@ def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[A
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
-def _workers(starts: Sequence[Start]) -> list[dict[str, Any]]:
-    rows: dict[str, list[WorkerMoment]] = {}
-    for start in starts:
-        for worker in start.last.workers:
-            rows.setdefault(worker.name, []).append(worker)
-    present = {worker.name for worker in starts[-1].last.workers}
-    starved_s = {
-        name: sum(start.starved_s.get(name, 0.0) for start in starts) for name in rows
-    }
-    return [
-        _worker(rows[name], starved_s[name], name in present) for name in sorted(rows)
-    ]
-
-
-def _worker(
-    rows: Sequence[WorkerMoment], starved_s: float, present: bool
-) -> dict[str, Any]:
-    columns = zip(*(row.staleness_buckets for row in rows), strict=True)
-    buckets = [sum(column) for column in columns]
-    return {
-        "name": rows[-1].name,
-        "state": rows[-1].state if present else None,
-        **_sum(row.counts for row in rows).to_json(),
-        "longest_drops": max(row.longest_drops for row in rows),
-        "starved_s": starved_s,
-        "loss": rows[-1].loss,
-        "staleness": buckets,
-        **_about(buckets),
-    }
-
-
 def _staleness(counts: Counter[int]) -> dict[str, Any]:
     ages = sorted(counts)
     judged = counts.total()
     total = sum(age * pushes for age, pushes in counts.items())
+    median = middle([counts[age] for age in ages])
     return {
         "counts": {str(age): counts[age] for age in ages},
         "mean": total / judged if judged else None,
-        "median": ages[_middle([counts[age] for age in ages])] if judged else None,
+        "median": None if median is None else ages[median],
     }
-
-
-def _about(buckets: Sequence[int]) -> dict[str, Any]:
-    """Estimate from buckets: each push counts as the middle of its own."""
-    judged = sum(buckets)
-    if not judged:
-        return {"staleness_mean": None, "staleness_median": None}
-    middles = [(low + high) / 2 for low, high in _EDGES]
-    total = sum(n * middle for n, middle in zip(buckets, middles, strict=True))
-    median = _bucket(*_EDGES[_middle(buckets)])
-    return {"staleness_mean": total / judged, "staleness_median": median}
-
-
-def _middle(numbers: Sequence[int]) -> int:
-    """Return the first index up to which at least half of all are."""
-    seen, half = 0, sum(numbers) / 2
-    for index, number in enumerate(numbers):
-        seen += number
-        if seen >= half:
-            return index
-    raise ValueError("numbers: expected one or more, got none")
-
-
-def _bucket(low: int, high: int) -> str:
-    if low == _BEYOND:
-        return f"{low}+"
-    return f"{low}" if low == high else f"{low}-{high}"
-
-
-def _sum(counts: Iterable[Counts]) -> Counts:
-    rows = list(counts)
-    return Counts(
-        applied=sum(row.applied for row in rows),
-        dropped=sum(row.dropped for row in rows),
-        duplicate=sum(row.duplicate for row in rows),
-        rejected=_add(row.rejected for row in rows),
-    )
-
-
-def _add(tables: Iterable[Mapping[Any, int]]) -> Counter[Any]:
-    total: Counter[Any] = Counter()
-    for table in tables:
-        total.update(table)
-    return total

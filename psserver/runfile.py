@@ -28,6 +28,7 @@ class WorkerMoment:
     counts: Counts
     longest_drops: int
     loss: float | None
+    mean_staleness: float | None
     staleness_buckets: tuple[int, ...]
 
     @classmethod
@@ -38,6 +39,7 @@ class WorkerMoment:
             counts=_counts(table),
             longest_drops=int(table["longest_drops"]),
             loss=_optional(table["loss"]),
+            mean_staleness=_optional(table["mean_staleness"]),
             staleness_buckets=tuple(int(table["staleness"][name]) for name in _BUCKETS),
         )
 

@@ -153,15 +153,14 @@
       kind: "heat",
       columns: [
         ["worker", (row) => row.name],
-        ["median", (row) => dashed(row.staleness_median ?? "-")],
-        ["mean", (row) => (row.staleness_mean === null ? "–" : `≈ ${steps(row.staleness_mean)}`)],
+        ["median", (row) => dashed(row.median_staleness ?? "-")],
+        ["mean", (row) => steps(row.mean_staleness)],
         ...data.buckets.map((bucket, i) => [dashed(bucket), (row) => share(row, i)]),
       ],
       rows: workers,
     });
     shade(made, one ? last.limit : null);
-    note(place("staleness-workers"), "A worker's mean is estimated: every push counts as "
-      + "the middle of its column. Columns beyond the limit hold dropped pushes.");
+    note(place("staleness-workers"), "Columns beyond the limit hold dropped pushes.");
   }
 
   function part(worker, bucket) {
