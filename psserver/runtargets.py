@@ -62,8 +62,13 @@ def levels(starts: Sequence[Start]) -> list[float]:
 
 def _by_ratio(first: float, best: float) -> list[float]:
     powers = range(math.floor(math.log10(best)), math.ceil(math.log10(first)) + 1)
-    found = [float(f"{digit}e{power}") for power in powers for digit in _ROUND]
-    return [level for level in sorted(found, reverse=True) if best <= level < first]
+    found = [
+        (digit, level)
+        for power in reversed(powers)
+        for digit in reversed(_ROUND)
+        if best <= (level := float(f"{digit}e{power}")) < first
+    ]
+    return [level for digit, level in found if digit == 1 or len(found) <= _MOST]
 
 
 def _by_difference(first: float, best: float) -> list[float]:
