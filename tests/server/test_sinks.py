@@ -143,6 +143,7 @@ def test_the_example_posts_the_figures_of_a_server(
     spec.loader.exec_module(example)
     monkeypatch.setitem(sys.modules, "webhook_sink", example)
     lines = dedent(str(example.__doc__).partition("installed:\n")[2])
+    assert lines.strip() in (ROOT / "docs" / "sinks.md").read_text()
     install(tomllib.loads(lines)["project"]["entry-points"]["psserver.sinks"])
 
     start_server(sinks=[resolve(f"webhook={url}")]).stop()
