@@ -7,8 +7,11 @@ LIMIT ?= 12
 .PHONY: demo test test-all lint check stubs bench
 
 demo: $(VENV)/.demo
+	rm -f demo.jsonl*
 	$(BIN)/psworker launch digits:task --app-dir examples --workers 4 --steps 1500 \
-	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT)
+	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT) \
+	  --metrics-file demo.jsonl
+	$(BIN)/psserver report demo.jsonl -o demo.html
 	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
 
 test: $(VENV)/.dev
