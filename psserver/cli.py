@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 # JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
 
 _ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
+_HTTP_PORT = 7071
 
 
-def _read_steps(
-    context: click.Context, parameter: click.Parameter, text: str
-) -> int | None:
-    if text == "off":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"expected a whole number of steps or off, got {text!r}"
-        ) from None
+def _number_or_off(
+    noun: str,
+) -> Callable[[click.Context, click.Parameter, str], int | None]:
+    def read(
+        context: click.Context, parameter: click.Parameter, text: str
+    ) -> int | None:
+        if text == "off":
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise click.BadParameter(f"expected {noun} or off, got {text!r}") from None
+
+    return read
 
 
 def _read_config(
@@ -78,7 +82,7 @@ def main() -> None:
 )
 @click.option(
     "--max-staleness",
-    callback=_read_steps,
+    callback=_number_or_off("a whole number of steps"),
     default=str(ServerConfig.max_staleness),
     show_default=True,
     metavar="STEPS|off",
@@ -99,6 +103,14 @@ def main() -> None:
     default=ServerConfig.port,
     show_default=True,
     help="0 picks a free one.",
+)
+@click.option(
+    "--http-port",
+    callback=_number_or_off("a port"),
+    default=str(_HTTP_PORT),
+    show_default=True,
+    metavar="PORT|off",
+    help="Of the live page and the metrics; 0 picks a free one, off opens none.",
 )
 @click.option(
     "--insecure",
@@ -172,6 +184,8 @@ def serve(
         _start(rule, argument, metrics_file, sink, settings) as server,
     ):
         click.echo(f"listening on {server.address}")
+        if server.http_address:
+            click.echo(f"metrics on {server.http_address}")
         click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
         sys.stdout.flush()
         server.wait()

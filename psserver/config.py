@@ -16,6 +16,8 @@ class ServerConfig:
             None: any.
         host: The address to listen on: a name or a number.
         port: The port to listen on; 0 picks a free one.
+        http_port: The port of the live page and of the metrics, on the same host; 0
+            picks a free one, None: none.
         insecure: Whether to listen where other machines reach, although nothing is
             encrypted and nobody is asked for a token.
         reflection: Whether to answer gRPC's reflection calls.
@@ -30,6 +32,7 @@ class ServerConfig:
     max_grad_norm: float | None = None
     host: str = "127.0.0.1"
     port: int = 7070
+    http_port: int | None = None
     insecure: bool = False
     reflection: bool = False
     same_host: bool = True
@@ -38,9 +41,10 @@ class ServerConfig:
         bound = self.max_grad_norm
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"max_grad_norm: expected more than 0, got {bound}")
-        if not 0 <= self.port < 2**16:
-            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
-        if not (self.insecure or _is_loopback(self.host)):
+        for name, port in (("port", self.port), ("http_port", self.http_port)):
+            if port is not None and not 0 <= port < 2**16:
+                raise ValueError(f"{name}: expected 0 to 65535, got {port}")
+        if not (self.insecure or is_loopback(self.host)):
             raise ValueError(
                 f"host: expected a loopback address, got {self.host}; beyond it "
                 "anybody could read and change the variables, which has to be said "
@@ -48,7 +52,8 @@ class ServerConfig:
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches a host, by its name or its number."""
     if host == "localhost":
         return True
     try:

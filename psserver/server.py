@@ -16,12 +16,16 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from psserver.calls import Calls
 from psserver.config import ServerConfig
+from psserver.history import History
 from psserver.malformed import RefuseMalformed, require_message
 from psserver.meter import Meter
+from psserver.pages import make_pages
+from psserver.prometheus import exposer
 from psserver.recorder import Recorder, Sink
 from psserver.samehost import SameHost
 from psserver.service import ParameterServer
 from psserver.store import Store
+from psserver.web import Web
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES
@@ -57,6 +61,7 @@ class Server:
         max_grad_norm: float | None = ServerConfig.max_grad_norm,
         host: str = ServerConfig.host,
         port: int = ServerConfig.port,
+        http_port: int | None = ServerConfig.http_port,
         insecure: bool = ServerConfig.insecure,
         reflection: bool = ServerConfig.reflection,
         same_host: bool = ServerConfig.same_host,
@@ -71,6 +76,7 @@ class Server:
             max_grad_norm: See there.
             host: See there.
             port: See there.
+            http_port: See there.
             insecure: See there.
             reflection: See there.
             same_host: See there.
@@ -86,11 +92,13 @@ class Server:
             max_grad_norm=max_grad_norm,
             host=host,
             port=port,
+            http_port=http_port,
             insecure=insecure,
             reflection=reflection,
             same_host=same_host,
         )
-        self._meter: Meter | None = Meter()
+        # Who asks for no metrics pays nothing for them.
+        self._meter = None if config.http_port is None else Meter()
         self._store = Store(
             rule,
             rule_name=rule_name,
@@ -107,12 +115,18 @@ class Server:
         )
         self._calls = Calls(self._store)
         self._stopping = threading.Event()
+        history = History(self._store.incarnation)
+        self._web = self._open_web(config, history)
+        self.http_address = self._web.address if self._web else None
+        """http://HOST:PORT/ of the live page and the metrics; None: off."""
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
         self._health = health.HealthServicer()
         self._grpc = self._build(config)
         self.address = self._bind(config)
         """HOST:PORT, with the port really bound."""
         self._same_host = self._listen_nearby() if config.same_host else None
+        if self._web:
+            sinks = (*sinks, history)
         self._recorder = Recorder(self.status, sinks) if sinks else None
         self._grpc.start()
         for service in ("", *_SERVICES):
@@ -161,6 +175,8 @@ class Server:
         self._pool.shutdown(wait=True)
         if self._recorder:
             self._recorder.stop()
+        if self._web:
+            self._web.stop()
         self._tell_end()
 
     def __enter__(self) -> Self:
@@ -199,6 +215,18 @@ class Server:
             grpc_reflection.enable_server_reflection(names, server)
         return server
 
+    def _open_web(self, config: ServerConfig, history: History) -> Web | None:
+        if config.http_port is None or self._meter is None:
+            return None
+        pages = make_pages(self.status, history, exposer(self.status, self._meter))
+        try:
+            return Web(config.host, config.http_port, pages)
+        except OSError as error:
+            raise OSError(
+                f"http_port: expected {config.host}:{config.http_port} to be free, got "
+                f"{error}; --http-port 0 picks another port, off opens none"
+            ) from error
+
     def _listen_nearby(self) -> SameHost | None:
         if not hasattr(os, "memfd_create"):
             return None  # Only Linux has memory without a name.
@@ -221,6 +249,8 @@ class Server:
             port = self._grpc.add_insecure_port(f"{host}:{config.port}")
         except RuntimeError as error:
             self._pool.shutdown()
+            if self._web:
+                self._web.stop()
             raise OSError(
                 f"port: expected {host}:{config.port} to be free, got an error; "
                 "does another server listen there?"

@@ -51,15 +51,26 @@ class Children:
         Other lines, before it and after it, go to the child's log: a user's module may
         print what it likes.
         """
+        return "".join(self.start_and_read_lines(name, module, arguments, [begins]))
+
+    def start_and_read_lines(
+        self, name: str, module: str, arguments: Sequence[str], begins: Sequence[str]
+    ) -> list[str]:
+        """Start a process, and return the lines that begin with any of some words.
+
+        They end with the first that begins with the last of the words; if the process
+        ends before, so do they. Other lines go to the child's log.
+        """
         with self.log(name).open("ab") as log:
             process = self._spawn(
                 name, module, arguments, stdout=subprocess.PIPE, stderr=log
             )
         assert process.stdout is not None
         lines = iter(process.stdout.readline, b"")
-        found = self._copy_until(begins.encode(), lines, name)
+        starts = [words.encode() for words in begins]
+        found = list(self._copy_until(starts, lines, name))
         self._run(f"{name}-output", self._copy, process.stdout, name)
-        return found.decode()
+        return [line.decode() for line in found]
 
     def wait(self, timeout_s: float | None) -> tuple[str, int] | None:
         """Return the name and exit code of the next child to end; None: none did."""
@@ -125,13 +136,17 @@ class Children:
             os.killpg(process.pid, signal.SIGKILL)
         self._ended.put((name, code))
 
-    def _copy_until(self, begins: bytes, lines: Iterator[bytes], name: str) -> bytes:
+    def _copy_until(
+        self, begins: Sequence[bytes], lines: Iterator[bytes], name: str
+    ) -> Iterator[bytes]:
         with self.log(name).open("ab", buffering=0) as log:
             for line in lines:
-                if line.startswith(begins):
-                    return line
-                log.write(line)
-        return b""
+                if line.startswith(tuple(begins)):
+                    yield line
+                else:
+                    log.write(line)
+                if line.startswith(begins[-1]):
+                    return
 
     def _copy(self, source: IO[bytes], name: str) -> None:
         with source, self.log(name).open("ab", buffering=0) as log:

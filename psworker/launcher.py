@@ -19,6 +19,8 @@ _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
 _SERVER = "server"
 _EVALUATE = "evaluate"
 _LISTENING = "listening on "
+_METRICS = "metrics on "
+_NEXT = "next: psworker run"  # The last line of a server's start.
 
 Say = Callable[[str], None]
 
@@ -68,7 +70,7 @@ def launch(plan: Plan, say: Say) -> bool:
         LaunchError: The server did not start, or ended in mid-run.
     """
     with Children(plan.log_dir) as children:
-        address = plan.server or _start_server(children, plan)
+        address = plan.server or _start_server(children, plan, say)
         run = _Run(plan, children, address, say)
         try:
             run.start()
@@ -208,15 +210,24 @@ class _Run:
             connection.close()
 
 
-def _start_server(children: Children, plan: Plan) -> str:
+def _start_server(children: Children, plan: Plan, say: Say) -> str:
     children.log(_SERVER).unlink(missing_ok=True)
-    options = ("--app-dir", plan.app_dir, "--port", "0", *plan.serve_options)
-    line = children.start_and_read_line(
-        _SERVER, "psserver", ("serve", *options), begins=_LISTENING
+    ports = ("--port", "0", "--http-port", "0")
+    options = ("--app-dir", plan.app_dir, *ports, *plan.serve_options)
+    lines = children.start_and_read_lines(
+        _SERVER, "psserver", ("serve", *options), [_LISTENING, _METRICS, _NEXT]
     )
-    if not line:
+    address = _after(_LISTENING, lines)
+    if address is None:
         raise LaunchError(_obituary(children, _SERVER, None))
-    return line.removeprefix(_LISTENING).strip()
+    if metrics := _after(_METRICS, lines):
+        say(f"{_METRICS}{metrics}")
+    return address
+
+
+def _after(words: str, lines: Sequence[str]) -> str | None:
+    rests = (line.removeprefix(words) for line in lines if line.startswith(words))
+    return next((rest.strip() for rest in rests), None)
 
 
 def _obituary(children: Children, name: str, code: int | None) -> str:

@@ -74,7 +74,7 @@ def server(folder: Path) -> Iterator[str]:
     """The server that the README starts, on a free port."""
     (command,) = starting("psserver serve")
     process = subprocess.Popen(
-        [BIN / "psserver", *command.split()[1:], "--port", "0"],
+        [BIN / "psserver", *command.split()[1:], "--port", "0", "--http-port", "0"],
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,

@@ -17,15 +17,18 @@ const charts = (() => {
   }
 
   const finite = (value) => typeof value === "number" && Number.isFinite(value);
-  const number = (digits) => {
-    const format = new Intl.NumberFormat("en", { maximumFractionDigits: digits });
+  const number = (least, most = least) => {
+    const digits = { minimumFractionDigits: least, maximumFractionDigits: most };
+    const format = new Intl.NumberFormat("en", digits);
     return (value) => (finite(value) ? format.format(value) : "–");
   };
+  const [whole, tenths, short] = [number(0), number(1), number(0, 2)];
 
   /** How figures are written; what is unknown is a dash. */
   const format = {
-    count: number(0),
-    rate: (value) => number(finite(value) && value < 100 ? 1 : 0)(value),
+    count: whole,
+    rate: (value) => (value < 100 ? tenths : whole)(value),
+    short,
     percent: (value) => (finite(value) ? `${(100 * value).toFixed(1)}%` : "–"),
     loss: (value) => (finite(value) ? Number(value.toPrecision(4)).toString() : "–"),
     duration(seconds) {
@@ -63,6 +66,12 @@ const charts = (() => {
   const colour = (name) =>
     getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  function swatch(name, text) {
+    const made = element("span", { class: "swatch" }, text);
+    made.style.setProperty("--swatch", `var(${name})`);
+    return made;
+  }
+
   /** Which points stand alone, so that no line shows them. */
   function alone(u, series) {
     const ys = u.data[series];
@@ -88,24 +97,27 @@ const charts = (() => {
    *
    * @param series - [{label, colour, dash?}], `colour` as in "--accent".
    * @param x - "clock" (seconds since 1970), "elapsed" (seconds) or "step".
-   * @param text - Writes a y value: one of `format`, say.
+   * @param text - Writes a y value: one of `format`, say; `ticks` does so on the axis.
    * @param range - [least, most] y shown at least; null: as the data are.
    * @returns {show(columns, summary, marks)}: columns are [xs, ys, ...] with null where
    *   a value is unknown, the summary says the same in words, and marks are x values
    *   where a line goes down.
    */
-  function lines(parent, { title, series, x = "clock", text = format.rate, range = null }) {
+  function lines(parent, { title, series, x = "clock", text = format.rate,
+    ticks = text, range = null }) {
     const { readout, picture, summary } = frame(parent, title);
     const axis = axes[x];
     let marks = [];
 
     function tell(u) {
-      const index = u.cursor.idx ?? u.data[0].length - 1;
-      const values = series.map(({ label }, i) =>
-        (series.length > 1 ? `${label} ` : "") + text(u.data[i + 1][index]));
-      const at = u.cursor.idx === null || u.cursor.idx === undefined
-        ? [] : [axis.point(u.data[0][index])];
-      readout.textContent = index < 0 ? "" : [...at, ...values].join(" · ");
+      const pointed = u.cursor.idx ?? null;
+      const index = pointed ?? u.data[0].length - 1;
+      const values = series.map(({ label, colour: name }, i) => {
+        const value = text(u.data[i + 1][index]);
+        return series.length > 1 ? swatch(name, `${label} ${value}`) : value;
+      });
+      readout.replaceChildren(pointed === null ? "" : axis.point(u.data[0][index]), " ",
+        ...(index < 0 ? [] : values.flatMap((value) => [value, " "])));
     }
 
     function mark(u) {
@@ -124,8 +136,9 @@ const charts = (() => {
 
     function yRange(u, least, most) {
       if (least === null) return range ?? [0, 1];
-      const [low, high] = uPlot.rangeNum(least, most, 0.1, true);
-      return range ? [Math.min(range[0], low), Math.max(range[1], high)] : [low, high];
+      if (!range) return uPlot.rangeNum(least, most, 0.1, true);
+      const low = Math.min(range[0], least);
+      return [low, uPlot.rangeNum(low, Math.max(range[1], most), 0.1, true)[1]];
     }
 
     const style = { stroke: () => colour("--muted"), font: "12px system-ui, sans-serif",
@@ -139,7 +152,7 @@ const charts = (() => {
       scales: { x: { time: axis.time }, y: { range: yRange } },
       axes: [
         { ...style, grid: { show: false }, values: axis.ticks, space: 76, size: 28 },
-        { ...style, grid, values: (_, splits) => splits.map(text), space: 36, size: 54 },
+        { ...style, grid, values: (_, splits) => splits.map(ticks), space: 36, size: 54 },
       ],
       series: [{}, ...series.map(({ label, colour: name, dash }) => ({
         label, dash, stroke: () => colour(name), width: 2,
@@ -196,13 +209,13 @@ const charts = (() => {
         picture.replaceChildren(...bars.map((bar, i) => {
           const column = element("div", { class: bar.over ? "bar over" : "bar",
             title: `${steps(bar)} steps: ${format.count(bar.pushes)} pushes` });
-          const fill = element("i");
+          const fill = element("i", bar.pushes ? { class: "some" } : {});
           fill.style.height = `${(100 * bar.pushes) / highest}%`;
           column.append(element("span", { class: "fill" }, fill),
-            element("b", {}, i % every ? "" : steps(bar)));
+            element("b", {}, i % every ? "" : `${bar.first}`));
           return column;
         }));
-        readout.textContent = "";
+        readout.replaceChildren(swatch("--accent", "applied"), " ", swatch("--drop", "dropped"));
         summary.textContent = words;
       },
     };

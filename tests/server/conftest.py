@@ -27,7 +27,8 @@ from pswire.status import Limits, Status
 StartServer = Callable[..., psserver.Server]
 
 _TIMEOUT_S = 60.0
-_SGD = ("--rule", "sgd", "-a", "learning_rate=0.5", "--port", "0")
+_SGD = ("--rule", "sgd", "-a", "learning_rate=0.5")
+_PORTS = ("--port", "0", "--http-port", "0")
 
 
 def _count_in_plain_numbers() -> optax.GradientTransformation:
@@ -96,7 +97,7 @@ class Served(subprocess.Popen[str]):
     """A `psserver serve` of its own process, whose output is read line by line."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *options]
+        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *_PORTS, *options]
         pipe = subprocess.PIPE
         super().__init__(command, stdout=pipe, stderr=pipe, text=True)
 

@@ -1,5 +1,6 @@
 """The `psserver` command: as a process where signals matter, in this one elsewhere."""
 
+import errno
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import click
 import grpc
@@ -31,7 +33,8 @@ Run = Callable[..., Result]
 Serve = Callable[..., AbstractContextManager[Any]]
 
 _TIMEOUT_S = 60.0
-_SGD = ("--rule", "sgd", "-a", "learning_rate=0.5", "--port", "0")
+_RULE = ("--rule", "sgd", "-a", "learning_rate=0.5")
+_SGD = (*_RULE, "--port", "0", "--http-port", "0")
 
 
 @pytest.fixture
@@ -47,6 +50,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Status]:
     return statuses
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Refuse to make a server, and note what was asked of it."""
+    asked: dict[str, Any] = {}
+
+    def refuse(rule: optax.GradientTransformation, **settings: Any) -> None:
+        asked.update(settings)
+        raise ValueError("host: not in a test")
+
+    monkeypatch.setattr("psserver.server.Server", refuse)
+    return asked
+
+
 def _limits(served: list[Status]) -> Limits:
     (status,) = served
     return status.limits
@@ -60,8 +76,10 @@ def test_the_first_lines_say_where_it_listens_and_what_to_type_next(
 ) -> None:
     """With the port really bound; Ctrl-C then ends it, with grace and exit code 0."""
     with serve("--max-staleness", "3") as process:
-        first, second = process.line(), process.line()
+        first, second, third = process.line(), process.line(), process.line()
         address = first.removeprefix("listening on ")
+        with urlopen(second.removeprefix("metrics on "), timeout=_TIMEOUT_S) as page:
+            html = page.read()
         with psworker.connect(address, outage_s=0.0) as client:
             status = client.status()
             process.send_signal(signal.SIGINT)
@@ -69,7 +87,9 @@ def test_the_first_lines_say_where_it_listens_and_what_to_type_next(
             code, log = process.finish()
 
     assert re.fullmatch(r"listening on 127\.0\.0\.1:[1-9]\d*", first)
-    assert second == f"next: psworker run MODULE:TASK --server {address}"
+    assert re.fullmatch(r"metrics on http://127\.0\.0\.1:[1-9]\d*/", second)
+    assert b"<title>asyncps</title>" in html
+    assert third == f"next: psworker run MODULE:TASK --server {address}"
     assert (status.rule, status.step) == ("sgd(learning_rate=0.5)", 0)
     assert status.limits.max_staleness == 3
     assert code == 0
@@ -141,7 +161,7 @@ def test_psserver_stop_ends_it(run: Run, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("line", ["listening on", "next: "])
+@pytest.mark.parametrize("line", ["listening on", "metrics on", "next: "])
 def test_a_signal_right_after_a_line_ends_it_with_grace(
     number: signal.Signals,
     line: str,
@@ -290,7 +310,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(
     """A second server beside it would take half of the workers."""
     port = start_server().address.rpartition(":")[2]
 
-    result = run("serve", "--rule", "sgd", "-a", "learning_rate=1", "--port", port)
+    result = run("serve", *_SGD, "--port", port)
 
     assert result.exit_code == 1
     assert result.output == (
@@ -298,6 +318,62 @@ def test_a_port_that_is_taken_is_said_in_one_line(
         "does another server listen there?\n"
     )
     assert not served
+
+
+def test_an_http_port_that_is_taken_is_said_in_one_line(
+    run: Run, start_server: StartServer, served: list[Status]
+) -> None:
+    """With what to do, since it is the second server on a machine that meets it."""
+    port = start_server().address.rpartition(":")[2]
+
+    result = run("serve", *_SGD, "--http-port", port)
+
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: http_port: expected 127.0.0.1:{port} to be free, got [Errno "
+        f"{errno.EADDRINUSE}] Address already in use; --http-port 0 picks another "
+        "port, off opens none\n"
+    )
+    assert not served
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "text", "port"),
+    [
+        ([], "", "", 7071),
+        ([], "", "http-port = 'off'", None),
+        ([], "", "http_port = 0", 0),
+        ([], "off", "http-port = 0", None),
+        (["--http-port", "0"], "off", "", 0),
+    ],
+)
+def test_the_http_port_is_set_as_all_else(
+    options: list[str],
+    variable: str,
+    text: str,
+    port: int | None,
+    run: Run,
+    asked: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """By default it is one that scripts know; `off` opens none, wherever it stands."""
+    (tmp_path / "ps.toml").write_text(text)
+    environment = {"PSSERVER_HTTP_PORT": variable} if variable else {}
+
+    run("serve", *_RULE, "--config", str(tmp_path / "ps.toml"), *options, **environment)
+
+    assert asked["http_port"] == port
+
+
+def test_without_an_http_port_its_line_is_left_out(
+    run: Run, served: list[Status]
+) -> None:
+    """What to type next is the second line then."""
+    result = run("serve", *_SGD, "--http-port", "off")
+
+    listening, following = result.output.splitlines()
+    assert listening.startswith("listening on ")
+    assert following.startswith("next: ")
 
 
 @pytest.mark.parametrize(
@@ -350,6 +426,7 @@ def test_a_file_may_set_everything(
         max-grad-norm = 2.5
         host = "localhost"
         port = 0
+        http-port = 0
         reflection = true
         app-dir = "{tmp_path}"
         """
@@ -374,6 +451,8 @@ def test_a_file_may_set_everything(
         (["--max-grad-norm", "much"], r"'much' is not a valid float"),
         (["--port", "65536"], r"port: expected 0 to 65535, got 65536"),
         (["--port", "http"], r"'http' is not a valid integer"),
+        (["--http-port", "65536"], r"http_port: expected 0 to 65535, got 65536"),
+        (["--http-port", "on"], r"expected a port or off, got 'on'"),
         (["--host", "0.0.0.0"], r"host: expected a loopback address, .* --insecure"),
         (["--rule", "adm"], r"optax:adm: expected 'adm' in optax, got only .*adam"),
         (["--rule", "nowhere:rule"], r"nowhere: expected a module in .*, got none"),
@@ -419,7 +498,7 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(
     """A slip in a name is found, not passed over."""
     (tmp_path / "ps.toml").write_bytes(text.encode(errors="surrogateescape"))
 
-    result = run("serve", *_SGD[:4], "--config", str(tmp_path / "ps.toml"))
+    result = run("serve", *_RULE, "--config", str(tmp_path / "ps.toml"))
 
     assert result.exit_code == 2
     assert re.search(message, " ".join(result.output.split()))
@@ -463,17 +542,9 @@ def test_a_rule_is_needed(run: Run) -> None:
 
 
 def test_beyond_loopback_is_listened_on_where_it_is_said_aloud(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, asked: dict[str, Any]
 ) -> None:
     """Shown by what the server is asked for: nothing listens there here."""
-    asked: dict[str, Any] = {}
-
-    def refuse(rule: optax.GradientTransformation, **settings: Any) -> None:
-        asked.update(settings)
-        raise ValueError("host: not in a test")
-
-    monkeypatch.setattr("psserver.server.Server", refuse)
-
     result = run("serve", *_SGD, "--host", "0.0.0.0", "--insecure")
 
     assert "host: not in a test" in result.output

@@ -20,6 +20,7 @@ def test_a_server_is_safe_as_it_comes() -> None:
         max_grad_norm=None,
         host="127.0.0.1",
         port=7070,
+        http_port=None,
         insecure=False,
         reflection=False,
     )
@@ -34,6 +35,8 @@ def test_a_server_is_safe_as_it_comes() -> None:
         ({"max_grad_norm": math.inf}, r"max_grad_norm: expected more than 0, got inf"),
         ({"port": -1}, r"port: expected 0 to 65535, got -1"),
         ({"port": 65536}, r"port: expected 0 to 65535, got 65536"),
+        ({"http_port": -1}, r"http_port: expected 0 to 65535, got -1"),
+        ({"http_port": 65536}, r"http_port: expected 0 to 65535, got 65536"),
         *[
             ({"host": host}, rf"host: expected a loopback address, got {host}; .*")
             for host in (
@@ -82,10 +85,13 @@ def test_loopback_is_listened_on_and_the_rest_where_it_is_asked_for(
     assert config.host == host
 
 
-@pytest.mark.parametrize("settings", [{"port": 0}, {"port": 65535}])
-def test_the_first_and_the_last_port_are_ports(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["port", "http_port"])
+@pytest.mark.parametrize("port", [0, 65535])
+def test_the_first_and_the_last_port_are_ports(name: str, port: int) -> None:
     """And 0 means any."""
-    assert ServerConfig(**settings).port == settings["port"]
+    settings: dict[str, Any] = {name: port}
+
+    assert getattr(ServerConfig(**settings), name) == port
 
 
 def test_settings_do_not_change() -> None:

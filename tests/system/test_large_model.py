@@ -32,9 +32,10 @@ class ServerProcess:
     """`psserver serve` in a process of its own."""
 
     def __init__(self) -> None:
-        command = ("serve", "--port", "0", "--rule", "sgd", "-a", "learning_rate=0.5")
+        command = ("serve", "--rule", "sgd", "-a", "learning_rate=0.5")
+        ports = ("--port", "0", "--http-port", "0")
         self.process = subprocess.Popen(
-            (sys.executable, "-m", "psserver", *command),
+            (sys.executable, "-m", "psserver", *command, *ports),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -140,7 +140,7 @@ def serve(start_process: StartProcess, home: Path) -> Serve:
     def start(port: str = "0") -> tuple[Process, str]:
         process = start_process(
             *("-m", "psserver", "serve", "--rule", "sgd", "-a", "learning_rate=1.0"),
-            *("--max-staleness", "off", "--port", port),
+            *("--max-staleness", "off", "--port", port, "--http-port", "off"),
             TMPDIR=str(home),
         )
         first = process.line()

@@ -216,6 +216,19 @@ def test_a_line_is_found_among_others(children: Children) -> None:
     assert children.log("it").read_text().startswith("hello\n\n")
 
 
+def test_some_lines_can_be_waited_for(tmp_path: Path) -> None:
+    """Those that are wanted, up to the last one; one that never comes is left out."""
+    with Children(tmp_path) as children:
+        lines = children.start_and_read_lines(
+            *("it", "speaker", ("hm", "a 1", "oh", "c 3", "a 2")),
+            begins=["a ", "b ", "c "],
+        )
+        children.wait(WAIT_S)
+
+    assert lines == ["a 1\n", "c 3\n"]
+    assert children.log("it").read_text() == "hm\noh\na 2\n"
+
+
 def test_some_can_be_stopped_and_others_go_on(children: Children) -> None:
     """The one that was not named is there until all are stopped."""
     for name in ("one", "other"):

@@ -239,7 +239,8 @@ def test_a_launch_trains_to_the_end_and_sums_up(
     code, out, err = command.end()
 
     assert code == 0
-    assert re.search(r"^2 workers of quick:task, server 127\.0\.0\.1:\d+, logs in", err)
+    assert re.search(r"^2 workers of quick:task, server 127\.0.*, logs in", err, re.M)
+    assert re.search(r"^metrics on http://127\.0\.0\.1:[1-9]\d*/$", err, re.MULTILINE)
     assert "pushes: 5 applied, 0 dropped, 0 duplicate, 0 rejected" in out
     assert re.search(r"^ *worker-0 +3 +0 +0\.0%", out, re.MULTILINE)
     assert re.search(r"^ *worker-1 +2 +0 +0\.0%", out, re.MULTILINE)

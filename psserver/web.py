@@ -1,0 +1,134 @@
+"""An HTTP server in this process, with pages that can only be read."""
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from http.server import HTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+from psserver.config import is_loopback
+from psserver.request import Page, Request
+
+_PATIENCE_S = 20.0
+_LOOK_EVERY_S = 0.1  # For clients that take too long, and for the end.
+_MAX_CONNECTIONS = 64  # At once: each holds a thread.
+
+
+class Web:
+    """Answers from its construction until `stop`."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Page],
+        *,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
+        """Listen.
+
+        Args:
+            host: The address to listen on: a name or a number.
+            port: The port to listen on; 0 picks a free one.
+            pages: What there is to read, by path.
+            patience_s: How long a client may take for its next request, and then to
+                read the answer, in seconds.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        bare = host.strip("[]")
+        self._server = Listener(bare, port, pages, patience_s)
+        shown = f"[{bare}]" if ":" in bare else bare
+        self.address = f"http://{shown}:{self._server.server_port}/"
+        """http://HOST:PORT/, with the port really bound."""
+        # Daemons, this thread and those of connections: any program can end.
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            args=(_LOOK_EVERY_S,),
+            name="psserver http",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the port and every connection."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Listener(HTTPServer):
+    """Gives each connection a thread, and hangs up on those that take too long."""
+
+    allow_reuse_port = False  # Else a second server shares the port.
+
+    def __init__(
+        self, host: str, port: int, pages: Mapping[str, Page], patience_s: float
+    ) -> None:
+        self.pages = pages
+        self.only_loopback = is_loopback(host)
+        self._patience_s = patience_s
+        # Guards the two dictionaries, which have one entry for each open connection.
+        self._lock = threading.Lock()
+        self._deadlines: dict[socket.socket, float] = {}
+        self._threads: dict[socket.socket, threading.Thread] = {}
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.address_family = found[0][0]
+        super().__init__((host, port), Request)
+
+    def renew(self, connection: socket.socket) -> None:
+        """Give a client its time anew."""
+        with self._lock:
+            self._deadlines[connection] = time.monotonic() + self._patience_s
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks a name server who it is.
+        TCPServer.server_bind(self)
+        self.server_port = self.server_address[1]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self._lock:
+            return len(self._threads) < _MAX_CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        thread = threading.Thread(
+            target=self._converse,
+            args=(request, client_address),
+            name="psserver http connection",
+            daemon=True,
+        )
+        self.renew(request)
+        with self._lock:
+            thread.start()
+            self._threads[request] = thread
+
+    def service_actions(self) -> None:
+        """Hang up on clients that take too long; called now and then."""
+        self._hang_up(time.monotonic())
+
+    def server_close(self) -> None:
+        super().server_close()
+        for thread in self._hang_up(float("inf")):
+            thread.join()
+
+    def _converse(self, connection: socket.socket, client_address: Any) -> None:
+        try:
+            # A client that goes away in the midst of an answer is nobody's trouble.
+            with suppress(OSError):
+                self.finish_request(connection, client_address)
+        finally:
+            with self._lock:
+                del self._deadlines[connection], self._threads[connection]
+            self.shutdown_request(connection)
+
+    def _hang_up(self, now: float) -> list[threading.Thread]:
+        with self._lock:
+            late = [each for each, end in self._deadlines.items() if end <= now]
+            for connection in late:
+                with suppress(OSError):  # It has gone by itself.
+                    connection.shutdown(socket.SHUT_RDWR)
+            return [self._threads[each] for each in late]
