@@ -11,8 +11,9 @@ demo: $(VENV)/.demo
 	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT)
 	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
 
+# Whole files go to one process or the other: some share what takes long to make.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The same on every supported Python that this machine has.
 test-all:
