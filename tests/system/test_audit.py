@@ -34,9 +34,9 @@ from pswire.status import Status
 from pswire.values import Snapshot, Verdict
 
 PUSHERS = 8
-PUSHES = 300  # Of each pusher; a pull follows each, so 2,400 pulls are theirs.
+PUSHES = 600  # Of each pusher; a pull follows each, so 4,800 pulls are theirs.
 FULL_PULLERS = 6  # These hold no snapshot, so each of their pulls brings all arrays.
-FULL_PULLS = 2934  # Of each, which makes 17,604.
+FULL_PULLS = 2534  # Of each, which makes 15,204.
 CLIENT_PULLERS = 2  # These are told when nothing has changed, until the pushers end.
 BAD_EVERY = 50  # Pushes, after which a pusher sends two that break the contract.
 SIZE = PUSHERS * PUSHES
