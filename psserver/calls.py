@@ -132,7 +132,8 @@ class Calls:
         self, session: str, generation: str, step: int, encoding: Encoding
     ) -> Pulled:
         """Pull for one who holds the snapshot of a generation and step."""
-        layout, snapshot = self._store.pull(session, self._clock())
+        now = self._clock()
+        layout, snapshot = self._store.pull(session, now)
         same = generation == snapshot.generation
         not_modified = same and step == snapshot.step
         header = pb.SnapshotHeader(
@@ -142,6 +143,7 @@ class Calls:
             not_modified=not_modified,
             layout=None if same else layout.to_proto(),
             wire_dtype=encoding.wire_dtype_number,
+            served_at=now,
         )
         variables = None if not_modified else snapshot.params
         return Pulled(header, encoding.layout(layout), variables)

@@ -1,7 +1,6 @@
 """The `psserver` command."""
 
 import json
-import logging
 import os
 import sys
 import tomllib
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from psserver import logs
 from psserver.config import ServerConfig
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
@@ -118,6 +118,13 @@ def main() -> None:
     help="Where to look for the module of --rule module:attribute.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(logs.STYLES),
+    default="human",
+    show_default=True,
+    help="json: an object a line, on stderr.",
+)
+@click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
@@ -126,15 +133,20 @@ def main() -> None:
     metavar="FILE",
     help="A TOML file of these options; flags and PSSERVER_* variables win.",
 )
-def serve(rule: str, argument: tuple[str, ...], app_dir: str, **settings: Any) -> None:
+def serve(
+    rule: str,
+    argument: tuple[str, ...],
+    app_dir: str,
+    log_format: str,
+    **settings: Any,
+) -> None:
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ["JAX_PLATFORMS"] = "cpu"
     # An update is waited for anyway: to hand it to another thread only takes longer.
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("psserver").setLevel(logging.INFO)
+    logs.configure(log_format)
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.
@@ -154,10 +166,11 @@ def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "
         ServerConfig(**settings)  # Before the imports below, which take seconds.
         from psserver.rulespec import parse_arguments, resolve
         from psserver.server import Server
+        from psserver.workernews import WorkerNews
 
         resolved = resolve(rule, parse_arguments(arguments))
         described = rule + (f"({', '.join(arguments)})" if arguments else "")
-        return Server(resolved, rule_name=described, **settings)
+        return Server(resolved, rule_name=described, sinks=[WorkerNews()], **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
@@ -167,8 +180,12 @@ def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "
 @main.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(address: str, as_json: bool) -> None:
+@click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
+def status(address: str, as_json: bool, live: bool) -> None:
     """Print the step, the drop rate in all and per worker, and the staleness."""
+    if live:
+        _watch(address, as_json)
+        return
     from psserver import admin
     from pswire import report
 
@@ -178,6 +195,38 @@ def status(address: str, as_json: bool) -> None:
         click.echo(json.dumps(current.to_json(), indent=2))
     else:
         report.show(current, sys.stdout)
+
+
+def _watch(address: str, as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        got = "--json" if as_json else "none"
+        raise click.UsageError(
+            f"--watch: expected a terminal, got {got}; "
+            "psserver metrics --follow is for scripts"
+        )
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver.watch import watch
+
+        watch(address, sys.stdout)
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="A JSON object a line, or a header and a row for the total and each worker.",
+)
+@click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
+def metrics(address: str, style: str, follow: bool) -> None:
+    """Print the figures of `status` for scripts, with the time."""
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver import output
+
+        output.write(address, sys.stdout, style=style, follow=follow)
 
 
 @main.command()

@@ -49,6 +49,7 @@ class WorkerRow:
     consecutive_drops: int = 0
     longest_drops: int = 0
     loss: float | None = None
+    staleness_sum: int = 0
     staleness_buckets: list[int] = field(
         default_factory=lambda: [0] * (len(STALENESS_BOUNDS) + 1)
     )
@@ -57,6 +58,7 @@ class WorkerRow:
         """Note a verdict that is no duplicate."""
         self.recent.add(verdict.applied, loss, now)
         self.staleness_buckets[bisect_left(STALENESS_BOUNDS, verdict.staleness)] += 1
+        self.staleness_sum += verdict.staleness
         if loss is not None:
             self.loss = loss
         if verdict.applied:
@@ -75,6 +77,7 @@ class WorkerRow:
             pushes_per_s=self.recent.rates(now, uptime_s).pushes_per_s,
             loss=self.loss,
             staleness_buckets=tuple(self.staleness_buckets),
+            staleness_sum=self.staleness_sum,
         )
 
 

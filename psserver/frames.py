@@ -1,15 +1,16 @@
 """What the frames of a worker on this host ask for, and the answers."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from psserver.calls import Calls, Pulled
 from psserver.malformed import marking
+from psserver.meter import CallMeter
 from pswire import body, methods
-from pswire.errors import InvalidRequestError, to_bytes
+from pswire.errors import InvalidRequestError, code, to_bytes
 from pswire.memory import copied
 from pswire.methods import Method, PullPiece
 from pswire.pieces import Exchanged, Piece
@@ -23,9 +24,22 @@ _QUICK_NBYTES = 4_000_000  # In memories, both ways.
 class FrameCalls:
     """Answers one worker's frames, and keeps the memories that it has attached."""
 
-    def __init__(self, calls: Calls, is_wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        is_wanted: Callable[[], bool],
+        meters: Mapping[int, CallMeter],
+    ) -> None:
+        """Start without memories.
+
+        Args:
+            calls: What every call means.
+            is_wanted: Whether the worker still waits.
+            meters: {a `Kind` of call: what measures it}; empty: nobody asks.
+        """
         self._calls = calls
         self._is_wanted = is_wanted
+        self._meters = meters
         self._memories: dict[int, SharedMemory] = {}
 
     def is_quick(self, request: Frame) -> bool:
@@ -54,10 +68,17 @@ class FrameCalls:
         if request.kind == Kind.DETACH:
             self._memories.pop(request.upload, None)
             return None
+        meter = self._meters.get(request.kind)
+        began = meter.now() if meter else 0.0
+        status = "OK"
         try:
-            return self._answer(request)
+            answer = self._answer(request)
         except Exception as error:
-            return Frame(Kind.ERROR, to_bytes(error))
+            answer, status = Frame(Kind.ERROR, to_bytes(error)), code(error)
+        if meter:
+            meter.moved(_nbytes(request), _nbytes(answer))
+            meter.answered(status, began)
+        return answer
 
     def _answer(self, request: Frame) -> Frame:
         match request.kind:
@@ -90,8 +111,8 @@ class FrameCalls:
 
     def _pull(self, request: Frame) -> Frame:
         pull = marking(methods.PULL.request.decode)(request.message)
-        piece, download = self._whole(self._calls.pull(pull), request)
-        return Frame(Kind.ANSWER, methods.PULL.reply.encode(piece), download=download)
+        piece, nbytes = self._whole(self._calls.pull(pull), request)
+        return _with_body(methods.PULL.reply.encode(piece), request, nbytes)
 
     def _push(self, request: Frame) -> Frame:
         pieces = self._pieces(methods.PUSH, request)
@@ -107,11 +128,9 @@ class FrameCalls:
                 request,
             ),
         )
-        pull, download = self._whole(self._calls.pull_after(header), request)
+        pull, nbytes = self._whole(self._calls.pull_after(header), request)
         exchanged = Exchanged(verdict.to_proto(), pull)
-        return Frame(
-            Kind.ANSWER, methods.EXCHANGE.reply.encode(exchanged), download=download
-        )
+        return _with_body(methods.EXCHANGE.reply.encode(exchanged), request, nbytes)
 
     def _status(self, request: Frame) -> Frame:
         status = self._calls.status(
@@ -132,7 +151,7 @@ class FrameCalls:
             yield Piece(None, 0, memory[: request.body_nbytes].data)
 
     def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
-        """Return a snapshot's message, and the memory that its body was written to."""
+        """Return a snapshot's message, and how many bytes were written to memory."""
         if pulled.variables is None:
             return Piece(pulled.header), 0
         nbytes = pulled.layout.nbytes
@@ -142,7 +161,7 @@ class FrameCalls:
         self._require_room(nbytes, request)
         memory = self._memory(request.download).view()
         body.copy(pulled.layout, pulled.variables, memory)
-        return Piece(pulled.header), request.download
+        return Piece(pulled.header), nbytes
 
     def _require_room(self, nbytes: int, request: Frame) -> None:
         if nbytes <= MAX_INLINE_NBYTES:
@@ -160,6 +179,15 @@ class FrameCalls:
                 f"memory: expected one that has been attached, got number {number}"
             )
         return memory
+
+
+def _with_body(message: bytes, request: Frame, nbytes: int) -> Frame:
+    download = request.download if nbytes else 0
+    return Frame(Kind.ANSWER, message, download=download, body_nbytes=nbytes)
+
+
+def _nbytes(frame: Frame) -> int:
+    return len(frame.message) + frame.body_nbytes
 
 
 def _copied(piece: Piece[Any]) -> Piece[Any]:

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from psserver.calls import Calls
 from psserver.frames import FrameCalls
+from psserver.meter import CallMeter, Meter
 from pswire.errors import InvalidRequestError
 from pswire.samehost import Frame, FrameSocket, Kind
 
@@ -36,13 +38,11 @@ class _Worker:
         is_busy: Whether a thread reads its next request, or answers it.
     """
 
-    def __init__(
-        self, connection: socket.socket, calls: Calls, is_wanted: Callable[[], bool]
-    ) -> None:
+    def __init__(self, connection: socket.socket, calls: FrameCalls) -> None:
         self.connection = connection
         self.descriptor = connection.fileno()
         self.frames = FrameSocket(connection)
-        self.calls = FrameCalls(calls, is_wanted)
+        self.calls = calls
         self.is_busy = False
 
 
@@ -67,13 +67,24 @@ class SameHost:
     nobody waits for it.
     """
 
-    def __init__(self, calls: Calls, incarnation: str) -> None:
+    def __init__(
+        self, calls: Calls, incarnation: str, meter: Meter | None = None
+    ) -> None:
         """Listen.
+
+        Args:
+            calls: What every call means.
+            incarnation: This start of the server.
+            meter: Measures calls; None: nobody asks.
 
         Raises:
             OSError: There is no place for the socket.
         """
         self._calls = calls
+        self._meters: dict[int, CallMeter] = {}
+        if meter:
+            for kind in (Kind.INITIALIZE, Kind.PULL, Kind.PUSH, Kind.EXCHANGE):
+                self._meters[kind] = CallMeter(meter, "samehost", kind.name.title())
         self._greeting = Frame(Kind.ANSWER, incarnation.encode())
         self._home = Path(tempfile.mkdtemp(prefix="asyncps-"))  # Of mode 0700.
         # Guards `_workers` and `_threads`; nothing is added to them after `_stopped`.
@@ -169,7 +180,11 @@ class SameHost:
                 try:
                     self._start("samehost leader", self._lead)
                 except RuntimeError as error:
-                    _log.warning("workers on this host have to wait: %s", error)
+                    _log.warning(
+                        "workers on this host have to wait: %s",
+                        error,
+                        extra={"event": "same_host_waits", "error": str(error)},
+                    )
             # It may have failed to take a connection, for want of descriptors.
             self._await(self._listener)
 
@@ -184,10 +199,15 @@ class SameHost:
             connection, _ = self._listener.accept()
         except OSError as error:
             if not self._stopped.is_set():
-                _log.warning("a worker on this host cannot connect: %s", error)
+                _log.warning(
+                    "a worker on this host cannot connect: %s",
+                    error,
+                    extra={"event": "same_host_refused", "error": str(error)},
+                )
             return
         self._await(self._listener)
-        worker = _Worker(connection, self._calls, lambda: self._waits(connection))
+        is_wanted = partial(self._waits, connection)
+        worker = _Worker(connection, FrameCalls(self._calls, is_wanted, self._meters))
         try:
             timeout = struct.pack("ll", _SEND_TIMEOUT_S, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
@@ -238,7 +258,11 @@ class SameHost:
 
     def _drop(self, worker: _Worker, error: Exception | None = None) -> None:
         if error:
-            _log.info("a worker on this host went away: %s", error)
+            _log.info(
+                "a worker on this host went away: %s",
+                error,
+                extra={"event": "same_host_lost", "error": str(error)},
+            )
         with self._lock:
             self._workers.pop(worker.descriptor, None)
         worker.frames.close()

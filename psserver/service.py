@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import grpc
 
 from psserver.calls import Calls, Pulled
+from psserver.meter import CallMeter, Meter
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import CallCancelledError, TooLargeError, to_status
@@ -14,13 +15,21 @@ from pswire.pieces import Exchanged, Piece
 from pswire.values import PushHeader
 
 Message = TypeVar("Message")
+Reply = TypeVar("Reply")
 
 
 class ParameterServer:
     """Answers RPCs; a unary call is treated as a stream of one message."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, meter: Meter | None = None) -> None:
+        """Prepare to answer.
+
+        Args:
+            calls: What every call means.
+            meter: Measures them; None: nobody asks.
+        """
         self._calls = calls
+        self._meter = meter
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return what to add to a gRPC server."""
@@ -99,12 +108,47 @@ class ParameterServer:
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[method.streams_requests, method.streams_replies]
         answer = getattr(self, method.name)
-        return make(answer, method.request.decode, method.reply.encode)
+        decode, encode = method.request.decode, method.reply.encode
+        if self._meter:
+            meter = CallMeter(self._meter, "grpc", method.name)
+            metered = _metered_stream if method.streams_replies else _metered
+            answer = metered(answer, meter)
+            decode, encode = meter.receiving(decode), meter.sending(encode)
+        return make(answer, decode, encode)
 
     def _require_room(self, header: PushHeader) -> None:
         _require_unary(
             self._calls.snapshot_nbytes(header.session, header.snapshot_encoding)
         )
+
+
+def _metered(answer: Callable[..., Reply], meter: CallMeter) -> Callable[..., Reply]:
+    def metered(request: Any, context: grpc.ServicerContext) -> Reply:
+        began = meter.now()
+        try:
+            return answer(request, context)
+        finally:
+            meter.answered(_code(context), began)
+
+    return metered
+
+
+def _metered_stream(
+    answer: Callable[..., Iterator[Reply]], meter: CallMeter
+) -> Callable[..., Iterator[Reply]]:
+    def metered(request: Any, context: grpc.ServicerContext) -> Iterator[Reply]:
+        began = meter.now()
+        try:
+            yield from answer(request, context)
+        finally:
+            meter.answered(_code(context), began)
+
+    return metered
+
+
+def _code(context: Any) -> str:
+    code = context.code() or grpc.StatusCode.OK  # None: nothing else was said.
+    return str(code.name)
 
 
 def _arriving(

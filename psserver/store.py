@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
+from psserver.meter import Meter
 from psserver.rules import CompiledRule, State, require_rule
-from psserver.sessions import Sessions
+from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale
+from psserver.timing import Timing
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import (
     CallCancelledError,
@@ -74,8 +76,18 @@ class Store:
         generation: str,
         incarnation: str,
         now: float,
+        meter: Meter | None = None,
     ) -> None:
         """Start without variables.
+
+        Args:
+            rule: An optax gradient transformation.
+            rule_name: What `status` calls it.
+            limits: What is accepted.
+            generation: The history that begins.
+            incarnation: This start of the server.
+            now: Seconds.
+            meter: Learns where the time of pushes goes; None: nobody asks.
 
         Raises:
             ValueError: The rule is no optax gradient transformation, or the limit no
@@ -88,6 +100,7 @@ class Store:
         self._rule_name = rule_name
         self._policy = DropStale(limits.max_staleness)
         self._started = now
+        self._meter = meter
 
         # Guards all fields below. A pull takes no lock: it finds its session, then
         # notes when it was seen, reads `_model`, which is set once, then `_snapshot`,
@@ -111,15 +124,17 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            self._sessions.join(worker, session)
+            entry = self._sessions.join(worker, session)
             self._counters.join(worker, now)
-            return Joined(
+            joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
                 step=self._snapshot.step,
                 layout=self._model.layout if self._model else None,
                 limits=self.limits,
             )
+        _tell(entry, worker, session)
+        return joined
 
     def initialize(
         self, session: str, layout: Layout, receive: Receive, now: float
@@ -182,32 +197,36 @@ class Store:
             now: Seconds, when the call came.
             is_wanted: Whether the caller still waits; once it does not, nothing is
                 applied.
-            clock: Tells the seconds when the push is judged, which a slow body puts
-                off; None: it is `now`.
+            clock: Tells the seconds from then on; None: it is `now` all the time.
 
         Raises:
             ParameterServerError: The push is invalid, in one of the ways that
                 `decide`, the checks of gradients and the rule name. Variables, slots
                 and step keep every bit.
         """
+        timing = Timing(header, clock or (lambda: now))
         try:
             self._see(header.session, now)
+            timing.ask()
             with self._lock:
+                timing.enter()
                 verdict = self._decide(header)
                 if verdict.duplicate or not verdict.applied:
-                    return self._settle(header, verdict, now)
+                    return self._settle(header, verdict, timing)
             trainable = self._initialized().layout.trainable
             layout = header.layout or trainable
             received = receive(header.encoding.layout(layout))
             gradients = Body.gather(trainable, header.encoding.decode(layout, received))
             self._require_sound(gradients)
+            timing.ask()
             with self._lock:
+                timing.enter()
                 verdict = self._decide(header)
                 if verdict.applied and not verdict.duplicate:
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
-                    self._apply(gradients, header.value)
-                return self._settle(header, verdict, clock() if clock else now)
+                    timing.apply(lambda: self._apply(gradients, header.value))
+                return self._settle(header, verdict, timing)
         except ParameterServerError as error:
             self.reject(header.session, error)
             raise
@@ -282,7 +301,17 @@ class Store:
             self._state = state
             self._snapshot = Snapshot(model.body(state), 0, self.generation)
             self._model = model
-        _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
+        _log.info(
+            "initialized: %d variables, %d bytes",
+            *(len(variables), layout.nbytes),
+            extra={
+                "event": "initialized",
+                "worker": self._sessions.get(session).worker,
+                "session": session,
+                "variables": len(variables),
+                "nbytes": layout.nbytes,
+            },
+        )
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._initialized().rule.parts(gradients))
@@ -307,9 +336,23 @@ class Store:
         self._state, self._snapshot = state, snapshot
         model.rule.let_go()
 
-    def _settle(self, header: PushHeader, verdict: Verdict, now: float) -> Verdict:
+    def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         if not verdict.duplicate:
             self._sessions.settle(header.session, header.seq, verdict)
+            if self._meter:
+                self._meter.judged(timing)
         worker = self._sessions.get(header.session).worker
-        self._counters.judge(worker, verdict, header.value, now)
+        self._counters.judge(worker, verdict, header.value, timing.judged_at)
         return verdict
+
+
+def _tell(entry: Entry, worker: str, session: str) -> None:
+    who = {"worker": worker, "session": session}
+    if entry is Entry.FIRST:
+        _log.info("worker %s has joined", worker, extra={"event": "joined", **who})
+    elif entry is Entry.TAKEOVER:
+        _log.info(
+            "worker %s: session %s takes over",
+            *(worker, session),
+            extra={"event": "taken_over", **who},
+        )

@@ -22,6 +22,7 @@ from pswire.layout import Layout
 from pswire.methods import PullPiece
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
+from psworker.arrivals import Arrivals
 from psworker.outage import Outage
 from psworker.remote import Remote
 from psworker.samehost import SameHost
@@ -80,6 +81,7 @@ class Connection:
         self.pull_encoding = pull_encoding
         self.generation = ""
         """The server's when this session first joined; empty: it has not."""
+        self._arrivals = Arrivals()
         self._max_model_nbytes = 0
         self._timeout_s = timeout_s
         self._outage_s = outage_s
@@ -166,7 +168,7 @@ class Connection:
             layout: Of the body, which the header makes of the gradients' own.
             arrays: What the body is made of.
         """
-        message = header.to_proto()
+        message = self._stamped(header)
         reply = self._call_in_session(
             lambda carrier, timeout: carrier.push(message, layout, arrays, timeout),
             layout.nbytes,
@@ -189,7 +191,7 @@ class Connection:
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
-        message = header.to_proto()
+        message = self._stamped(header)
 
         def attempt(
             carrier: Transport, timeout: float
@@ -208,6 +210,11 @@ class Connection:
             self._call(lambda carrier, timeout: carrier.status(timeout))
         )
 
+    def _stamped(self, header: PushHeader) -> pb.PushHeader:
+        message = header.to_proto()
+        self._arrivals.stamp(message)
+        return message
+
     def _read_snapshot(
         self, pieces: Iterator[PullPiece], layout: Layout | None
     ) -> Snapshot[Body] | None:
@@ -219,6 +226,7 @@ class Connection:
         if header.HasField("layout"):
             self.layout = layout = Layout.from_proto(header.layout)
         if header.not_modified:
+            self._arrivals.note(header)
             return None
         if layout is None:
             raise InternalError(f"{self.address}: expected a layout, got none")
@@ -228,6 +236,7 @@ class Connection:
         for piece in pieces:
             assembly.add(piece.offset, piece.data)
         variables = encoding.decode(layout, assembly.finish())
+        self._arrivals.note(header)
         return Snapshot(variables.freeze(), header.step, header.generation)
 
     def _snapshot_nbytes(self) -> int:

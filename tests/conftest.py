@@ -1,6 +1,8 @@
 """What every test shares: a real server on loopback, and proof that nothing leaks."""
 
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -18,6 +20,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
+Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _threads() -> set[threading.Thread]:
@@ -65,6 +68,23 @@ def nothing_outlives_a_test() -> Iterator[None]:
     assert _threads() <= threads
     assert _children() <= children
     assert _ports() <= ports
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Promtool:
+    """Run Prometheus's own checker with some arguments, and a text for its input."""
+    if shutil.which("promtool") is None:
+        missing = "promtool is not installed; Debian's package prometheus has it"
+        assert not os.environ.get("REQUIRE_TOOLS"), missing
+        pytest.skip(missing)
+
+    def run(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+        command = ["promtool", *arguments]
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=60
+        )
+
+    return run
 
 
 @pytest.fixture

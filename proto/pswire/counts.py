@@ -84,6 +84,7 @@ class WorkerStatus:
         loss: The loss of its last judged push that told a finite one; None: none did.
         staleness_buckets: Its judged pushes by staleness, one number for each of
             `STALENESS_BOUNDS`, less those of the bounds before, and one for the rest.
+        staleness_sum: The staleness of all of them, in steps.
     """
 
     name: str
@@ -94,6 +95,13 @@ class WorkerStatus:
     pushes_per_s: float = 0.0
     loss: float | None = None
     staleness_buckets: tuple[int, ...] = (0,) * (len(STALENESS_BOUNDS) + 1)
+    staleness_sum: int = 0
+
+    @property
+    def mean_staleness(self) -> float | None:
+        """Of its judged pushes, in steps; None: none has been judged."""
+        judged = self.counts.judged
+        return self.staleness_sum / judged if judged else None
 
     @classmethod
     def from_proto(cls, message: pb.WorkerStatus) -> Self:
@@ -106,6 +114,7 @@ class WorkerStatus:
             pushes_per_s=message.pushes_per_s,
             loss=message.loss if message.HasField("loss") else None,
             staleness_buckets=tuple(message.staleness_buckets),
+            staleness_sum=message.staleness_sum,
         )
 
     def to_proto(self) -> pb.WorkerStatus:
@@ -118,6 +127,7 @@ class WorkerStatus:
             pushes_per_s=self.pushes_per_s,
             loss=self.loss,
             staleness_buckets=self.staleness_buckets,
+            staleness_sum=self.staleness_sum,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,5 +139,6 @@ class WorkerStatus:
             "last_seen_s": round(self.last_seen_s, 3),
             "pushes_per_s": round(self.pushes_per_s, 3),
             "loss": self.loss,
+            "mean_staleness": self.mean_staleness,
             "staleness": dict(zip(_BUCKETS, self.staleness_buckets, strict=True)),
         }

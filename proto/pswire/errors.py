@@ -120,13 +120,19 @@ def reason(error: ParameterServerError | type[ParameterServerError]) -> str:
     return "".join(f"_{c}" if c.isupper() else c for c in words).strip("_").upper()
 
 
+def code(error: Exception) -> str:
+    """Name the gRPC status that says what went wrong: `INVALID_ARGUMENT`, say."""
+    kind = type(error) if isinstance(error, ParameterServerError) else InternalError
+    return _CODES.get(kind, grpc.StatusCode.INTERNAL).name
+
+
 _ERRORS = {reason(error): error for error in _CODES}
 
 
 def _in_table(error: Exception) -> ParameterServerError:
     if isinstance(error, ParameterServerError) and type(error) in _CODES:
         return error
-    _log.error("a call failed", exc_info=error)
+    _log.error("a call failed", exc_info=error, extra={"event": "call_failed"})
     return InternalError(f"{type(error).__name__}: {error}")
 
 

@@ -9,7 +9,7 @@ What travels over it are frames:
     4       4     kind: see `Kind`
     8       4     upload: the worker's memory that holds the request's body; 0: none
     12      4     download: the worker's memory for the reply's body; 0: none
-    16      8     body_nbytes: the size of the body in `upload`, in bytes
+    16      8     body_nbytes: the size of the body in that memory, in bytes
     24            the message: of a call, as in the contract
 
 All numbers are unsigned and little-endian. The server speaks first: its incarnation, in
@@ -68,7 +68,8 @@ class Frame:
         message: Its bytes.
         upload: The number of the memory with the request's body; 0: none.
         download: The number of the memory for the reply's body; 0: none.
-        body_nbytes: The size of the body in `upload`, in bytes.
+        body_nbytes: The size of the body in `upload`, in bytes; of an answer's, in
+            `download`.
         descriptors: That came with it; the receiver's to close.
     """
 

@@ -94,6 +94,9 @@ class PushHeader:
         value: The loss at that snapshot; None: unknown.
         encoding: How the gradients travel.
         snapshot_encoding: How the snapshot is to travel that answers an exchange.
+        served_at: When the server had sent that snapshot, by its own clock, in seconds;
+            None: unknown.
+        held_s: How long the worker had it before it pushed, in seconds.
     """
 
     session: str
@@ -105,6 +108,8 @@ class PushHeader:
     value: float | None = None
     encoding: Encoding = PLAIN
     snapshot_encoding: Encoding = PLAIN
+    served_at: float | None = None
+    held_s: float = 0.0
 
     @classmethod
     def from_proto(cls, message: pb.PushHeader) -> Self:
@@ -125,6 +130,8 @@ class PushHeader:
             value=message.value if message.HasField("value") else None,
             encoding=Encoding.from_proto(message.wire_dtype, message.counts),
             snapshot_encoding=Encoding.from_proto(message.snapshot_wire_dtype),
+            served_at=message.served_at if message.HasField("served_at") else None,
+            held_s=message.held_s,
         )
 
     def to_proto(self) -> pb.PushHeader:
@@ -139,4 +146,6 @@ class PushHeader:
             wire_dtype=self.encoding.wire_dtype_number,
             counts=self.encoding.counts,
             snapshot_wire_dtype=self.snapshot_encoding.wire_dtype_number,
+            served_at=self.served_at,
+            held_s=self.held_s,
         )

@@ -115,6 +115,7 @@ def test_a_worker_s_staleness_is_told_in_buckets(staleness: int, bucket: int) ->
     assert [n for n, pushes in enumerate(row.staleness_buckets) if pushes] == [bucket]
     assert len(row.staleness_buckets) == len(STALENESS_BOUNDS) + 1
     assert sum(row.staleness_buckets) == 1
+    assert row.staleness_sum == row.mean_staleness == staleness
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,10 @@ def _story(caller: _Unary | _Streamed) -> list[Any]:
 
 
 def _without_ids(part: Any, names: Mapping[str, str]) -> str:
-    lines = [line for line in str(part).split("\n") if "incarnation" not in line]
+    once = ("incarnation", "served_at")
+    lines = [
+        line for line in str(part).split("\n") if not line.strip().startswith(once)
+    ]
     text = "\n".join(lines)
     for name, short in names.items():
         text = text.replace(name, short)

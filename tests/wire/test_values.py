@@ -29,6 +29,7 @@ WORKERS = (
         pushes_per_s=0.66666,
         loss=0.25,
         staleness_buckets=(4, *(0,) * 14, 4),
+        staleness_sum=1000,
     ),
     WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
 )
@@ -212,6 +213,7 @@ def test_a_status_is_json() -> None:
                 "last_seen_s": 0.123,
                 "pushes_per_s": 0.667,
                 "loss": 0.25,
+                "mean_staleness": 125.0,
                 "staleness": {**dict.fromkeys(bounds, 0), "0": 4, "+Inf": 4},
             },
             {
@@ -223,6 +225,7 @@ def test_a_status_is_json() -> None:
                 "last_seen_s": 2.0,
                 "pushes_per_s": 0.0,
                 "loss": None,
+                "mean_staleness": None,
                 "staleness": dict.fromkeys(bounds, 0),
             },
         ],

@@ -1,0 +1,161 @@
+"""The server's figures as Prometheus reads them."""
+
+import platform
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from psserver.families import gauge, histogram
+from psserver.meter import SECONDS, Durations, Meter, Readings
+from psserver.workerfamilies import WorkerFamilies
+from pswire.counts import STALENESS_BOUNDS
+from pswire.status import Status, WorkerState
+
+_MAX_LABELS = 100
+_PUSH_PARTS = {
+    "compute": "Of a judged push's age: from its snapshot's arrival to its start.",
+    "wire": "Of a judged push's age: snapshot and push on their way.",
+    "lock": "Of a judged push's age: waiting for other pushes to be applied.",
+    "apply": "How long the rule took for an applied push.",
+}
+
+
+def exposer(
+    read: Callable[[], Status], meter: Meter, *, max_labels: int = _MAX_LABELS
+) -> Callable[[str], tuple[str, bytes]]:
+    """Return what answers a scrape: of an Accept header, a content type and a body.
+
+    Args:
+        read: Returns the server's figures, all of one moment.
+        meter: What measures its calls.
+        max_labels: How many workers have a label of their own: the first ones.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(read, meter, WorkerFamilies(max_labels)))
+    ProcessCollector(registry=registry)
+
+    def expose(accept: str) -> tuple[str, bytes]:
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(registry)
+
+    return expose
+
+
+class _Figures(Collector):
+    def __init__(
+        self, read: Callable[[], Status], meter: Meter, workers: WorkerFamilies
+    ) -> None:
+        self._read = read
+        self._meter = meter
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._read()  # Once a scrape, so that all adds up.
+        yield from _about(status)
+        yield from _totals(status)
+        yield _staleness(status)
+        yield from self._workers.of(status)
+        yield from _measured(self._meter.read())
+
+
+def _about(status: Status) -> Iterator[Metric]:
+    build = {
+        "version": metadata.version("asyncps"),
+        "jax": metadata.version("jax"),
+        "python": platform.python_version(),
+    }
+    server = {
+        "generation": status.generation,
+        "incarnation": status.incarnation,
+        "rule": status.rule,
+    }
+    limit = status.limits.max_staleness
+    yield InfoMetricFamily("asyncps_build", "What runs.", build)
+    yield InfoMetricFamily(
+        "asyncps_server",
+        "The history that steps count in, and the start that counters count from.",
+        server,
+    )
+    yield gauge("asyncps_max_staleness_steps", "The limit; absent: none.", limit)
+    yield gauge("asyncps_step", "The step: pushes applied so far.", status.step)
+    states = Counter(map(status.state, status.workers))
+    workers = GaugeMetricFamily(
+        "asyncps_workers", "Workers by what they seem to be up to.", labels=["state"]
+    )
+    for state in WorkerState:
+        workers.add_metric([state], states[state])
+    yield workers
+
+
+def _totals(status: Status) -> Iterator[Metric]:
+    counts = status.counts
+    pushes = CounterMetricFamily(
+        "asyncps_pushes",
+        "Pushes by what became of them, and why.",
+        labels=["outcome", "reason"],
+    )
+    pushes.add_metric(["applied", ""], counts.applied)
+    pushes.add_metric(["dropped", "STALE"], counts.dropped)
+    pushes.add_metric(["duplicate", ""], counts.duplicate)
+    for reason, number in counts.rejected.items():
+        pushes.add_metric(["rejected", reason], number)
+    yield pushes
+    yield gauge(
+        "asyncps_drop_ratio", "Dropped / (applied + dropped) pushes.", counts.drop_rate
+    )
+    yield gauge("asyncps_loss", "Mean loss that pushes told in 10 s.", status.loss)
+
+
+def _staleness(status: Status) -> Metric:
+    family = HistogramMetricFamily(
+        "asyncps_staleness_steps", "Staleness of judged pushes, dropped ones too."
+    )
+    buckets = Counter[int]()
+    for steps, pushes in status.staleness.items():
+        buckets[bisect_left(STALENESS_BOUNDS, steps)] += pushes
+    counts = [buckets[number] for number in range(len(STALENESS_BOUNDS) + 1)]
+    total = sum(steps * pushes for steps, pushes in status.staleness.items())
+    family.add_metric([], *histogram(STALENESS_BOUNDS, counts, total))
+    return family
+
+
+def _measured(readings: Readings) -> Iterator[Metric]:
+    for part, help_text in _PUSH_PARTS.items():
+        family = HistogramMetricFamily(f"asyncps_push_{part}_seconds", help_text)
+        family.add_metric([], *_durations(readings.pushes[part]))
+        yield family
+    calls = HistogramMetricFamily(
+        "asyncps_rpc_seconds",
+        "How long the server took for calls.",
+        labels=["path", "method", "code"],
+    )
+    for labels, durations in sorted(readings.calls.items()):
+        calls.add_metric(labels, *_durations(durations))
+    yield calls
+    yield _bytes("received", "Bytes of requests, bodies included.", readings.received)
+    yield _bytes("sent", "Bytes of replies, bodies included.", readings.sent)
+
+
+def _bytes(way: str, help_text: str, moved: Mapping[tuple[str, str], int]) -> Metric:
+    family = CounterMetricFamily(
+        f"asyncps_{way}_bytes", help_text, labels=["path", "method"]
+    )
+    for labels, nbytes in sorted(moved.items()):
+        family.add_metric(labels, nbytes)
+    return family
+
+
+def _durations(durations: Durations) -> tuple[list[tuple[str, float]], float]:
+    return histogram(SECONDS, durations.counts, durations.total_s)

@@ -1,0 +1,104 @@
+"""The figures of workers as Prometheus reads them, under a bounded number of labels."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from psserver.families import histogram
+from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
+from pswire.status import Status
+
+OTHERS = "(others)"
+"""The label of all workers beyond the first ones, and of callers that never joined."""
+
+_Workers = Mapping[str, Sequence[WorkerStatus]]
+"""{label: who has it}."""
+
+
+class WorkerFamilies:
+    """Makes metrics of workers; who has a label once keeps it."""
+
+    def __init__(self, max_labels: int) -> None:
+        """Start.
+
+        Args:
+            max_labels: How many workers have a label of their own: the first ones.
+        """
+        self._max_labels = max_labels
+        self._labels: set[str] = set()
+
+    def of(self, status: Status) -> Iterator[Metric]:
+        """Make them, all of one moment."""
+        workers: dict[str, list[WorkerStatus]] = {}
+        for worker in status.workers:
+            workers.setdefault(self._label(worker.name), []).append(worker)
+        yield _pushes(workers, status.unjoined)
+        yield _staleness(workers)
+        yield from _gauges(workers)
+
+    def _label(self, worker: str) -> str:
+        # A counter that changed its meaning would be none: labels are never taken back.
+        if len(self._labels) < self._max_labels and worker != OTHERS:
+            self._labels.add(worker)
+        return worker if worker in self._labels else OTHERS
+
+
+def _pushes(workers: _Workers, unjoined: Counts) -> Metric:
+    family = CounterMetricFamily(
+        "asyncps_worker_pushes",
+        "Pushes by worker and outcome; their sums are asyncps_pushes_total.",
+        labels=["worker", "outcome"],
+    )
+    pushes = Counter({(OTHERS, outcome): n for outcome, n in _outcomes(unjoined)})
+    for label, sharers in workers.items():
+        for worker in sharers:
+            for outcome, number in _outcomes(worker.counts):
+                pushes[label, outcome] += number
+    for labels, number in pushes.items():
+        family.add_metric(labels, number)
+    return family
+
+
+def _outcomes(counts: Counts) -> Iterator[tuple[str, int]]:
+    yield "applied", counts.applied
+    yield "dropped", counts.dropped
+    yield "duplicate", counts.duplicate
+    yield "rejected", sum(counts.rejected.values())
+
+
+def _staleness(workers: _Workers) -> Metric:
+    family = HistogramMetricFamily(
+        "asyncps_worker_staleness_steps",
+        "Staleness of judged pushes by worker; the sums are asyncps_staleness_steps.",
+        labels=["worker"],
+    )
+    for label, sharers in workers.items():
+        parts = zip(*(worker.staleness_buckets for worker in sharers), strict=True)
+        total = sum(worker.staleness_sum for worker in sharers)
+        buckets = histogram(STALENESS_BOUNDS, [*map(sum, parts)], total)
+        family.add_metric([label], *buckets)
+    return family
+
+
+def _gauges(workers: _Workers) -> Iterator[Metric]:
+    drops = GaugeMetricFamily(
+        "asyncps_worker_consecutive_drops",
+        "Drops since the worker's last applied push; the most of a shared label.",
+        labels=["worker"],
+    )
+    seen = GaugeMetricFamily(
+        "asyncps_worker_last_seen_seconds",
+        "Time since the worker's last call; the least of a shared label.",
+        labels=["worker"],
+    )
+    for label, sharers in workers.items():
+        drops.add_metric([label], max(w.consecutive_drops for w in sharers))
+        seen.add_metric([label], min(w.last_seen_s for w in sharers))
+    yield drops
+    yield seen

@@ -1,0 +1,232 @@
+"""What Prometheus reads: every figure of one status, and sums that add up."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from psserver.meter import Meter
+from psserver.prometheus import exposer
+from pswire.counts import Counts, WorkerStatus
+from pswire.status import Limits, Status
+
+Scrape = dict[tuple[str, ...], float]
+"""{(name, then every label's value in the order of the labels' names): value}."""
+
+FAST = WorkerStatus(
+    name="fast",
+    counts=Counts(5, 1, 1, {"NON_FINITE": 2}),
+    consecutive_drops=1,
+    last_seen_s=0.5,
+    staleness_buckets=(4, 1, 0, 1, *(0,) * 12),
+    staleness_sum=4,
+)
+SLOW = WorkerStatus(
+    name="slow",
+    counts=Counts(0, 11),
+    consecutive_drops=11,
+    last_seen_s=2.0,
+    staleness_buckets=(*(0,) * 14, 1, 10),
+    staleness_sum=100 + 10 * 200,
+)
+GONE = WorkerStatus(
+    name="gone",
+    counts=Counts(15, 0, 0, {"STEP_READ": 1}),
+    consecutive_drops=0,
+    last_seen_s=100.0,
+    staleness_buckets=(15, *(0,) * 15),
+)
+STATUS = Status(
+    generation="g",
+    incarnation="i",
+    step=20,
+    limits=Limits(4, None, 1, 1),
+    rule="sgd",
+    initialized=True,
+    uptime_s=60.0,
+    pushes_per_s=1.0,
+    counts=Counts(20, 12, 1, {"NON_FINITE": 2, "SESSION_UNKNOWN": 3, "STEP_READ": 1}),
+    staleness={0: 19, 1: 1, 3: 1, 100: 1, 200: 10},
+    workers=(FAST, GONE, SLOW),
+    unjoined=Counts(rejected={"SESSION_UNKNOWN": 3}),
+    loss=0.25,
+)
+
+
+def text_of(status: Status, meter: Meter | None = None, accept: str = "") -> str:
+    """Return the whole scrape."""
+    return exposer(lambda: status, meter or Meter())(accept)[1].decode()
+
+
+def read(text: str) -> Scrape:
+    """Return every sample of a scrape."""
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def beginning(scrape: Mapping[tuple[str, ...], float], *start: str) -> Scrape:
+    """Return the samples whose names and labels begin so, without that."""
+    size = len(start)
+    return {key[size:]: scrape[key] for key in scrape if key[:size] == start}
+
+
+def test_the_totals_are_those_of_the_status() -> None:
+    """Integers as they are, by outcome and reason."""
+    scrape = read(text_of(STATUS))
+
+    assert beginning(scrape, "asyncps_pushes_total") == {
+        ("applied", ""): 20,
+        ("dropped", "STALE"): 12,
+        ("duplicate", ""): 1,
+        ("rejected", "NON_FINITE"): 2,
+        ("rejected", "SESSION_UNKNOWN"): 3,
+        ("rejected", "STEP_READ"): 1,
+    }
+    assert scrape["asyncps_step",] == 20
+    assert scrape["asyncps_max_staleness_steps",] == 4
+    assert scrape["asyncps_drop_ratio",] == 12 / 32
+    assert scrape["asyncps_loss",] == 0.25
+    assert scrape["asyncps_server_info", "g", "i", "sgd"] == 1
+    assert beginning(scrape, "asyncps_workers") == {
+        ("active",): 1,
+        ("silent",): 1,
+        ("starved",): 1,
+    }
+
+
+def test_the_staleness_is_a_histogram() -> None:
+    """Each bucket with those before it, the sum in steps."""
+    scrape = read(text_of(STATUS))
+
+    buckets = beginning(scrape, "asyncps_staleness_steps_bucket")
+    assert [*buckets.values()] == [19, 20, 20, 21, *[21] * 9, 21, 22, 32]
+    assert [label for (label,) in buckets][-3:] == ["96.0", "128.0", "+Inf"]
+    assert scrape["asyncps_staleness_steps_count",] == 32
+    assert scrape["asyncps_staleness_steps_sum",] == 1 + 3 + 100 + 2000
+
+
+def test_the_workers_add_up_to_the_totals() -> None:
+    """By outcome and by bucket; who never joined is among the others."""
+    scrape = read(text_of(STATUS))
+
+    pushes = beginning(scrape, "asyncps_worker_pushes_total")
+    for outcome in ("applied", "dropped", "duplicate", "rejected"):
+        total = sum(beginning(scrape, "asyncps_pushes_total", outcome).values())
+        assert sum(n for (of, _), n in pushes.items() if of == outcome) == total
+    assert pushes["dropped", "slow"] == 11
+    assert pushes["rejected", "(others)"] == 3
+    for (bound,), count in beginning(scrape, "asyncps_staleness_steps_bucket").items():
+        parts = beginning(scrape, "asyncps_worker_staleness_steps_bucket", bound)
+        assert sum(parts.values()) == count
+    assert sum(beginning(scrape, "asyncps_worker_staleness_steps_sum").values()) == 2104
+    assert beginning(scrape, "asyncps_worker_consecutive_drops") == {
+        ("fast",): 1,
+        ("gone",): 0,
+        ("slow",): 11,
+    }
+    assert scrape["asyncps_worker_last_seen_seconds", "slow"] == 2.0
+
+
+def test_only_so_many_workers_have_a_label_and_keep_it() -> None:
+    """A name that comes first in the alphabet later on takes nobody's."""
+    workers = [(GONE, SLOW), (FAST, GONE, SLOW)]
+    states = iter([replace(STATUS, workers=each) for each in workers])
+    expose = exposer(lambda: next(states), Meter(), max_labels=1)
+
+    before, after = (read(expose("")[1].decode()) for _ in range(2))
+
+    for scrape, others in ((before, 11), (after, 12)):
+        dropped = beginning(scrape, "asyncps_worker_pushes_total", "dropped")
+        assert dropped == {("(others)",): others, ("gone",): 0}
+    assert after["asyncps_worker_staleness_steps_count", "(others)"] == 17
+    assert after["asyncps_worker_consecutive_drops", "(others)"] == 11
+    assert after["asyncps_worker_last_seen_seconds", "(others)"] == 0.5
+
+
+def test_a_worker_called_like_the_others_is_one_of_them() -> None:
+    """No two series have the same labels."""
+    impostor = replace(FAST, name="(others)")
+
+    scrape = read(text_of(replace(STATUS, workers=(impostor,))))
+
+    assert beginning(scrape, "asyncps_worker_pushes_total", "rejected") == {
+        ("(others)",): 3 + 2
+    }
+
+
+def test_what_is_not_there_is_left_out() -> None:
+    """No limit is not a limit of 0, no loss none of 0."""
+    scrape = read(text_of(replace(STATUS, limits=Limits(None, None, 1, 1), loss=None)))
+
+    assert ("asyncps_max_staleness_steps",) not in scrape
+    assert ("asyncps_loss",) not in scrape
+
+
+def test_calls_and_bytes_are_told_by_path_and_method() -> None:
+    """And what each part of a push's life took."""
+    meter = Meter()
+    meter.answered("grpc", "Push", "OK", 0.002)
+    meter.answered("grpc", "Push", "OK", 0.0025)
+    meter.answered("grpc", "Push", "ABORTED", 100.0)
+    meter.moved("samehost", "Pull", received=10, sent=4000)
+    meter.moved("samehost", "Pull", received=5)
+
+    scrape = read(text_of(STATUS, meter))
+
+    counts = beginning(scrape, "asyncps_rpc_seconds_count")
+    assert counts == {("ABORTED", "Push", "grpc"): 1, ("OK", "Push", "grpc"): 2}
+    total_s = scrape["asyncps_rpc_seconds_sum", "OK", "Push", "grpc"]
+    assert total_s == pytest.approx(0.0045)
+    within = beginning(scrape, "asyncps_rpc_seconds_bucket", "OK", "0.0025")
+    assert within == {("Push", "grpc"): 2}
+    late = beginning(scrape, "asyncps_rpc_seconds_bucket", "ABORTED", "60.0")
+    assert late == {("Push", "grpc"): 0}
+    assert scrape["asyncps_received_bytes_total", "Pull", "samehost"] == 15
+    assert scrape["asyncps_sent_bytes_total", "Pull", "samehost"] == 4000
+    for part in ("compute", "wire", "lock", "apply"):
+        assert scrape[f"asyncps_push_{part}_seconds_count",] == 0
+
+
+def test_the_process_and_what_it_runs_are_told() -> None:
+    """Memory, and the versions."""
+    scrape = read(text_of(STATUS))
+
+    assert scrape["process_resident_memory_bytes",] > 1e6
+    assert len(beginning(scrape, "asyncps_build_info")) == 1
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a{b}", "é✓", " a b "])
+def test_any_name_of_a_worker_comes_through(promtool: Any, name: str) -> None:
+    """Prometheus's own tool has nothing to say against it."""
+    text = text_of(replace(STATUS, workers=(replace(FAST, name=name),)))
+
+    checked = promtool("check", "metrics", text=text)
+
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    assert read(text)["asyncps_worker_pushes_total", "applied", name] == 5
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
+    ],
+)
+def test_the_text_is_what_was_asked_for(accept: str, content_type: str) -> None:
+    """The old format, or the one that has become a standard."""
+    said, body = exposer(lambda: STATUS, Meter())(accept)
+
+    assert said.startswith(content_type)
+    if "openmetrics" in said:
+        parse: Any = openmetrics.text_string_to_metric_families
+        assert "asyncps_pushes" in {family.name for family in parse(body.decode())}
