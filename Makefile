@@ -14,8 +14,9 @@ demo: $(VENV)/.demo
 	$(BIN)/psserver report demo.jsonl -o demo.html
 	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
 
+# Whole files go to one process or the other: some share what takes long to make.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The same on every supported Python that this machine has.
 test-all:

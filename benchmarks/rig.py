@@ -172,7 +172,7 @@ class Rig:
     def _start(self, role: str, module: str, place: Place = LOOPBACK) -> Child:
         return self._once(
             (role, place),
-            lambda: self._children.start("benchmarks.child", module, place=place),
+            lambda: self._children.start(module, place=place),
         )
 
     def _once(self, role: Hashable, make: Callable[[], Made]) -> Made:
