@@ -189,9 +189,11 @@ class Rig:
         self._children.end_all()
 
 
-def lodge(host: Child, rule: str, place: Place = LOOPBACK) -> Server:
+def lodge(host: Child, rule: str, place: Place = LOOPBACK, **options: bool) -> Server:
     """Start a server in a process with others."""
-    return Server(host, lambda: host.call("serve", rule=rule, host=place.host))
+    return Server(
+        host, lambda: host.call("serve", rule=rule, host=place.host, **options)
+    )
 
 
 def _team(site: Site, name: str, *others: Child) -> Burst:
