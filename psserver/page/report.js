@@ -150,7 +150,7 @@
     if (!workers.length) return;
     const made = table(place("staleness-workers"), {
       caption: "Staleness by worker: the share of its judged pushes, by steps",
-      kind: "heat",
+      kind: "names heat",
       columns: [
         ["worker", (row) => row.name],
         ["median", (row) => dashed(row.median_staleness ?? "-")],
@@ -191,6 +191,7 @@
       ? [{ ...unjoined, name: "callers that never joined", state: "–" }] : [];
     table(place("workers"), {
       caption: "What became of each worker's pushes",
+      kind: "names",
       columns: [
         ["worker", (row) => row.name],
         ["at the end", (row) => (row.state === "starved" ? loud("starved", "starved")

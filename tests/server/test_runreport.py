@@ -376,7 +376,8 @@ def test_full_files_are_read_first(
     sink = JsonLines(path, max_nbytes=1, old_files=12)
     for second in range(12):
         sink.write(make_sample(float(second), counts=Counts(applied=second)))
-    (path.parent / "run.jsonl.bak").write_text("no history")
+    for name in ("run.jsonl.bak", "run.jsonl.old.5", "5"):
+        (path.parent / name).write_text("no history")
 
     result = run()
 
