@@ -1,5 +1,6 @@
 """What an operator asks a running server: status, health, stop."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES
-from pswire.errors import from_status
+from pswire.errors import ParameterServerError, from_status
 from pswire.status import Status
 
 _TIMEOUT_S = 5.0
+_EVERY_S = 1.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+    # Who follows a server wants to know soon that it is back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 
 def status(address: str) -> Status:
@@ -22,9 +30,28 @@ def status(address: str) -> Status:
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status(address):
-        stub = rpc.ParameterServerStub(channel)
-        return Status.from_proto(stub.Status(pb.StatusRequest(), timeout=_TIMEOUT_S))
+    with _channel(address) as channel:
+        return _status(channel, address)
+
+
+def follow(address: str) -> Iterator[Status | ParameterServerError]:
+    """Ask a server for its counters once a second, over one channel.
+
+    Yields:
+        Its counters or, as often as it does not answer, the error that says so.
+
+    Raises:
+        ParameterServerError: It has not answered the first time.
+    """
+    with _channel(address) as channel:
+        found: Status | ParameterServerError = _status(channel, address)
+        while True:
+            yield found
+            time.sleep(_EVERY_S)
+            try:
+                found = _status(channel, address)
+            except ParameterServerError as error:
+                found = error
 
 
 def is_healthy(address: str) -> bool:
@@ -49,8 +76,13 @@ def stop(address: str) -> None:
         rpc.AdminStub(channel).Stop(pb.StopRequest(), timeout=_TIMEOUT_S)
 
 
+def _status(channel: grpc.Channel, address: str) -> Status:
+    with from_status(address):
+        stub = rpc.ParameterServerStub(channel)
+        return Status.from_proto(stub.Status(pb.StatusRequest(), timeout=_TIMEOUT_S))
+
+
 @contextmanager
 def _channel(address: str) -> Iterator[grpc.Channel]:
-    options = (("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),)
-    with grpc.insecure_channel(address, options) as channel:
+    with grpc.insecure_channel(address, _OPTIONS) as channel:
         yield channel

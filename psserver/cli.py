@@ -1,7 +1,6 @@
 """The `psserver` command."""
 
 import json
-import logging
 import os
 import sys
 import tomllib
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from psserver import logs
 from psserver.config import ServerConfig
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
@@ -132,6 +132,13 @@ def main() -> None:
     help="Where to look for the module of --rule module:attribute.",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(logs.STYLES),
+    default="human",
+    show_default=True,
+    help="json: an object a line, on stderr.",
+)
+@click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
@@ -146,6 +153,7 @@ def serve(
     metrics_file: str | None,
     sink: tuple[str, ...],
     app_dir: str,
+    log_format: str,
     **settings: Any,
 ) -> None:
     """Serve until interrupted, or until `psserver stop`."""
@@ -154,8 +162,7 @@ def serve(
     # An update is waited for anyway: to hand it to another thread only takes longer.
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("psserver").setLevel(logging.INFO)
+    logs.configure(log_format)
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # The KeyboardInterrupt passes through the server, which stops with grace.
@@ -195,16 +202,21 @@ def _start(
 def _open_sinks(metrics_file: str | None, names: tuple[str, ...]) -> list["Sink"]:
     from psserver.jsonlines import JsonLines
     from psserver.sinks import resolve
+    from psserver.workernews import WorkerNews
 
     files = [JsonLines(metrics_file)] if metrics_file else []
-    return [*files, *map(resolve, names)]
+    return [WorkerNews(), *files, *map(resolve, names)]
 
 
 @main.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(address: str, as_json: bool) -> None:
+@click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
+def status(address: str, as_json: bool, live: bool) -> None:
     """Print the step, the drop rate in all and per worker, and the staleness."""
+    if live:
+        _watch(address, as_json)
+        return
     from psserver import admin
     from pswire import report
 
@@ -214,6 +226,38 @@ def status(address: str, as_json: bool) -> None:
         click.echo(json.dumps(current.to_json(), indent=2))
     else:
         report.show(current, sys.stdout)
+
+
+def _watch(address: str, as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        got = "--json" if as_json else "none"
+        raise click.UsageError(
+            f"--watch: expected a terminal, got {got}; "
+            "psserver metrics --follow is for scripts"
+        )
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver.watch import watch
+
+        watch(address, sys.stdout)
+
+
+@main.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="A JSON object a line, or a header and a row for the total and each worker.",
+)
+@click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
+def metrics(address: str, style: str, follow: bool) -> None:
+    """Print the figures of `status` for scripts, with the time."""
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver import output
+
+        output.write(address, sys.stdout, style=style, follow=follow)
 
 
 @main.command()

@@ -57,7 +57,11 @@ def is_elementwise(
         return False
     except Exception as error:
         # A rule made for these variables need not run on anything else.
-        _log.debug("the rule runs on the variables one by one: %s", error)
+        _log.debug(
+            "the rule runs on the variables one by one: %s",
+            error,
+            extra={"event": "rule_runs_apart", "error": str(error)},
+        )
         return False
     return apart == together
 

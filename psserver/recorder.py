@@ -17,6 +17,11 @@ _EVERY_S = 1.0
 _log = logging.getLogger("psserver")
 
 
+def sample(status: Status, taken: float) -> Sample:
+    """Make a sample of a status that was taken then, in seconds since 1970."""
+    return {"time": round(taken, 3), **status.to_json()}
+
+
 class Sink(Protocol):
     """Somewhere for the figures to go.
 
@@ -74,20 +79,21 @@ class Recorder:
             self._try(sink, sink.close)
 
     def _show(self) -> None:
-        sample = {"time": round(self._clock(), 3), **self._read().to_json()}
+        taken = sample(self._read(), self._clock())
         for sink in self._sinks:
-            self._try(sink, partial(sink.write, sample))
+            self._try(sink, partial(sink.write, taken))
 
     def _try(self, sink: Sink, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:
             if sink not in self._failing:  # Once is enough, until it works again.
-                _log.warning("metrics are lost: %s: %s", _name(sink), error)
+                name = type(sink).__name__
+                _log.warning(
+                    "metrics are lost: %s: %s",
+                    *(name, error),
+                    extra={"event": "metrics_lost", "sink": name, "error": str(error)},
+                )
             self._failing.add(sink)
         else:
             self._failing.discard(sink)
-
-
-def _name(sink: Sink) -> str:
-    return type(sink).__name__

@@ -150,7 +150,7 @@ class CompiledRule:
                 # Either waits for the rule, which may still fail.
                 is_sound = self._are_finite(new) if sound is None else bool(sound)
             except Exception as error:
-                _log.exception("the rule failed")
+                _log.exception("the rule failed", extra={"event": "rule_failed"})
                 raise InternalError(
                     f"rule: failed with {type(error).__name__}: {error}"
                 ) from error

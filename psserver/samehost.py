@@ -180,7 +180,11 @@ class SameHost:
                 try:
                     self._start("samehost leader", self._lead)
                 except RuntimeError as error:
-                    _log.warning("workers on this host have to wait: %s", error)
+                    _log.warning(
+                        "workers on this host have to wait: %s",
+                        error,
+                        extra={"event": "same_host_waits", "error": str(error)},
+                    )
             # It may have failed to take a connection, for want of descriptors.
             self._await(self._listener)
 
@@ -195,7 +199,11 @@ class SameHost:
             connection, _ = self._listener.accept()
         except OSError as error:
             if not self._stopped.is_set():
-                _log.warning("a worker on this host cannot connect: %s", error)
+                _log.warning(
+                    "a worker on this host cannot connect: %s",
+                    error,
+                    extra={"event": "same_host_refused", "error": str(error)},
+                )
             return
         self._await(self._listener)
         is_wanted = partial(self._waits, connection)
@@ -250,7 +258,11 @@ class SameHost:
 
     def _drop(self, worker: _Worker, error: Exception | None = None) -> None:
         if error:
-            _log.info("a worker on this host went away: %s", error)
+            _log.info(
+                "a worker on this host went away: %s",
+                error,
+                extra={"event": "same_host_lost", "error": str(error)},
+            )
         with self._lock:
             self._workers.pop(worker.descriptor, None)
         worker.frames.close()

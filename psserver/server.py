@@ -118,7 +118,16 @@ class Server:
         for service in ("", *_SERVICES):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         limit = "off" if max_staleness is None else f"{max_staleness} steps"
-        _log.info("serving %s on %s, limit %s", rule_name, self.address, limit)
+        _log.info(
+            "serving %s on %s, limit %s",
+            *(rule_name, self.address, limit),
+            extra={
+                "event": "serving",
+                "rule": rule_name,
+                "address": self.address,
+                "limit": max_staleness,
+            },
+        )
 
     def status(self) -> Status:
         """Return all counters as of one moment."""
@@ -137,7 +146,11 @@ class Server:
             grace_s: How long to wait for calls in flight, in seconds; those that
                 last longer are cancelled.
         """
-        _log.info("stopping, with %g s of grace", grace_s)
+        _log.info(
+            "stopping, with %g s of grace",
+            grace_s,
+            extra={"event": "stopping", "grace_s": grace_s},
+        )
         self._stopping.set()
         self._health.enter_graceful_shutdown()
         stopped = self._grpc.stop(grace_s)
@@ -148,12 +161,23 @@ class Server:
         self._pool.shutdown(wait=True)
         if self._recorder:
             self._recorder.stop()
+        self._tell_end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+    def _tell_end(self) -> None:
+        last = self.status()
+        counts = last.counts
+        _log.info(
+            "stopped at step %d: %d applied, %d dropped, %d duplicate, %d rejected",
+            *(last.step, counts.applied, counts.dropped, counts.duplicate),
+            sum(counts.rejected.values()),
+            extra={"event": "stopped", "step": last.step, **counts.to_json()},
+        )
 
     def _build(self, config: ServerConfig) -> grpc.Server:
         server = grpc.server(
@@ -181,7 +205,11 @@ class Server:
         try:
             nearby = SameHost(self._calls, self._store.incarnation, self._meter)
         except OSError as error:
-            _log.warning("workers on this host will use gRPC: %s", error)
+            _log.warning(
+                "workers on this host will use gRPC: %s",
+                error,
+                extra={"event": "same_host_off", "error": str(error)},
+            )
             return None
         self._calls.same_host = nearby.path
         return nearby
@@ -209,7 +237,11 @@ class _Admin(rpc.AdminServicer):
     ) -> pb.StopReply:
         with to_status(context):
             require_message(request)
-            _log.info("asked to stop by %s", context.peer())
+            _log.info(
+                "asked to stop by %s",
+                context.peer(),
+                extra={"event": "asked_to_stop", "peer": context.peer()},
+            )
             self._stopping.set()
             return pb.StopReply()
 

@@ -1,6 +1,6 @@
 """Which sessions have joined, and what the server remembers of each."""
 
-import logging
+import enum
 from dataclasses import replace
 
 from psserver.decision import Session, superseded
@@ -10,7 +10,16 @@ from pswire.values import Verdict
 _MAX_WORKER_NBYTES = 256
 _MAX_SESSION_NBYTES = 64
 
-_log = logging.getLogger("psserver")
+
+class Entry(enum.Enum):
+    """What a session's joining is."""
+
+    FIRST = enum.auto()
+    """That of a worker that nobody has known."""
+    TAKEOVER = enum.auto()
+    """Of a worker's name, from the session before."""
+    AGAIN = enum.auto()
+    """No news: it had joined."""
 
 
 class Sessions:
@@ -37,7 +46,7 @@ class Sessions:
             )
         return row
 
-    def join(self, worker: str, session: str) -> None:
+    def join(self, worker: str, session: str) -> Entry:
         """Enter a session, which takes its worker's name over from any other.
 
         Raises:
@@ -49,27 +58,28 @@ class Sessions:
         _require_name("session", session, _MAX_SESSION_NBYTES)
         known = self.find(session)
         if known is None:
-            self._enter(worker, session)
-        elif known.worker != worker:
+            return self._enter(worker, session)
+        if known.worker != worker:
             raise InvalidRequestError(
                 f"worker: expected {known.worker}, whose session {session} is, "
                 f"got {worker}"
             )
-        elif known.superseded:
+        if known.superseded:
             raise superseded(worker, session)
+        return Entry.AGAIN
 
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
         """Remember the verdict on a session's newest push."""
         row = self._rows[session]
         self._rows[session] = Session(row.worker, seq, verdict, row.superseded)
 
-    def _enter(self, worker: str, session: str) -> None:
+    def _enter(self, worker: str, session: str) -> Entry:
         previous = self._newest.get(worker)
         if previous is not None:
             self._rows[previous] = replace(self._rows[previous], superseded=True)
-            _log.info("worker %s: session %s takes over", worker, session)
         self._rows[session] = Session(worker)
         self._newest[worker] = session
+        return Entry.FIRST if previous is None else Entry.TAKEOVER
 
 
 def _require_name(what: str, name: str, max_nbytes: int) -> None:

@@ -10,7 +10,7 @@ from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
 from psserver.meter import Meter
 from psserver.rules import CompiledRule, State, require_rule
-from psserver.sessions import Sessions
+from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body, Bytes
@@ -124,15 +124,17 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            self._sessions.join(worker, session)
+            entry = self._sessions.join(worker, session)
             self._counters.join(worker, now)
-            return Joined(
+            joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
                 step=self._snapshot.step,
                 layout=self._model.layout if self._model else None,
                 limits=self.limits,
             )
+        _tell(entry, worker, session)
+        return joined
 
     def initialize(
         self, session: str, layout: Layout, receive: Receive, now: float
@@ -299,7 +301,17 @@ class Store:
             self._state = state
             self._snapshot = Snapshot(model.body(state), 0, self.generation)
             self._model = model
-        _log.info("initialized: %d variables, %d bytes", len(variables), layout.nbytes)
+        _log.info(
+            "initialized: %d variables, %d bytes",
+            *(len(variables), layout.nbytes),
+            extra={
+                "event": "initialized",
+                "worker": self._sessions.get(session).worker,
+                "session": session,
+                "variables": len(variables),
+                "nbytes": layout.nbytes,
+            },
+        )
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._initialized().rule.parts(gradients))
@@ -332,3 +344,15 @@ class Store:
         worker = self._sessions.get(header.session).worker
         self._counters.judge(worker, verdict, header.value, timing.judged_at)
         return verdict
+
+
+def _tell(entry: Entry, worker: str, session: str) -> None:
+    who = {"worker": worker, "session": session}
+    if entry is Entry.FIRST:
+        _log.info("worker %s has joined", worker, extra={"event": "joined", **who})
+    elif entry is Entry.TAKEOVER:
+        _log.info(
+            "worker %s: session %s takes over",
+            *(worker, session),
+            extra={"event": "taken_over", **who},
+        )

@@ -56,6 +56,7 @@ def test_a_command_s_module_loads_little(module: str) -> None:
     "module",
     [
         *("psserver", "psserver.admin", "psserver.config", "psserver.decision"),
+        *("psserver.output", "psserver.watch"),
         *("psserver.jsonlines", "psserver.sinks"),
         *("psworker", "psworker.connection", "psworker.launcher", "psworker.overlap"),
         "psworker.task",

@@ -1,5 +1,6 @@
 """The README's code and commands, run as they stand there."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,6 +30,11 @@ def commands() -> list[str]:
 def starting(*starts: str) -> list[str]:
     """Return the commands that start with one of some words."""
     return [command for command in commands() if command.startswith(starts)]
+
+
+def watching() -> list[str]:
+    """Return the commands that show a run while it lasts."""
+    return [c for c in commands() if "--watch" in c or "metrics" in c]
 
 
 def run(command: str, folder: Path) -> str:
@@ -93,7 +99,7 @@ def test_every_command_of_the_readme_is_run_here() -> None:
     tried = starting("psserver", "psworker", "make demo")
     setup = starting("python3 -m venv", "pip install")
 
-    assert len(tried) == 11
+    assert len(tried) == 15
     assert sorted(tried + setup) == sorted(commands())
 
 
@@ -101,7 +107,8 @@ def test_the_commands_for_a_server_and_its_workers_run(
     folder: Path, server: str
 ) -> None:
     """In the order in which they stand there; a report of it all is the last."""
-    typed = [c.replace(ADDRESS, server) for c in commands() if ADDRESS in c]
+    asked = [c for c in commands() if ADDRESS in c and c not in watching()]
+    typed = [c.replace(ADDRESS, server) for c in asked]
 
     printed = {command: run(command, folder) for command in typed}
 
@@ -114,6 +121,20 @@ def test_the_commands_for_a_server_and_its_workers_run(
     assert stopped == f"{server} is stopping\n"
     (report,) = starting("psserver report")
     assert run(report, folder) == "report: report.html\n"
+
+
+def test_the_commands_for_watching_a_run_run(folder: Path, server: str) -> None:
+    """The live view wants a terminal, and says so; what goes on for ever is cut off."""
+    live, *others = [c.replace(ADDRESS, server) for c in watching()]
+
+    said = run(f"{live} 2>&1 || true", folder)
+    once, table, lines = (run(f"{each} | head -2", folder) for each in others)
+
+    assert "--watch: expected a terminal" in said
+    assert json.loads(once)["step"] == 0
+    assert table.startswith("time,incarnation,step,scope,worker,")
+    first, second = map(json.loads, lines.splitlines())
+    assert second["time"] > first["time"]
 
 
 def test_the_command_for_all_at_once_runs(folder: Path) -> None:

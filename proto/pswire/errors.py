@@ -132,7 +132,7 @@ _ERRORS = {reason(error): error for error in _CODES}
 def _in_table(error: Exception) -> ParameterServerError:
     if isinstance(error, ParameterServerError) and type(error) in _CODES:
         return error
-    _log.error("a call failed", exc_info=error)
+    _log.error("a call failed", exc_info=error, extra={"event": "call_failed"})
     return InternalError(f"{type(error).__name__}: {error}")
 
 

@@ -34,7 +34,8 @@ def keep_freed_memory() -> None:
         (_M_TOP_PAD, _TOP_PAD_NBYTES),  # and grows by much at a time.
     )
     done = [mallopt(name, value) for name, value in settings]
-    _log.debug("freed memory: %s", "kept" if all(done) else "kept in part")
+    kept = "kept" if all(done) else "kept in part"
+    _log.debug("freed memory: %s", kept, extra={"event": "freed_memory_kept"})
 
 
 def give_back_freed_memory() -> None:

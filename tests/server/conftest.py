@@ -1,7 +1,12 @@
-"""What the server's tests share: rules that every law is checked with, raw channels."""
+"""What the server's tests share: rules for every law, raw channels, the command."""
 
+import logging
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -9,10 +14,20 @@ import jax
 import numpy as np
 import optax
 import pytest
+from click.testing import CliRunner, Result
 
+import psserver
+import psworker
+from psserver.cli import main
 from psserver.rulespec import resolve
 from pswire.counts import Counts
+from pswire.errors import NonFiniteError
 from pswire.status import Limits, Status
+
+StartServer = Callable[..., psserver.Server]
+
+_TIMEOUT_S = 60.0
+_SGD = ("--rule", "sgd", "-a", "learning_rate=0.5", "--port", "0")
 
 
 def _count_in_plain_numbers() -> optax.GradientTransformation:
@@ -75,6 +90,75 @@ def dial() -> Iterator[Callable[[str], grpc.Channel]]:
             return stack.enter_context(grpc.insecure_channel(address))
 
         yield open_channel
+
+
+class Served(subprocess.Popen[str]):
+    """A `psserver serve` of its own process, whose output is read line by line."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *options]
+        pipe = subprocess.PIPE
+        super().__init__(command, stdout=pipe, stderr=pipe, text=True)
+
+    def line(self) -> str:
+        assert self.stdout is not None
+        return self.stdout.readline().rstrip("\n")
+
+    def log_line(self) -> str:
+        assert self.stderr is not None
+        return self.stderr.readline().rstrip("\n")
+
+    def finish(self) -> tuple[int, str]:
+        """Return its exit code and its log, once it has ended by itself."""
+        _, log = self.communicate(timeout=_TIMEOUT_S)
+        return self.returncode, log
+
+
+@contextmanager
+def _serve(*options: str) -> Iterator[Served]:
+    with Served(*options) as process:
+        alarm = threading.Timer(_TIMEOUT_S, process.kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
+@pytest.fixture
+def serve() -> Callable[..., AbstractContextManager[Served]]:
+    """Start servers; whatever becomes of the test, they do not outlive it."""
+    return _serve
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Run the command in this process, which afterwards is as it was."""
+    monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    level = logging.getLogger("psserver").level
+
+    def invoke(*arguments: str, **env: str) -> Result:
+        return CliRunner().invoke(main, arguments, env=env)
+
+    yield invoke
+    logging.getLogger("psserver").setLevel(level)
+
+
+@pytest.fixture
+def known(start_server: StartServer) -> psserver.Server:
+    """Start a server of which there is something to tell."""
+    server = start_server(rule_name="sgd", max_staleness=1)
+    with psworker.connect(server.address, name="ann") as client:
+        client.initialize({"w": np.ones(2, np.float32)})
+        snapshot = client.pull()
+        for _ in range(3):
+            client.push({"w": np.ones(2, np.float32)}, snapshot)
+        with pytest.raises(NonFiniteError, match=r"^w: expected finite gradients"):
+            client.push({"w": np.full(2, np.nan, np.float32)}, client.pull())
+    return server
 
 
 @pytest.fixture

@@ -1,17 +1,13 @@
 """The `psserver` command: as a process where signals matter, in this one elsewhere."""
 
 import json
-import logging
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +16,22 @@ import grpc
 import numpy as np
 import optax
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import psserver
 import psworker
-from psserver.cli import main
-from pswire.errors import NonFiniteError, ParameterServerError
+from pswire.counts import Counts
+from pswire.errors import ParameterServerError
 from pswire.status import Limits, Status
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
 Run = Callable[..., Result]
+Serve = Callable[..., AbstractContextManager[Any]]
 
 _TIMEOUT_S = 60.0
 _SGD = ("--rule", "sgd", "-a", "learning_rate=0.5", "--port", "0")
-
-
-class _Served(subprocess.Popen[str]):
-    """A `psserver serve` of its own process, whose output is read line by line."""
-
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *options]
-        pipe = subprocess.PIPE
-        super().__init__(command, stdout=pipe, stderr=pipe, text=True)
-
-    def line(self) -> str:
-        assert self.stdout is not None
-        return self.stdout.readline().rstrip("\n")
-
-    def finish(self) -> tuple[int, str]:
-        """Return its exit code and its log, once it has ended by itself."""
-        _, log = self.communicate(timeout=_TIMEOUT_S)
-        return self.returncode, log
-
-
-@contextmanager
-def _serve(*options: str) -> Iterator[_Served]:
-    """Start a server; whatever becomes of the test, it does not outlive it."""
-    with _Served(*options) as process:
-        alarm = threading.Timer(_TIMEOUT_S, process.kill)
-        alarm.start()
-        try:
-            yield process
-        finally:
-            alarm.cancel()
-            process.kill()
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Run the command in this process, which afterwards is as it was."""
-    monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
-    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    level = logging.getLogger("psserver").level
-
-    def invoke(*arguments: str, **env: str) -> Result:
-        return CliRunner().invoke(main, arguments, env=env)
-
-    yield invoke
-    logging.getLogger("psserver").setLevel(level)
 
 
 @pytest.fixture
@@ -104,9 +55,11 @@ def _limits(served: list[Status]) -> Limits:
 # A process of its own
 
 
-def test_the_first_lines_say_where_it_listens_and_what_to_type_next() -> None:
+def test_the_first_lines_say_where_it_listens_and_what_to_type_next(
+    serve: Serve,
+) -> None:
     """With the port really bound; Ctrl-C then ends it, with grace and exit code 0."""
-    with _serve("--max-staleness", "3") as process:
+    with serve("--max-staleness", "3") as process:
         first, second = process.line(), process.line()
         address = first.removeprefix("listening on ")
         with psworker.connect(address, outage_s=0.0) as client:
@@ -120,11 +73,13 @@ def test_the_first_lines_say_where_it_listens_and_what_to_type_next() -> None:
     assert (status.rule, status.step) == ("sgd(learning_rate=0.5)", 0)
     assert status.limits.max_staleness == 3
     assert code == 0
-    assert "psserver: stopping" in log
+    assert re.search(
+        r"psserver: stopping, .*\n.*psserver: stopped at step 0: 0 applied", log
+    )
     assert "Traceback" not in log
 
 
-def test_under_load_a_sigterm_ends_it_with_grace() -> None:
+def test_under_load_a_sigterm_ends_it_with_grace(serve: Serve) -> None:
     """No push fails for another reason than that the server is gone."""
     busy = threading.Barrier(5, timeout=_TIMEOUT_S)
     ends: list[ParameterServerError] = []
@@ -139,7 +94,7 @@ def test_under_load_a_sigterm_ends_it_with_grace() -> None:
         except ParameterServerError as error:
             ends.append(error)
 
-    with _serve("--max-staleness", "off") as process:
+    with serve("--max-staleness", "off") as process:
         address = process.line().removeprefix("listening on ")
         clients = [psworker.connect(address, outage_s=0.0) for _ in range(4)]
         clients[0].initialize({"w": np.ones(1000, np.float32)})
@@ -160,9 +115,9 @@ def test_under_load_a_sigterm_ends_it_with_grace() -> None:
     assert [type(end).__name__ for end in ends] == ["ServerUnavailableError"] * 4
 
 
-def test_a_signal_after_a_pause_is_heard() -> None:
+def test_a_signal_after_a_pause_is_heard(serve: Serve) -> None:
     """It may reach another thread than the one that waits."""
-    with _serve() as process:
+    with serve() as process:
         process.line()
         for number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM):
             process.send_signal(number)
@@ -172,9 +127,9 @@ def test_a_signal_after_a_pause_is_heard() -> None:
     assert code == 0, log
 
 
-def test_psserver_stop_ends_it(run: Run) -> None:
+def test_psserver_stop_ends_it(run: Run, serve: Serve) -> None:
     """The server says who asked; the exit code of both is 0."""
-    with _serve() as process:
+    with serve() as process:
         address = process.line().removeprefix("listening on ")
 
         stopped = run("stop", address)
@@ -213,20 +168,6 @@ def test_a_signal_right_after_a_line_ends_it_with_grace(
 # Asking a server
 
 
-@pytest.fixture
-def known(start_server: StartServer, connect: Connect) -> psserver.Server:
-    """Start a server of which there is something to tell."""
-    server = start_server(rule_name="sgd", max_staleness=1)
-    client = connect(server.address, name="ann")
-    client.initialize({"w": np.ones(2, np.float32)})
-    snapshot = client.pull()
-    for _ in range(3):
-        client.push({"w": np.ones(2, np.float32)}, snapshot)
-    with pytest.raises(NonFiniteError, match=r"^w: expected finite gradients"):
-        client.push({"w": np.full(2, np.nan, np.float32)}, client.pull())
-    return server
-
-
 def test_the_status_for_scripts_has_every_number(
     run: Run, known: psserver.Server
 ) -> None:
@@ -238,13 +179,16 @@ def test_the_status_for_scripts_has_every_number(
     now = known.status()
     assert result.exit_code == 0
     assert table.pop("uptime_s") > 0
-    assert table.pop("pushes_per_s") > 0
+    assert table.pop("pushes_per_s") > table.pop("steps_per_s") > 0
+    assert worker.pop("pushes_per_s") > 0
     assert worker.pop("last_seen_s") >= 0
     assert table == {
         "generation": now.generation,
         "incarnation": now.incarnation,
         "step": 2,
         "limit": 1,
+        "recent_drop_rate": 1 / 3,
+        "loss": None,
         "max_grad_norm": None,
         "rule": "sgd",
         "initialized": True,
@@ -255,7 +199,13 @@ def test_the_status_for_scripts_has_every_number(
         "rejected": {"NON_FINITE": 1},
         "drop_rate": 1 / 3,
         "staleness": {"0": 1, "1": 1, "2": 1},
+        "unjoined": Counts().to_json(),
     }
+    assert list(worker["staleness"].items())[:4] == [
+        *(("0", 1), ("1", 1), ("2", 1)),
+        ("3", 0),
+    ]
+    assert sum(worker.pop("staleness").values()) == 3
     assert worker == {
         "name": "ann",
         "received": 4,
@@ -265,6 +215,10 @@ def test_the_status_for_scripts_has_every_number(
         "rejected": {"NON_FINITE": 1},
         "drop_rate": 1 / 3,
         "consecutive_drops": 1,
+        "longest_drops": 1,
+        "mean_staleness": 1.0,
+        "loss": None,
+        "state": "active",
     }
 
 
@@ -280,7 +234,8 @@ def test_the_status_for_people_says_what_matters(
         result.output
     )
     assert "drop rate 33.3% of 3 judged pushes" in result.output
-    assert re.search(r"ann +2 +1 +33\.3% +1 ", result.output)
+    assert "last 10 s: drop rate 33.3%, " in result.output
+    assert re.search(r"ann +active +\d\.\d +2 +1 +33\.3% +1 +1 +\d s", result.output)
     assert "\x1b" not in result.output
 
 
@@ -312,7 +267,7 @@ def test_a_server_that_is_not_serving_is_not_healthy(run: Run) -> None:
     assert (result.exit_code, result.output) == (1, "not serving\n")
 
 
-@pytest.mark.parametrize("command", ["status", "health", "stop"])
+@pytest.mark.parametrize("command", ["status", "metrics", "health", "stop"])
 def test_an_absent_server_is_said_in_one_line(command: str, run: Run) -> None:
     """Exit code 1, and the address, which may be the wrong one."""
     with socket.create_server(("127.0.0.1", 0)) as held:

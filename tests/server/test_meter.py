@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
+import optax
 import pytest
 
 from psserver.meter import SECONDS, CallMeter, Meter
+from psserver.store import Store
 from psserver.timing import Timing
+from pswire.body import Body
+from pswire.errors import StepReadError
+from pswire.layout import Layout
+from pswire.status import Limits
 from pswire.values import PushHeader
 
 HEADER = PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0)
@@ -79,6 +87,46 @@ def test_what_a_worker_cannot_have_seen_is_not_measured(
         "wire": 0,
         "lock": 1,
         "apply": 0,
+    }
+
+
+def test_a_store_tells_where_the_time_of_its_pushes_went() -> None:
+    """By a clock that is a second on whenever it is asked.
+
+    An applied push waits twice, one that its header condemns once, a rejected one and
+    a retry are not measured.
+    """
+    meter = Meter()
+    store = Store(
+        optax.sgd(1.0),
+        rule_name="sgd",
+        limits=Limits(0, None, 2**20, 2**20),
+        generation="g",
+        incarnation="i",
+        now=0.0,
+        meter=meter,
+    )
+    layout = Layout.of({"w": np.zeros(2, np.float32)})
+    store.join("ann", "s", 0.0)
+    store.initialize("s", layout, Body.zeros, 0.0)
+
+    def push(seq: int, step_read: int = 0, **settings: Any) -> None:
+        clock = ticking(*range(1, 9))
+        header = PushHeader("s", seq, "g", step_read, 8, **settings)
+        store.push(header, Body.zeros, 0.0, clock=clock)
+
+    push(1, served_at=0.0, held_s=0.5)
+    push(1, served_at=0.0, held_s=0.5)
+    push(2)
+    with pytest.raises(StepReadError):
+        push(3, step_read=9, served_at=0.0)
+
+    parts = meter.read().pushes
+    assert {part: (sum(p.counts), p.total_s) for part, p in parts.items()} == {
+        "compute": (1, 0.5),
+        "wire": (1, 4 - 2 - 0.5),
+        "lock": (2, 2 + 1),
+        "apply": (1, 1),
     }
 
 

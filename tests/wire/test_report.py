@@ -51,7 +51,7 @@ def lines(status: Status) -> list[str]:
 
 def rows(status: Status) -> list[tuple[int, int, int, str]]:
     """Return the drawn bars: first and last staleness, pushes, what became of them."""
-    found = [ROW.fullmatch(line) for line in lines(status)[4:]]
+    found = [ROW.fullmatch(line) for line in lines(status)[6:]]
     assert None not in found
     return [(int(r[1]), int(r[2] or r[1]), int(r[3]), r[4]) for r in found if r]
 
@@ -66,11 +66,15 @@ def test_a_status_is_told_in_full() -> None:
             step=5,
             rule="sgd(learning_rate=1)",
             pushes_per_s=0.84,
+            steps_per_s=0.5,
+            recent_drop_rate=0.25,
+            loss=0.012345,
             counts=counts,
             staleness={0: 4, 2: 1, 3: 3},
             workers=(
-                WorkerStatus("anna", Counts(5, 1), 0, 0.25),
-                WorkerStatus("bo", Counts(0, 2), 2, 61.0),
+                WorkerStatus("anna", Counts(5, 1), 0, 0.25, 3, 0.84),
+                WorkerStatus("bo", Counts(0, 2), 2, 61.0, 2),
+                WorkerStatus("cleo", Counts(0, 10), 10, 59.0, 10),
             ),
         )
     )
@@ -79,13 +83,16 @@ def test_a_status_is_told_in_full() -> None:
         "step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
         "pushes: 5 applied, 3 dropped, 1 duplicate, "
         "3 rejected (1 NON_FINITE, 2 STEP_READ)",
-        "drop rate 37.5% of 8 judged pushes, 0.8 pushes/s in the last 10 s",
+        "drop rate 37.5% of 8 judged pushes",
+        "last 10 s: drop rate 25.0%, 0.8 pushes/s, 0.5 steps/s, loss 0.01235",
         "staleness: median 0, p90 3, p99 3, most 3 steps",
         "",
-        " worker   applied   dropped   drop rate   drops in a row    last seen",
-        " ────────────────────────────────────────────────────────────────────",
-        " anna           5         1       16.7%                0    0.2 s ago",
-        " bo             0         2      100.0%                2   61.0 s ago",
+        "                 pushes                      drop  in a  longest   last",
+        "worker  state        /s  applied  dropped    rate   row      run   seen",
+        "───────────────────────────────────────────────────────────────────────",
+        "anna    active      0.8        5        1   16.7%     0        3    0 s",
+        "bo      silent      0.0        0        2  100.0%     2        2  1 min",
+        "cleo    starved     0.0        0       10  100.0%    10       10   59 s",
         "",
         f"staleness 0  {'█' * 40}  4 applied",
         f"staleness 1  {' ' * 40}  0 applied",
@@ -102,7 +109,8 @@ def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
         "step 0, rule sgd, limit off, generation g",
         "no variables yet: the first worker brings them",
         "pushes: 0 applied, 0 dropped, 0 duplicate, 0 rejected",
-        "drop rate 0.0% of 0 judged pushes, 0.0 pushes/s in the last 10 s",
+        "drop rate 0.0% of 0 judged pushes",
+        "last 10 s: no push was judged",
     ]
 
 
@@ -149,7 +157,7 @@ def test_a_worker_s_name_is_told_as_it_is(name: str) -> None:
     """A worker names itself, so it may look like a command to colour the text."""
     got = lines(replace(QUIET, workers=(WorkerStatus(name, Counts(), 0, 0.0),)))
 
-    assert any(line.startswith(f" {name} ") for line in got)
+    assert any(line.startswith(f"{name} ") for line in got)
 
 
 def test_large_numbers_are_not_cut_off() -> None:

@@ -1,0 +1,63 @@
+"""The lines of the server's log: for people, or a JSON object each."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+STYLES = ("human", "json")
+
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+def configure(style: str) -> None:
+    """Let all that is logged come out on stderr.
+
+    Args:
+        style: One of `STYLES`.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if style == "json" else _Human())
+    logging.basicConfig(handlers=[handler])
+    logging.captureWarnings(style == "json")
+    logging.getLogger("psserver").setLevel(logging.INFO)
+
+
+class _Human(logging.Formatter):
+    """Time, logger, text; no text can end its line, or steer a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return "".join(map(_printable, super().formatMessage(record)))
+
+
+class _Json(logging.Formatter):
+    """What every line has, then what the event tells of itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _utc(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": "other",  # Logged by a library, which has no names for events.
+            "message": record.getMessage(),
+        }
+        told = vars(record).items()
+        line |= {name: value for name, value in told if name not in _OF_EVERY_RECORD}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _printable(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return letter.encode("unicode_escape").decode()
+
+
+def _utc(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='milliseconds')}Z"

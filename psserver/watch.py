@@ -1,0 +1,164 @@
+"""A live view of a server, as large as the terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from psserver import admin
+from pswire import histogram, report, workertable
+from pswire.counts import WorkerStatus
+from pswire.errors import ParameterServerError
+from pswire.status import Status, WorkerState
+from pswire.workertable import span
+
+_REDRAWN_PER_S = 2  # A new size shows even while the server does not answer.
+_BESIDE_BAR = 34  # In letters: the staleness, and the pushes.
+_MOST_CELLS = 40
+_LEAST_BARS, _MOST_BARS = 3, 12
+_TABLE_HEAD = 4  # Lines: a blank one, two of headings, and a rule.
+_LEAST_ROWS = 3
+
+
+def watch(address: str, file: TextIO) -> None:
+    """Show a server until Ctrl-C; the last view is left on the terminal.
+
+    Raises:
+        ParameterServerError: The server has not answered the first time.
+    """
+    found = admin.follow(address)
+    first = next(found)
+    assert isinstance(first, Status)  # Had it been an error, it would have been raised.
+    view = View(address, first, time.monotonic())
+    console = Console(file=file, highlight=False)
+    with (
+        suppress(KeyboardInterrupt),
+        Live(console=console, screen=True, refresh_per_second=_REDRAWN_PER_S) as live,
+    ):
+        live.update(view, refresh=True)
+        for each in found:
+            view = view.after(each)
+            live.update(view, refresh=True)
+    console.print(view)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known of a server, drawn to fit.
+
+    Attributes:
+        address: The server's.
+        status: Its last figures.
+        answered: When they came, in the clock's seconds.
+        failure: Why there are no newer ones; empty: it answers.
+        is_restarted: Whether it has been started anew since the first ones.
+        clock: Tells the seconds.
+    """
+
+    address: str
+    status: Status
+    answered: float
+    failure: str = ""
+    is_restarted: bool = False
+    clock: Callable[[], float] = time.monotonic
+
+    def after(self, found: Status | ParameterServerError) -> "View":
+        """Return the next view: of newer figures, or of a server that is away."""
+        if isinstance(found, ParameterServerError):
+            return replace(self, failure=str(found))
+        is_other = found.incarnation != self.status.incarnation
+        return replace(
+            self,
+            status=found,
+            answered=self.clock(),
+            failure="",
+            is_restarted=self.is_restarted or is_other,
+        )
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        status = self.status
+        # On a screen of its own there is a height; elsewhere a prompt will follow.
+        height = options.height or console.height - 1
+        head = Group(*self._news(), _figures(status))
+        yield head
+        lines = console.render_lines(head, options.update(height=None), pad=False)
+        yield from _tables(status, options.max_width, height - len(lines))
+
+    def _news(self) -> Iterator[RenderableType]:
+        status = self.status
+        uptime = span(status.uptime_s)
+        yield Text.assemble((self.address, "bold"), f", up {uptime}")
+        yield Text(
+            report.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
+        )
+        if self.is_restarted:
+            news = f"the server has restarted: all counters began anew {uptime} ago"
+            yield Text(news, style="yellow")
+        if self.failure:
+            away = span(self.clock() - self.answered)
+            yield Text(
+                f"no answer for {away}: all figures are as of then", "bold yellow"
+            )
+            yield Text(self.failure, style="dim", no_wrap=True, overflow="ellipsis")
+        if not status.initialized:
+            yield Text("no variables yet: the first worker brings them")
+        yield ""
+
+
+def _figures(status: Status) -> Table:
+    now = status.recent_drop_rate
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    step = (str(status.step), "bold")
+    grid.add_row("step", Text.assemble(step, f", {report.rates(status)}"))
+    grid.add_row(
+        "drop rate",
+        Text.assemble(
+            ("no push" if now is None else f"{now:.1%}", "bold"),
+            f" in the last 10 s, {status.counts.drop_rate:.1%} overall",
+        ),
+    )
+    grid.add_row("pushes", report.outcomes(status.counts))
+    if status.staleness:
+        grid.add_row("staleness", report.quantiles(status))
+    return grid
+
+
+def _tables(status: Status, width: int, room: int) -> Iterator[RenderableType]:
+    """Draw the workers and the bars; where not both fit, the workers alone."""
+    wanted = len(status.workers) + _TABLE_HEAD if status.workers else 0
+    bars = None
+    if status.staleness and room > _LEAST_BARS + _TABLE_HEAD + _LEAST_ROWS:
+        most = max(_LEAST_BARS, min(_MOST_BARS, room - wanted - 2))
+        cells = max(1, min(_MOST_CELLS, width - _BESIDE_BAR))
+        bars = histogram.draw(status, most_bars=most, cells=cells)
+        room -= bars.row_count + 1
+    if status.workers:
+        yield from _workers(status, width, room - _TABLE_HEAD)
+    if bars:
+        yield from ("", bars)
+
+
+def _workers(status: Status, width: int, rows: int) -> Iterator[RenderableType]:
+    shown, left = status.workers, 0
+    if len(shown) > rows:
+        shown = tuple(sorted(shown, key=partial(_urgency, status))[: max(rows - 1, 1)])
+        left = len(status.workers) - len(shown)
+    yield from ("", workertable.draw(status, shown, width=width))
+    if left:
+        yield Text(f"{left} more workers", style="dim")
+
+
+def _urgency(status: Status, worker: WorkerStatus) -> tuple[bool, float, str]:
+    is_starved = status.state(worker) is WorkerState.STARVED
+    return not is_starved, -worker.counts.drop_rate, worker.name

@@ -1,0 +1,55 @@
+"""What happens to workers, as lines of the log."""
+
+import logging
+from typing import Any
+
+from psserver.recorder import Sample
+from pswire.status import WorkerState
+
+_log = logging.getLogger("psserver")
+
+
+class WorkerNews:
+    """A sink that logs when a worker's state has changed, and nothing else."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, WorkerState] = {}
+
+    def write(self, sample: Sample) -> None:
+        for worker in sample["workers"]:
+            before = self._states.get(worker["name"], WorkerState.ACTIVE)
+            now = self._states[worker["name"]] = worker["state"]
+            if now != before:
+                _tell(worker, before)
+
+    def close(self) -> None:
+        pass
+
+
+def _tell(worker: dict[str, Any], before: WorkerState) -> None:
+    name, facts = worker["name"], ("drop_rate", "consecutive_drops", "last_seen_s")
+    about = {"worker": name, **{fact: worker[fact] for fact in facts}}
+    match worker["state"], before:
+        case WorkerState.STARVED, _:
+            drops = worker["consecutive_drops"]
+            _log.warning(
+                "worker %s is starved: its last %d pushes were all dropped",
+                *(name, drops),
+                extra={"event": "worker_starved", **about},
+            )
+        case WorkerState.SILENT, _:
+            _log.info(
+                "worker %s has gone silent: its last call was %.0f s ago",
+                *(name, worker["last_seen_s"]),
+                extra={"event": "worker_silent", **about},
+            )
+        case _, WorkerState.STARVED:
+            _log.info(
+                "worker %s is no longer starved",
+                name,
+                extra={"event": "worker_recovered", **about},
+            )
+        case _:
+            _log.info(
+                "worker %s is back", name, extra={"event": "worker_back", **about}
+            )
