@@ -17,11 +17,6 @@ class JsonLines:
 
     While nothing happens there is a line a minute. A file that is full becomes PATH.1,
     PATH.1 becomes PATH.2, and so on; the oldest is removed.
-
-    Example:
-        >>> import optax, psserver
-        >>> sinks = [psserver.JsonLines("run.jsonl")]  # doctest: +SKIP
-        >>> psserver.Server(optax.sgd(0.1), sinks=sinks)  # doctest: +SKIP
     """
 
     def __init__(
@@ -84,13 +79,14 @@ class JsonLines:
 def files(path: Path) -> list[Path]:
     """Return the files that a history at `path` is in, the oldest first."""
     prefix = f"{path.name}."
-    numbers = [
-        int(other.name.removeprefix(prefix))
+    old = {
+        other: other.name.removeprefix(prefix)
         for other in path.parent.iterdir()
-        if other.name.startswith(prefix) and other.suffix[1:].isdecimal()
-    ]
-    old = [_old(path, number) for number in sorted(numbers, reverse=True)]
-    return old + [path] * path.exists()
+        if other.name.startswith(prefix)
+    }
+    numbers = {other: int(text) for other, text in old.items() if text.isdecimal()}
+    oldest_first = sorted(numbers, key=numbers.__getitem__, reverse=True)
+    return oldest_first + [path] * path.exists()
 
 
 def _old(path: Path, number: int) -> Path:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from psserver.jsonlines import files
 from pswire.counts import STALENESS_BOUNDS, Counts
@@ -93,7 +93,7 @@ def read(path: Path, tell: Tell) -> Iterator[Moment]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    moment = Moment.from_json(json.loads(line, parse_constant=_refuse))
+                    moment = Moment.from_json(json.loads(line))
                 except _DAMAGED as error:
                     why = f"{type(error).__name__}: {error}"
                     tell(f"{file}:{number}: expected a sample, got {why}; left out")
@@ -122,7 +122,3 @@ def _finite(value: Any) -> float:
 
 def _optional(value: Any) -> float | None:
     return None if value is None else _finite(value)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"expected a finite number, got {constant}")

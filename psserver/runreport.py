@@ -40,6 +40,7 @@ def _page(data: object) -> str:
     # Within a script nothing but "<" could end it, and JSON can spell that otherwise.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return Template(_load("report.html")).substitute(
+        licence=_load("uPlot.LICENSE"),
         styles="\n".join(map(_load, _STYLES)),
         scripts="\n".join(map(_load, _SCRIPTS)),
         data=text,

@@ -34,7 +34,7 @@ def starting(*starts: str) -> list[str]:
 
 def watching() -> list[str]:
     """Return the commands that show a run while it lasts."""
-    return [c for c in commands() if "--watch" in c or "metrics" in c]
+    return [c for c in commands() if "--watch" in c or "psserver metrics" in c]
 
 
 def run(command: str, folder: Path) -> str:

@@ -57,7 +57,7 @@
       ["Time", format.duration(total.uptime_s), many ? "of all starts" : "of the server"],
       ["Workers", format.count(workers.length), "that have joined"],
       ["Loss", format.loss(data.last_loss), `best ${format.loss(data.best_loss)}`],
-      ["Staleness", steps(staleness.median), `steps at the median, mean ${steps(staleness.mean)}`],
+      ["Staleness", format.count(staleness.median), `steps at the median, mean ${steps(staleness.mean)}`],
     ]) {
       place("figures").append(element("div", { class: "card" },
         element("dt", {}, name), element("dd", {}, value, " ",
@@ -143,14 +143,14 @@
   function ages() {
     const one = starts.every((start) => start.limit === last.limit);
     const bars = charts.gather(staleness.counts, one ? last.limit : null);
-    const mean = steps(staleness.mean), median = steps(staleness.median);
+    const mean = steps(staleness.mean), median = format.count(staleness.median);
     charts.histogram(place("staleness"), { title: "Judged pushes by staleness, in steps" })
       .show(bars, bars.length ? `Mean ${mean}, median ${median} steps; limit ${one ? limit(last) : "changed"}.`
         : "No push was judged.");
     if (!workers.length) return;
     const made = table(place("staleness-workers"), {
       caption: "Staleness by worker: the share of its judged pushes, by steps",
-      kind: "heat",
+      kind: "names heat",
       columns: [
         ["worker", (row) => row.name],
         ["median", (row) => dashed(row.median_staleness ?? "-")],
@@ -191,6 +191,7 @@
       ? [{ ...unjoined, name: "callers that never joined", state: "–" }] : [];
     table(place("workers"), {
       caption: "What became of each worker's pushes",
+      kind: "names",
       columns: [
         ["worker", (row) => row.name],
         ["at the end", (row) => (row.state === "starved" ? loud("starved", "starved")
@@ -217,6 +218,7 @@
     table(place("outcomes-table"), {
       caption: many ? "By start of the server: the counters begin from 0 each time"
         : "Since the server's start",
+      kind: "names",
       columns: [
         ["start", label],
         ["time", (row) => format.duration(row.uptime_s)],
