@@ -7,12 +7,16 @@ LIMIT ?= 12
 .PHONY: demo test test-all lint check stubs bench
 
 demo: $(VENV)/.demo
+	rm -f demo.jsonl*
 	$(BIN)/psworker launch digits:task --app-dir examples --workers 4 --steps 1500 \
-	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT)
+	  --local-server -- --rule adam -a learning_rate=2e-3 --max-staleness $(LIMIT) \
+	  --metrics-file demo.jsonl
+	$(BIN)/psserver report demo.jsonl -o demo.html
 	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
 
+# Whole files go to one process or the other: some share what takes long to make.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The same on every supported Python that this machine has.
 test-all:

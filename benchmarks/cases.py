@@ -121,6 +121,20 @@ CASES = {
             )
         ),
     ),
+    "metrics": Case(
+        runs.run_metrics,
+        tuple(
+            claim
+            for path in PATHS
+            for claim in (
+                Claim(f"{path}{runs.WATCHED} cycle", f"{path} cycle", at_most(1.03)),
+                Claim(
+                    f"{path}{runs.WATCHED}: server CPU a cycle",
+                    f"{path}: server CPU a cycle",
+                ),
+            )
+        ),
+    ),
     "tail": Case(
         runs.run_tail,
         tuple(

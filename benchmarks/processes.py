@@ -1,27 +1,19 @@
 """Child processes: started, commanded over a pipe, measured from outside, stopped."""
 
-import ctypes
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from benchmarks import namespaces
 
 _TIMEOUT_S = 180.0
 _GRACE_S = 15.0
 _LAST_WORDS_NBYTES = 2_000
-_PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None)
 
 
 class ChildError(Exception):
@@ -53,13 +45,17 @@ class Child:
         self._buffer = b""
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `stop`.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            # What it has to do first it does itself: a process forked to do it before
+            # the program starts is not safe where gRPC runs.
+            [
+                *(sys.executable, "-m", "benchmarks.child"),
+                *(str(os.getpid()), place.namespace or "", module, *arguments),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             # Ctrl-C in the terminal is for this process alone, which ends the others.
             process_group=0,
-            preexec_fn=partial(_settle, place),
             env=os.environ | {"JAX_PLATFORMS": "cpu", "GRPC_VERBOSITY": "ERROR"},
         )
 
@@ -183,12 +179,3 @@ def cpu_s(pid: int) -> float:
     # The clock that clock_getcpuclockid(3) names: it counts nanoseconds, where
     # /proc counts hundredths of a second.
     return time.clock_gettime((~pid << 3) | 2)
-
-
-def _settle(place: Place) -> None:
-    """Go to a place; end with the parent, and before any other process."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Where memory runs out, what goes is to be the benchmark.
-    Path("/proc/self/oom_score_adj").write_text("1000")
-    if place.namespace is not None:
-        namespaces.enter(place.namespace)

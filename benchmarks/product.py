@@ -24,7 +24,7 @@ _GRADIENT = 1e-6
 def serve_options(rule: str, host: str) -> list[str]:
     """Return the options of `psserver serve` for a server that drops nothing."""
     options = ["--rule", _factory(rule), "--max-staleness", "off"]
-    options += ["--host", host, "--port", "0", "--http-port", "0", "--insecure"]
+    options += ["--host", host, "--port", "0", "--http-port", "off", "--insecure"]
     for name, value in RULES[rule].items():
         options += ["-a", f"{name}={value}"]
     return options

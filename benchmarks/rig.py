@@ -172,7 +172,7 @@ class Rig:
     def _start(self, role: str, module: str, place: Place = LOOPBACK) -> Child:
         return self._once(
             (role, place),
-            lambda: self._children.start("benchmarks.child", module, place=place),
+            lambda: self._children.start(module, place=place),
         )
 
     def _once(self, role: Hashable, make: Callable[[], Made]) -> Made:
@@ -189,9 +189,11 @@ class Rig:
         self._children.end_all()
 
 
-def lodge(host: Child, rule: str, place: Place = LOOPBACK) -> Server:
+def lodge(host: Child, rule: str, place: Place = LOOPBACK, **options: bool) -> Server:
     """Start a server in a process with others."""
-    return Server(host, lambda: host.call("serve", rule=rule, host=place.host))
+    return Server(
+        host, lambda: host.call("serve", rule=rule, host=place.host, **options)
+    )
 
 
 def _team(site: Site, name: str, *others: Child) -> Burst:

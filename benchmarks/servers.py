@@ -1,20 +1,39 @@
 """A child with servers of its own, as many as it is told to have."""
 
+import tempfile
+from pathlib import Path
+from typing import Any
+
 import psserver
 from benchmarks import product
 from benchmarks.commands import obey
 
-_servers: list[psserver.Server] = []
+_folder = tempfile.TemporaryDirectory(prefix="asyncps-bench-")
+_servers: dict[str, psserver.Server] = {}
 
 
-def serve(rule: str, host: str) -> str:
-    """Start one more server, and return its address."""
+def serve(rule: str, host: str, metrics: bool = False) -> str:
+    """Start one more server, with or without metrics, and return its address."""
+    settings: dict[str, Any] = {}
+    if metrics:
+        sink = psserver.JsonLines(Path(_folder.name) / f"{len(_servers)}.jsonl")
+        settings = {"http_port": 0, "sinks": (sink,)}
     server = psserver.Server(
-        product.resolve(rule), max_staleness=None, host=host, port=0, insecure=True
+        product.resolve(rule),
+        max_staleness=None,
+        host=host,
+        port=0,
+        insecure=True,
+        **settings,
     )
-    _servers.append(server)
+    _servers[server.address] = server
     return server.address
 
 
+def http_address(address: str) -> str | None:
+    """Return where a server shows its metrics."""
+    return _servers[address].http_address
+
+
 if __name__ == "__main__":
-    obey({"serve": serve})
+    obey({"serve": serve, "http_address": http_address})

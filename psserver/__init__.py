@@ -3,15 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psserver.jsonlines import JsonLines as JsonLines
     from psserver.server import Server as Server
 
-__all__ = ["Server"]
+_HOMES = {
+    "JsonLines": "psserver.jsonlines",
+    "Server": "psserver.server",
+}
+
+__all__ = ["JsonLines", "Server"]
 
 
 def __getattr__(name: str) -> Any:
     # `Server` loads JAX, which takes seconds; `psserver --help` must not.
-    if name == "Server":
-        from psserver.server import Server
+    if name in _HOMES:
+        from importlib import import_module
 
-        return Server
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

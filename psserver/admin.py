@@ -20,7 +20,6 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
     # Who follows a server wants to know soon that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 
 if TYPE_CHECKING:
+    from psserver.recorder import Sink
     from psserver.server import Server
 
 # JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
@@ -123,6 +125,18 @@ def main() -> None:
     help="Let this user's workers on this host use a unix socket and shared memory.",
 )
 @click.option(
+    "--metrics-file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Append the figures to FILE, a line of JSON a second; see psserver report.",
+)
+@click.option(
+    "--sink",
+    multiple=True,
+    metavar="NAME[=ARGUMENT]",
+    help="Show the figures to a plug-in, such as tensorboard=DIR. May be repeated.",
+)
+@click.option(
     "--app-dir",
     type=click.Path(exists=True, file_okay=False),
     default=".",
@@ -148,6 +162,8 @@ def main() -> None:
 def serve(
     rule: str,
     argument: tuple[str, ...],
+    metrics_file: str | None,
+    sink: tuple[str, ...],
     app_dir: str,
     log_format: str,
     **settings: Any,
@@ -165,7 +181,7 @@ def serve(
     with (
         interruptible(),
         suppress(KeyboardInterrupt),
-        _start(rule, argument, settings) as server,
+        _start(rule, argument, metrics_file, sink, settings) as server,
     ):
         click.echo(f"listening on {server.address}")
         if server.http_address:
@@ -175,20 +191,35 @@ def serve(
         server.wait()
 
 
-def _start(rule: str, arguments: tuple[str, ...], settings: dict[str, Any]) -> "Server":
+def _start(
+    rule: str,
+    arguments: tuple[str, ...],
+    metrics_file: str | None,
+    sinks: tuple[str, ...],
+    settings: dict[str, Any],
+) -> "Server":
     try:
         ServerConfig(**settings)  # Before the imports below, which take seconds.
+        opened = _open_sinks(metrics_file, sinks)
         from psserver.rulespec import parse_arguments, resolve
         from psserver.server import Server
-        from psserver.workernews import WorkerNews
 
         resolved = resolve(rule, parse_arguments(arguments))
         described = rule + (f"({', '.join(arguments)})" if arguments else "")
-        return Server(resolved, rule_name=described, sinks=[WorkerNews()], **settings)
+        return Server(resolved, rule_name=described, sinks=opened, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _open_sinks(metrics_file: str | None, names: tuple[str, ...]) -> list["Sink"]:
+    from psserver.jsonlines import JsonLines
+    from psserver.sinks import resolve
+    from psserver.workernews import WorkerNews
+
+    files = [JsonLines(metrics_file)] if metrics_file else []
+    return [WorkerNews(), *files, *map(resolve, names)]
 
 
 @main.command()
@@ -264,6 +295,35 @@ def stop(address: str) -> None:
     with _clear_errors():
         admin.stop(address)
     click.echo(f"{address} is stopping")
+
+
+@main.command("report")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The HTML file to write.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=float,
+    metavar="LOSS",
+    help="Say when the loss first was LOSS or less. May be repeated.",
+)
+def write_report(file: Path, output: Path, targets: tuple[float, ...]) -> None:
+    """Write what the metrics FILE of a server holds as one HTML page, with charts."""
+    from psserver import runreport
+
+    try:
+        runreport.write(file, output, targets, partial(click.echo, err=True))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"report: {output}")
 
 
 @contextmanager

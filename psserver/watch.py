@@ -22,7 +22,7 @@ from pswire.workertable import span
 _REDRAWN_PER_S = 2  # A new size shows even while the server does not answer.
 _BESIDE_BAR = 34  # In letters: the staleness, and the pushes.
 _MOST_CELLS = 40
-_LEAST_BARS, _MOST_BARS = 3, 12
+_LEAST_BARS, _MOST_BARS = 2, 12
 _TABLE_HEAD = 4  # Lines: a blank one, two of headings, and a rule.
 _LEAST_ROWS = 3
 
@@ -86,12 +86,12 @@ class View:
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
         status = self.status
-        # On a screen of its own there is a height; elsewhere a prompt will follow.
-        height = options.height or console.height - 1
         head = Group(*self._news(), _figures(status))
         yield head
-        lines = console.render_lines(head, options.update(height=None), pad=False)
-        yield from _tables(status, options.max_width, height - len(lines))
+        lines = console.render_lines(head, options, pad=False)
+        # The last line stays free: in the end a prompt follows.
+        room = console.height - 1 - len(lines)
+        yield from _tables(status, options.max_width, room)
 
     def _news(self) -> Iterator[RenderableType]:
         status = self.status

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import jax
 import optax
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import psserver
 import psworker
@@ -20,6 +22,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
+Metrics = dict[tuple[str, ...], float]
+"""{(a sample's name, then its labels' values in the order of their names): value}."""
 Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -85,6 +89,33 @@ def promtool() -> Promtool:
         )
 
     return run
+
+
+def _read_metrics(text: str) -> Metrics:
+    return {
+        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture(scope="session")
+def read_metrics() -> Callable[[str], Metrics]:
+    """Read what Prometheus would."""
+    return _read_metrics
+
+
+@pytest.fixture(scope="session")
+def scrape() -> Callable[[psserver.Server], Metrics]:
+    """Ask a server for its metrics, over HTTP."""
+
+    def scrape(server: psserver.Server) -> Metrics:
+        with urlopen(f"{server.http_address}metrics", timeout=30) as answer:
+            return _read_metrics(answer.read().decode())
+
+    return scrape
 
 
 @pytest.fixture

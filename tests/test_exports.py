@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 NAMES = {
-    "psserver": ["Server"],
+    "psserver": ["JsonLines", "Server"],
     "psworker": ["Body", "Client", "Shard", "Task", "connect"],
 }
 EACH = [(package, name) for package, names in NAMES.items() for name in names]

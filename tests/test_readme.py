@@ -34,7 +34,7 @@ def starting(*starts: str) -> list[str]:
 
 def watching() -> list[str]:
     """Return the commands that show a run while it lasts."""
-    return [c for c in commands() if "--watch" in c or "metrics" in c]
+    return [c for c in commands() if "--watch" in c or "psserver metrics" in c]
 
 
 def run(command: str, folder: Path) -> str:
@@ -99,14 +99,14 @@ def test_every_command_of_the_readme_is_run_here() -> None:
     tried = starting("psserver", "psworker", "make demo")
     setup = starting("python3 -m venv", "pip install")
 
-    assert len(tried) == 14
+    assert len(tried) == 15
     assert sorted(tried + setup) == sorted(commands())
 
 
 def test_the_commands_for_a_server_and_its_workers_run(
     folder: Path, server: str
 ) -> None:
-    """In the order in which they stand there; the last one stops the server."""
+    """In the order in which they stand there; a report of it all is the last."""
     asked = [c for c in commands() if ADDRESS in c and c not in watching()]
     typed = [c.replace(ADDRESS, server) for c in asked]
 
@@ -119,6 +119,8 @@ def test_the_commands_for_a_server_and_its_workers_run(
     assert "error of w" in evaluated
     assert health == "serving\n"
     assert stopped == f"{server} is stopping\n"
+    (report,) = starting("psserver report")
+    assert run(report, folder) == "report: report.html\n"
 
 
 def test_the_commands_for_watching_a_run_run(folder: Path, server: str) -> None:

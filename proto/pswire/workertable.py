@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +46,7 @@ def draw(
         workers: One or more, in the order in which they are drawn.
         width: The room that there is, in letters; figures are left out for it, then
             the beginnings of names, which differ less than their ends. None: nothing
-            is left out.
+            is left out, and what does not fit is folded.
     """
     names = [worker.name for worker in workers]
     columns = {
@@ -61,10 +62,10 @@ def draw(
     table = Table(
         box=SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False
     )
-    table.add_column("worker", vertical="bottom")
+    table.add_column("worker", vertical="bottom", overflow="fold")
     for head in columns:
-        is_figure = head in _FIGURES
-        table.add_column(head, justify="right" if is_figure else "left", no_wrap=True)
+        justify: JustifyMethod = "right" if head in _FIGURES else "left"
+        table.add_column(head, justify=justify, vertical="bottom", overflow="fold")
     for name, *cells in zip(names, *columns.values(), strict=True):
         style = _STYLES.get(WorkerState(cells[0]))
         table.add_row(Text(name), *cells, style=style)

@@ -2,13 +2,18 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
+import numpy as np
+
+import psserver
+import psworker
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+DOCUMENT = ROOT / "docs" / "prometheus.md"
 
 
 def test_the_rules_are_rules(promtool: Any) -> None:
@@ -29,15 +34,28 @@ def test_the_alerts_tell_bad_runs_from_good_ones(promtool: Any, tmp_path: Path) 
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_every_metric_of_the_rules_is_one_that_the_server_has(scrape: Any) -> None:
-    """A name that nobody exports makes an alert that never comes."""
-    named = {*re.findall(r"\basyncps_[a-z_]+", RULES.read_text())}
+def test_every_metric_of_rules_and_documents_is_one_that_the_server_has(
+    start_server: Callable[..., psserver.Server],
+    connect: Callable[..., psworker.Client],
+    scrape: Callable[[psserver.Server], dict[tuple[str, ...], float]],
+) -> None:
+    """A name that nobody exports makes an alert that never comes.
+
+    And what is exported is documented.
+    """
+    server = start_server(http_port=0, max_staleness=0)
+    with connect(server.address) as client:
+        client.initialize({"w": np.zeros(1, np.float32)})
+        client.push({"w": np.ones(1, np.float32)}, client.pull(), value=1.0)
 
     exported = {
-        sample.name
-        for family in text_string_to_metric_families(scrape())
-        for sample in family.samples
+        name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+        for (name, *_) in scrape(server)
+        if name.startswith("asyncps_")
     }
 
-    assert named - exported == set()
-    assert len(named) >= 6
+    documented = {*re.findall(r"^\| `(asyncps_\w+)`", DOCUMENT.read_text(), re.M)}
+    used = {*re.findall(r"\basyncps_[a-z_]+", RULES.read_text())}
+    assert documented == exported
+    assert {name.removesuffix("_bucket") for name in used} <= exported
+    assert len(used) >= 6

@@ -20,7 +20,9 @@ import psserver
 import psworker
 from psserver.cli import main
 from psserver.rulespec import resolve
+from pswire.counts import Counts
 from pswire.errors import NonFiniteError
+from pswire.status import Limits, Status
 
 StartServer = Callable[..., psserver.Server]
 
@@ -158,3 +160,33 @@ def known(start_server: StartServer) -> psserver.Server:
         with pytest.raises(NonFiniteError, match=r"^w: expected finite gradients"):
             client.push({"w": np.full(2, np.nan, np.float32)}, client.pull())
     return server
+
+
+@pytest.fixture
+def make_sample() -> Callable[..., dict[str, Any]]:
+    """Make samples as a recorder shows them; what is not said is that of a new server.
+
+    Yields a function of the uptime in seconds and of a `Status`'s fields.
+    """
+    limits = Limits(
+        max_staleness=8, max_grad_norm=None, max_model_nbytes=0, max_unary_nbytes=0
+    )
+
+    def make(uptime_s: float, **fields: Any) -> dict[str, Any]:
+        counts = fields.pop("counts", Counts())
+        known: dict[str, Any] = {
+            "generation": "history",
+            "incarnation": "start",
+            "step": counts.applied,
+            "limits": limits,
+            "rule": "sgd",
+            "initialized": True,
+            "pushes_per_s": 0.0,
+            "staleness": {},
+            "workers": (),
+        }
+        time = fields.pop("time", 1e9 + uptime_s)
+        status = Status(uptime_s=uptime_s, counts=counts, **{**known, **fields})
+        return {"time": time, **status.to_json()}
+
+    return make

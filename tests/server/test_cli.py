@@ -236,6 +236,7 @@ def test_the_status_for_scripts_has_every_number(
         "drop_rate": 1 / 3,
         "consecutive_drops": 1,
         "longest_drops": 1,
+        "mean_staleness": 1.0,
         "loss": None,
         "state": "active",
     }
@@ -460,6 +461,7 @@ def test_a_file_may_set_everything(
         (["-a", "learning_rate=2"], r"learning_rate: expected once, got twice"),
         (["-a", "rate=2"], r"sgd: expected arguments among learning_rate, "),
         (["--rule", "identity"], r"identity: expected arguments among "),
+        (["--sink", "no such"], r"sink: expected one of .*, got 'no such'"),
         (["--app-dir", "/no/such/folder"], r"'/no/such/folder' does not exist"),
         (["--config", "/no/such/file"], r"'/no/such/file' does not exist"),
         (["--quick"], r"No such option:? '?--quick"),
@@ -500,6 +502,34 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(
 
     assert result.exit_code == 2
     assert re.search(message, " ".join(result.output.split()))
+    assert not served
+
+
+def test_a_metrics_file_holds_what_was_counted(
+    run: Run, served: list[Status], tmp_path: Path
+) -> None:
+    """The last line, at least, is written when the server stops."""
+    path = tmp_path / "run.jsonl"
+
+    result = run("serve", *_SGD, "--metrics-file", str(path))
+
+    assert result.exit_code == 0, result.output
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert last["incarnation"] == served[0].incarnation
+    assert last["received"] == 0
+
+
+def test_a_metrics_file_that_cannot_be_written_is_an_error_before_it_listens(
+    run: Run, served: list[Status], tmp_path: Path
+) -> None:
+    """It names the setting and the path."""
+    path = tmp_path / "missing" / "run.jsonl"
+
+    result = run("serve", *_SGD, "--metrics-file", str(path))
+
+    assert result.exit_code == 1
+    text = f"metrics_file: expected a file that can be written, got .*{path}"
+    assert re.search(text, result.output)
     assert not served
 
 

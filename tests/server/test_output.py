@@ -1,6 +1,7 @@
 """`psserver metrics`: the same figures as `status`, for scripts, and as documented."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -19,9 +20,11 @@ from click.testing import Result
 
 import psserver
 import psworker
+from psserver import output
 from psserver.output import COLUMNS
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.errors import ServerUnavailableError
 
 StartServer = Callable[..., psserver.Server]
 Run = Callable[..., Result]
@@ -157,6 +160,24 @@ def test_following_goes_on_through_a_restart(
     assert after["time"] > before["time"]
     assert all(json.loads(line) for line in rest.splitlines())
     assert (process.returncode, errors) == (0, "")
+
+
+def test_every_absence_is_told_once(
+    known: psserver.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However long it lasts; nothing but data goes where the data goes."""
+    there, gone = known.status(), ServerUnavailableError("a:1: gone")
+    answers = iter([there, gone, gone, there, gone, gone])
+    monkeypatch.setattr("psserver.admin.follow", lambda address: answers)
+    file = io.StringIO()
+
+    output.write("a:1", file, style="json", follow=True)
+
+    samples = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [sample["step"] for sample in samples] == [2, 2]
+    assert capsys.readouterr().err == "a:1: gone; going on once it answers\n" * 2
 
 
 def test_following_as_csv_writes_the_header_once(

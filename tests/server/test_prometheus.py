@@ -1,20 +1,19 @@
 """What Prometheus reads: every figure of one status, and sums that add up."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 
 from psserver.meter import Meter
 from psserver.prometheus import exposer
 from pswire.counts import Counts, WorkerStatus
 from pswire.status import Limits, Status
 
-Scrape = dict[tuple[str, ...], float]
-"""{(name, then every label's value in the order of the labels' names): value}."""
+Metrics = dict[tuple[str, ...], float]
+Read = Callable[[str], Metrics]
 
 FAST = WorkerStatus(
     name="fast",
@@ -61,26 +60,15 @@ def text_of(status: Status, meter: Meter | None = None, accept: str = "") -> str
     return exposer(lambda: status, meter or Meter())(accept)[1].decode()
 
 
-def read(text: str) -> Scrape:
-    """Return every sample of a scrape."""
-    return {
-        (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): (
-            sample.value
-        )
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def beginning(scrape: Mapping[tuple[str, ...], float], *start: str) -> Scrape:
+def beginning(scrape: Metrics, *start: str) -> Metrics:
     """Return the samples whose names and labels begin so, without that."""
     size = len(start)
     return {key[size:]: scrape[key] for key in scrape if key[:size] == start}
 
 
-def test_the_totals_are_those_of_the_status() -> None:
+def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
     """Integers as they are, by outcome and reason."""
-    scrape = read(text_of(STATUS))
+    scrape = read_metrics(text_of(STATUS))
 
     assert beginning(scrape, "asyncps_pushes_total") == {
         ("applied", ""): 20,
@@ -102,9 +90,9 @@ def test_the_totals_are_those_of_the_status() -> None:
     }
 
 
-def test_the_staleness_is_a_histogram() -> None:
+def test_the_staleness_is_a_histogram(read_metrics: Read) -> None:
     """Each bucket with those before it, the sum in steps."""
-    scrape = read(text_of(STATUS))
+    scrape = read_metrics(text_of(STATUS))
 
     buckets = beginning(scrape, "asyncps_staleness_steps_bucket")
     assert [*buckets.values()] == [19, 20, 20, 21, *[21] * 9, 21, 22, 32]
@@ -113,9 +101,9 @@ def test_the_staleness_is_a_histogram() -> None:
     assert scrape["asyncps_staleness_steps_sum",] == 1 + 3 + 100 + 2000
 
 
-def test_the_workers_add_up_to_the_totals() -> None:
+def test_the_workers_add_up_to_the_totals(read_metrics: Read) -> None:
     """By outcome and by bucket; who never joined is among the others."""
-    scrape = read(text_of(STATUS))
+    scrape = read_metrics(text_of(STATUS))
 
     pushes = beginning(scrape, "asyncps_worker_pushes_total")
     for outcome in ("applied", "dropped", "duplicate", "rejected"):
@@ -135,13 +123,13 @@ def test_the_workers_add_up_to_the_totals() -> None:
     assert scrape["asyncps_worker_last_seen_seconds", "slow"] == 2.0
 
 
-def test_only_so_many_workers_have_a_label_and_keep_it() -> None:
+def test_only_so_many_workers_have_a_label_and_keep_it(read_metrics: Read) -> None:
     """A name that comes first in the alphabet later on takes nobody's."""
     workers = [(GONE, SLOW), (FAST, GONE, SLOW)]
     states = iter([replace(STATUS, workers=each) for each in workers])
     expose = exposer(lambda: next(states), Meter(), max_labels=1)
 
-    before, after = (read(expose("")[1].decode()) for _ in range(2))
+    before, after = (read_metrics(expose("")[1].decode()) for _ in range(2))
 
     for scrape, others in ((before, 11), (after, 12)):
         dropped = beginning(scrape, "asyncps_worker_pushes_total", "dropped")
@@ -151,26 +139,28 @@ def test_only_so_many_workers_have_a_label_and_keep_it() -> None:
     assert after["asyncps_worker_last_seen_seconds", "(others)"] == 0.5
 
 
-def test_a_worker_called_like_the_others_is_one_of_them() -> None:
+def test_a_worker_called_like_the_others_is_one_of_them(read_metrics: Read) -> None:
     """No two series have the same labels."""
     impostor = replace(FAST, name="(others)")
 
-    scrape = read(text_of(replace(STATUS, workers=(impostor,))))
+    scrape = read_metrics(text_of(replace(STATUS, workers=(impostor,))))
 
     assert beginning(scrape, "asyncps_worker_pushes_total", "rejected") == {
         ("(others)",): 3 + 2
     }
 
 
-def test_what_is_not_there_is_left_out() -> None:
+def test_what_is_not_there_is_left_out(read_metrics: Read) -> None:
     """No limit is not a limit of 0, no loss none of 0."""
-    scrape = read(text_of(replace(STATUS, limits=Limits(None, None, 1, 1), loss=None)))
+    scrape = read_metrics(
+        text_of(replace(STATUS, limits=Limits(None, None, 1, 1), loss=None))
+    )
 
     assert ("asyncps_max_staleness_steps",) not in scrape
     assert ("asyncps_loss",) not in scrape
 
 
-def test_calls_and_bytes_are_told_by_path_and_method() -> None:
+def test_calls_and_bytes_are_told_by_path_and_method(read_metrics: Read) -> None:
     """And what each part of a push's life took."""
     meter = Meter()
     meter.answered("grpc", "Push", "OK", 0.002)
@@ -179,7 +169,7 @@ def test_calls_and_bytes_are_told_by_path_and_method() -> None:
     meter.moved("samehost", "Pull", received=10, sent=4000)
     meter.moved("samehost", "Pull", received=5)
 
-    scrape = read(text_of(STATUS, meter))
+    scrape = read_metrics(text_of(STATUS, meter))
 
     counts = beginning(scrape, "asyncps_rpc_seconds_count")
     assert counts == {("ABORTED", "Push", "grpc"): 1, ("OK", "Push", "grpc"): 2}
@@ -195,23 +185,25 @@ def test_calls_and_bytes_are_told_by_path_and_method() -> None:
         assert scrape[f"asyncps_push_{part}_seconds_count",] == 0
 
 
-def test_the_process_and_what_it_runs_are_told() -> None:
+def test_the_process_and_what_it_runs_are_told(read_metrics: Read) -> None:
     """Memory, and the versions."""
-    scrape = read(text_of(STATUS))
+    scrape = read_metrics(text_of(STATUS))
 
     assert scrape["process_resident_memory_bytes",] > 1e6
     assert len(beginning(scrape, "asyncps_build_info")) == 1
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a{b}", "é✓", " a b "])
-def test_any_name_of_a_worker_comes_through(promtool: Any, name: str) -> None:
+def test_any_name_of_a_worker_comes_through(
+    promtool: Any, read_metrics: Read, name: str
+) -> None:
     """Prometheus's own tool has nothing to say against it."""
     text = text_of(replace(STATUS, workers=(replace(FAST, name=name),)))
 
     checked = promtool("check", "metrics", text=text)
 
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
-    assert read(text)["asyncps_worker_pushes_total", "applied", name] == 5
+    assert read_metrics(text)["asyncps_worker_pushes_total", "applied", name] == 5
 
 
 @pytest.mark.parametrize(

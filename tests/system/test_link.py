@@ -19,11 +19,6 @@ from benchmarks.processes import Place
 from benchmarks.rig import Ends, MachineError, Rig
 from benchmarks.sites import Effort
 
-# The children are forked with a word to the kernel on the way; none goes on in Python.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:os\.fork\(\) was called:RuntimeWarning"
-)
-
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import psworker
 from pswire.values import Reason, Snapshot, Verdict
 
 WORKERS = 64
-ROUNDS = 50
+ROUNDS = 25
 TIMEOUT_S = 30.0
 
 

@@ -123,29 +123,29 @@ def digits() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("count", "limit", "ways"),
+    ("count", "limit", "near", "ways"),
     [
-        (1, 4, ()),
-        (2, 4, ()),
-        (4, 4, ()),
-        (2, 8, ("--prefetch", "--background-push")),
+        (1, 4, True, ()),
+        (2, 4, False, ()),
+        (4, 4, True, ()),
+        (2, 8, False, ("--prefetch", "--background-push")),
     ],
-    ids=["1", "2", "4", "2 overlapping"],
+    ids=["1", "2 over gRPC", "4", "2 overlapping, over gRPC"],
 )
 def test_workers_reach_the_accuracy(
     start_server: Any,
-    connect: Any,
     start_worker: StartWorker,
     digits: ModuleType,
     count: int,
     limit: int,
+    near: bool,
     ways: tuple[str, ...],
 ) -> None:
     """Each reads its own part of the images, and all of them take part."""
     # A constant rate leaves the last step's noise in the result, now and then below the
     # bound; with one that decays, the worst of 300 simulated orders came to 0.964.
     rate = optax.cosine_decay_schedule(2e-3, STEPS)
-    server = start_server(optax.adam(rate), max_staleness=limit)
+    server = start_server(optax.adam(rate), max_staleness=limit, same_host=near)
     settings = ("--steps", str(STEPS), *ways)
     workers = [
         start_worker(server.address, "--shard", f"{index}/{count}", *settings)
@@ -165,7 +165,7 @@ def test_workers_reach_the_accuracy(
     assert status.counts.rejected == {}
     assert len(status.workers) == count
     assert all(row.counts.applied for row in status.workers)
-    params = connect(server.address).pull(like=digits.init()).params
+    params = read(server.address, like=digits.init()).params
     with jax.numpy_rank_promotion("allow"):  # As outside of tests.
         found = digits.evaluate(params)
     assert found["accuracy on held-out digits"] >= 0.95

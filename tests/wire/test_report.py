@@ -160,6 +160,25 @@ def test_a_worker_s_name_is_told_as_it_is(name: str) -> None:
     assert any(line.startswith(f"{name} ") for line in got)
 
 
+@pytest.mark.parametrize("columns", ["40", "60", "80"])
+def test_on_a_narrow_terminal_nothing_is_left_out(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and figures are folded: all their letters are there."""
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    name, counts = "trainer-" + "x" * 60, Counts(123_456_789, 1)
+    file = io.StringIO()
+    file.isatty = lambda: True  # type: ignore[method-assign]
+
+    report.show(replace(QUIET, workers=(WorkerStatus(name, counts, 0, 0.0),)), file)
+
+    text = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
+    assert "…" not in text
+    assert text.count("x") == 60
+    assert max(map(len, text.splitlines())) <= int(columns)
+
+
 def test_large_numbers_are_not_cut_off() -> None:
     """A number that lost its end would be believed."""
     bars = rows(

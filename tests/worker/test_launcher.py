@@ -242,8 +242,8 @@ def test_a_launch_trains_to_the_end_and_sums_up(
     assert re.search(r"^2 workers of quick:task, server 127\.0.*, logs in", err, re.M)
     assert re.search(r"^metrics on http://127\.0\.0\.1:[1-9]\d*/$", err, re.MULTILINE)
     assert "pushes: 5 applied, 0 dropped, 0 duplicate, 0 rejected" in out
-    assert re.search(r"^ *worker-0 +3 +0 +0\.0%", out, re.MULTILINE)
-    assert re.search(r"^ *worker-1 +2 +0 +0\.0%", out, re.MULTILINE)
+    assert re.search(r"^worker-0 +active +\d+\.\d +3 +0 +0\.0%", out, re.MULTILINE)
+    assert re.search(r"^worker-1 +active +\d+\.\d +2 +0 +0\.0%", out, re.MULTILINE)
     assert re.search(r"^5 pushes of these .*; 0 restarts, 0 workers lost$", out, re.M)
     # Whatever the order, every push takes a quarter of the way that it has seen.
     assert re.search(r"^at step 5: distance 0\.\d+$", out, re.MULTILINE)

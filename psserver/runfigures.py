@@ -1,0 +1,103 @@
+"""What a report says of a run, as plain JSON types: each start apart, and all added."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from psserver.runhistory import Start, told
+from psserver.runsums import add_counts, add_tables, middle
+from psserver.runtargets import levels, reached
+from psserver.runworkers import BUCKETS, workers
+
+_POINTS = 1000
+
+
+def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]:
+    """Sum a run up.
+
+    Args:
+        starts: The server's starts, one or more, in their order.
+        targets: Losses to say of when they were reached; none: a few round ones.
+    """
+    began, losses = _began(starts), told(starts)
+    return {
+        "starts": list(map(_start, starts, began)),
+        "total": _total(starts),
+        "staleness": _staleness(add_tables(start.last.staleness for start in starts)),
+        "best_loss": min(losses, default=None),
+        "last_loss": losses[-1] if losses else None,
+        "curves": _curves(starts, began),
+        "buckets": BUCKETS,
+        "workers": workers(starts),
+        "unjoined": add_counts(start.last.unjoined for start in starts).to_json(),
+        "targets": [asdict(reached(starts, x)) for x in targets or levels(starts)],
+    }
+
+
+def _began(starts: Sequence[Start]) -> list[float]:
+    """Return when each start was, in seconds since the first one, on one time line."""
+    zero = starts[0].first.time - starts[0].first.uptime_s
+    began, ended = [], 0.0
+    for start in starts:
+        # The clock may have been set back meanwhile; the uptimes never are.
+        began.append(max(start.first.time - start.first.uptime_s - zero, ended))
+        ended = began[-1] + start.last.uptime_s
+    return began
+
+
+def _start(start: Start, began_s: float) -> dict[str, Any]:
+    return {
+        "incarnation": start.last.incarnation,
+        "rule": start.last.rule,
+        "limit": start.last.limit,
+        "time": start.first.time - start.first.uptime_s,
+        "began_s": began_s,
+        "uptime_s": start.last.uptime_s,
+        "first_uptime_s": start.first.uptime_s,
+        "is_whole": start.is_whole,
+        "samples": start.samples,
+        "step": start.last.step,
+        **start.last.counts.to_json(),
+    }
+
+
+def _total(starts: Sequence[Start]) -> dict[str, Any]:
+    return {
+        "uptime_s": sum(start.last.uptime_s for start in starts),
+        "samples": sum(start.samples for start in starts),
+        "step": sum(start.last.step for start in starts),
+        **add_counts(start.last.counts for start in starts).to_json(),
+    }
+
+
+def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[Any]]:
+    """Return the points of all starts, one after the other, parted by an empty one."""
+    every = -(-sum(start.samples for start in starts) // _POINTS)
+    rows: list[tuple[Any, ...]] = []
+    steps = 0
+    for start, began_s in zip(starts, began, strict=True):
+        if rows:
+            rows.append((began_s, steps, None, None, None, None))
+        rows += (
+            (
+                *(began_s + point.uptime_s, steps + point.step),
+                *(point.drop_rate, point.steps_per_s, point.loss, point.staleness),
+            )
+            for point in start.points(every)
+        )
+        steps += start.last.step
+    names = ("seconds", "steps", "drop_rate", "steps_per_s", "loss", "staleness")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def _staleness(counts: Counter[int]) -> dict[str, Any]:
+    ages = sorted(counts)
+    judged = counts.total()
+    total = sum(age * pushes for age, pushes in counts.items())
+    median = middle([counts[age] for age in ages])
+    return {
+        "counts": {str(age): counts[age] for age in ages},
+        "mean": total / judged if judged else None,
+        "median": None if median is None else ages[median],
+    }

@@ -1,0 +1,51 @@
+"""A report of a run: one HTML file that needs nothing else."""
+
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from psserver.runfigures import figures
+from psserver.runfile import Tell, read
+from psserver.runhistory import gather
+
+_STYLES = ("uPlot.min.css", "page.css", "report.css")
+_SCRIPTS = ("uPlot.iife.min.js", "charts.js", "report.js")
+
+
+def write(path: Path, output: Path, targets: Sequence[float], tell: Tell) -> None:
+    """Write the report of a metrics file.
+
+    Args:
+        path: The file that `psserver serve --metrics-file` was given; the full ones
+            beside it are read too.
+        output: Where the report goes.
+        targets: Losses to say of when they were reached; none: a few round ones.
+        tell: Is told of every line that is damaged.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: There is no sample, or a target is no finite number.
+    """
+    for target in targets:
+        if not math.isfinite(target):
+            raise ValueError(f"target: expected a finite loss, got {target}")
+    data = {"file": path.name, **figures(gather(read(path, tell)), targets)}
+    output.write_text(_page(data), encoding="utf-8")
+
+
+def _page(data: object) -> str:
+    # Within a script nothing but "<" could end it, and JSON can spell that otherwise.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return Template(_load("report.html")).substitute(
+        licence=_load("uPlot.LICENSE"),
+        styles="\n".join(map(_load, _STYLES)),
+        scripts="\n".join(map(_load, _SCRIPTS)),
+        data=text,
+    )
+
+
+def _load(name: str) -> str:
+    return (files("psserver") / "page" / name).read_text(encoding="utf-8")

@@ -1,0 +1,34 @@
+"""Sums over the starts of a server, whose counters each began from nothing."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from pswire.counts import Counts
+
+
+def add_counts(counts: Iterable[Counts]) -> Counts:
+    """Add up what became of pushes."""
+    rows = list(counts)
+    return Counts(
+        applied=sum(row.applied for row in rows),
+        dropped=sum(row.dropped for row in rows),
+        duplicate=sum(row.duplicate for row in rows),
+        rejected=add_tables(row.rejected for row in rows),
+    )
+
+
+def add_tables(tables: Iterable[Mapping[Any, int]]) -> Counter[Any]:
+    """Add up the numbers that stand under the same key."""
+    total: Counter[Any] = Counter()
+    for table in tables:
+        total.update(table)
+    return total
+
+
+def middle(numbers: Sequence[int]) -> int | None:
+    """Return the first index up to which half of all are, or more; None: all are 0."""
+    half = sum(numbers) / 2
+    reached = (i for i, seen in enumerate(accumulate(numbers)) if seen >= half)
+    return next(reached) if half else None

@@ -1,0 +1,49 @@
+"""Which samples are worth keeping: an idle server fills no disk."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psserver.recorder import Sample
+
+_IDLE_S = 60.0
+_CLOCKS = frozenset({"time", "uptime_s", "last_seen_s"})
+
+
+class Sparse:
+    """Admits a sample if any of its figures has changed, and one a minute if none has.
+
+    What changes with every second, such as a worker's `last_seen_s`, is no figure.
+    """
+
+    def __init__(self) -> None:
+        self._figures: Any = None
+        self._kept_s = 0.0
+        self._held: Sample | None = None
+
+    def admit(self, sample: Sample) -> Sequence[Sample]:
+        """Return what to keep now, in order: the last one held back may come along.
+
+        With it, a line through what is kept stays level for as long as nothing changed.
+        """
+        figures = _figures(sample)
+        changed = figures != self._figures
+        if not changed and sample["uptime_s"] - self._kept_s < _IDLE_S:
+            self._held = sample
+            return ()
+        kept = (self._held, sample) if changed and self._held else (sample,)
+        self._figures, self._kept_s, self._held = figures, sample["uptime_s"], None
+        return kept
+
+    def rest(self) -> Sequence[Sample]:
+        """Return the last sample if it was held back: the end is always kept."""
+        held, self._held = self._held, None
+        return (held,) if held else ()
+
+
+def _figures(sample: Sample) -> Any:
+    workers = [_timeless(worker) for worker in sample["workers"]]
+    return {**_timeless(sample), "workers": workers}
+
+
+def _timeless(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in _CLOCKS}
