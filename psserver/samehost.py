@@ -132,6 +132,9 @@ class SameHost:
             thread.join(max(0.0, deadline - time.monotonic()))
         for worker in workers:
             worker.frames.close()
+        # Whoever has stopped this may keep it; the workers' memory is not kept with it.
+        with self._lock:
+            self._workers.clear()
         self._listener.close()
         self._ready.close()
         shutil.rmtree(self._home, ignore_errors=True)

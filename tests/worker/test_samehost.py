@@ -426,8 +426,9 @@ def test_no_more_memory_is_taken_than_is_held(
     np.testing.assert_array_equal(snapshot.params["w"], BASE + 60)
 
 
+@pytest.mark.parametrize("first", ["worker", "server"])
 def test_when_both_sides_are_closed_all_memory_is_gone(
-    start_server: StartServer,
+    start_server: StartServer, first: str
 ) -> None:
     """But what the caller still holds, which stays as it was."""
     gc.collect()
@@ -437,6 +438,8 @@ def test_when_both_sides_are_closed_all_memory_is_gone(
         client.initialize(PARAMS)
         held = client.pull()
         client.exchange(UP, held)
+        if first == "server":
+            server.stop()
     del client
     server.stop()
 
