@@ -32,10 +32,10 @@ ONES = {"w": np.ones(2, np.float32)}
 
 
 class Notices(logging.Handler):
-    """Keeps what is logged, and lets a test wait for it."""
+    """Keeps what the log warns of, and lets a test wait for it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.WARNING)  # Whatever level a command has set before.
         self.texts: list[str] = []
         self._came = threading.Event()
 
