@@ -17,9 +17,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from psserver.families import gauge, histogram
-from psserver.meter import SECONDS, Durations, Meter, Readings
-from psserver.workerfamilies import WorkerFamilies
+from psserver.metrics.families import gauge, histogram
+from psserver.metrics.meter import SECONDS, Durations, Meter, Readings
+from psserver.metrics.workerfamilies import WorkerFamilies
 from pswire.counts import STALENESS_BOUNDS
 from pswire.status import Status, WorkerState
 
