@@ -80,7 +80,7 @@ class Recent:
 
 
 def _newest_loss(rows: Sequence[_Second]) -> float | None:
-    """Return a mean of as few seconds as will do: a loss that falls fast is not late."""
+    """Return a mean of as few seconds as will do: one that falls fast is not late."""
     losses, loss = 0, 0.0
     for row in reversed(rows):
         losses += row.losses

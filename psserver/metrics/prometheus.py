@@ -115,9 +115,7 @@ def _totals(status: Status) -> Iterator[Metric]:
     yield gauge(
         "asyncps_drop_ratio", "Dropped / (applied + dropped) pushes.", counts.drop_rate
     )
-    yield gauge(
-        "asyncps_loss", "Mean of the newest losses that pushes told.", status.loss
-    )
+    yield gauge("asyncps_loss", "Mean of the newest losses told.", status.loss)
 
 
 def _staleness(status: Status) -> Metric:
