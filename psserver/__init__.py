@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from psserver.jsonlines import JsonLines as JsonLines
+    from psserver.metrics.jsonlines import JsonLines as JsonLines
     from psserver.server import Server as Server
 
 _HOMES = {
-    "JsonLines": "psserver.jsonlines",
+    "JsonLines": "psserver.metrics.jsonlines",
     "Server": "psserver.server",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from psserver.calls import Calls, Pulled
 from psserver.malformed import marking
-from psserver.meter import CallMeter
+from psserver.metrics.meter import CallMeter
 from pswire import body, methods
 from pswire.errors import InvalidRequestError, code, to_bytes
 from pswire.memory import copied

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from psserver import admin
-from psserver.recorder import Sample, sample
+from psserver.metrics.recorder import Sample, sample
 from pswire.errors import ParameterServerError
 
 COLUMNS = (

@@ -2,9 +2,11 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _WINDOW_S = 10
+_ENOUGH_LOSSES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,8 @@ class Rates:
         pushes_per_s: Judged pushes, a second.
         steps_per_s: Applied ones, a second.
         drop_rate: Dropped ones among the judged, 0 to 1; None: none was judged.
-        loss: The mean of the losses that they told; None: none told one.
+        loss: The mean of the newest losses that they told, twenty or more if there
+            are so many; None: none told one.
     """
 
     pushes_per_s: float
@@ -68,11 +71,21 @@ class Recent:
         span_s = max(min(now - since, uptime_s), 1.0)
         judged = sum(row.judged for row in rows)
         applied = sum(row.applied for row in rows)
-        losses = sum(row.losses for row in rows)
-        loss = sum(row.loss for row in rows) / max(losses, 1)
         return Rates(
             pushes_per_s=judged / span_s,
             steps_per_s=applied / span_s,
             drop_rate=(judged - applied) / judged if judged else None,
-            loss=loss if losses and math.isfinite(loss) else None,  # Sums overflow.
+            loss=_newest_loss(rows),
         )
+
+
+def _newest_loss(rows: Sequence[_Second]) -> float | None:
+    """Return a mean of as few seconds as will do: one that falls fast is not late."""
+    losses, loss = 0, 0.0
+    for row in reversed(rows):
+        losses += row.losses
+        loss += row.loss
+        if losses >= _ENOUGH_LOSSES:
+            break
+    mean = loss / max(losses, 1)
+    return mean if losses and math.isfinite(mean) else None  # Sums overflow.

@@ -17,7 +17,7 @@ from typing import Any
 
 from psserver.calls import Calls
 from psserver.frames import FrameCalls
-from psserver.meter import CallMeter, Meter
+from psserver.metrics.meter import CallMeter, Meter
 from pswire.errors import InvalidRequestError
 from pswire.samehost import Frame, FrameSocket, Kind
 

@@ -16,16 +16,16 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from psserver.calls import Calls
 from psserver.config import ServerConfig
-from psserver.history import History
 from psserver.malformed import RefuseMalformed, require_message
-from psserver.meter import Meter
-from psserver.pages import make_pages
-from psserver.prometheus import exposer
-from psserver.recorder import Recorder, Sink
+from psserver.metrics.history import History
+from psserver.metrics.meter import Meter
+from psserver.metrics.prometheus import exposer
+from psserver.metrics.recorder import Recorder, Sink
 from psserver.samehost import SameHost
 from psserver.service import ParameterServer
 from psserver.store import Store
-from psserver.web import Web
+from psserver.web.pages import make_pages
+from psserver.web.web import Web
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES

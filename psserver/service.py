@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import grpc
 
 from psserver.calls import Calls, Pulled
-from psserver.meter import CallMeter, Meter
+from psserver.metrics.meter import CallMeter, Meter
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import CallCancelledError, TooLargeError, to_status

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
-from psserver.meter import Meter
+from psserver.metrics.meter import Meter
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale

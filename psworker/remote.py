@@ -21,8 +21,9 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
     # A server that has just come should be found at once, not after gRPC's minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Also how long one attempt may take, on a link that is slow or a machine that is.
+    ("grpc.min_reconnect_backoff_ms", 5000),
 )
 
 

@@ -57,7 +57,7 @@ def test_a_command_s_module_loads_little(module: str) -> None:
     [
         *("psserver", "psserver.admin", "psserver.config", "psserver.decision"),
         *("psserver.output", "psserver.watch"),
-        *("psserver.jsonlines", "psserver.sinks"),
+        *("psserver.metrics.jsonlines", "psserver.metrics.sinks"),
         *("psworker", "psworker.connection", "psworker.launcher", "psworker.overlap"),
         "psworker.task",
         *("pswire.body", "pswire.errors", "pswire.report", "pswire.values"),
@@ -73,7 +73,7 @@ def test_a_module_that_computes_nothing_loads_no_jax(module: str) -> None:
 
 def test_a_report_is_written_without_jax_and_grpc() -> None:
     """On whatever machine the file has been copied to."""
-    packages = loaded("-c", "import psserver.runreport")
+    packages = loaded("-c", "import psserver.report.page")
 
     assert "psserver" in packages
     assert packages & (COMPUTES | {"grpc"}) == set()

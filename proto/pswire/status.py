@@ -78,8 +78,8 @@ class Status:
         steps_per_s: Pushes applied in the last ten seconds, a second.
         recent_drop_rate: Dropped pushes among those judged in the last ten seconds,
             0 to 1; None: none was judged.
-        loss: The mean of the finite losses that the pushes judged in the last ten
-            seconds told; None: none did.
+        loss: The mean of the newest finite losses that the pushes judged in the last
+            ten seconds told, twenty or more if there are so many; None: none did.
     """
 
     generation: str

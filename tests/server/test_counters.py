@@ -131,7 +131,7 @@ def test_a_worker_s_staleness_is_told_in_buckets(staleness: int, bucket: int) ->
 def test_losses_are_told_as_workers_told_them(
     values: list[float | None], recent: float | None, last: float | None
 ) -> None:
-    """In all the mean of ten seconds, of a worker its last; what is none is left out.
+    """In all the mean of the newest, of a worker its last; what is none is left out.
 
     Of duplicates, the first push has been counted.
     """
@@ -144,6 +144,31 @@ def test_losses_are_told_as_workers_told_them(
     (row,) = counters.workers(now=0.0, uptime_s=1.0)
     assert row.loss == last
     assert counters.recent.rates(0.0, 1.0).loss == recent
+
+
+@pytest.mark.parametrize(
+    ("told", "loss"),
+    [
+        ([20, 20], 2.0),
+        ([20, 19], (20 * 1 + 19 * 2) / 39),
+        ([19, 1, 0], (19 * 1 + 2) / 20),
+        ([30, 19, 1, 0], (19 * 2 + 3) / 20),
+        ([5, *[0] * 9], 1.0),
+        ([5, *[0] * 10], None),
+    ],
+)
+def test_the_loss_is_that_of_the_newest_seconds_that_say_enough(
+    told: list[int], loss: float | None
+) -> None:
+    """One that falls fast is not told ten seconds late."""
+    counters = _counters("ann")
+    for second, losses in enumerate(told):
+        for _ in range(losses):
+            _add(counters, "ann", _APPLIED, now=float(second), value=second + 1.0)
+
+    rates = counters.recent.rates(now=len(told) - 1.0, uptime_s=60.0)
+
+    assert rates.loss == (None if loss is None else pytest.approx(loss))
 
 
 def test_the_drop_rate_of_the_last_ten_seconds_forgets_what_came_before() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psserver.history import History
+from psserver.metrics.history import History
 
 
 def sample(second: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 import psserver
 import psworker
-from psserver.jsonlines import files
+from psserver.metrics.jsonlines import files
 from pswire.counts import Counts
 
 MakeSample = Callable[..., dict[str, Any]]

@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 import psworker
-from psserver.workernews import WorkerNews
+from psserver.metrics.workernews import WorkerNews
 from pswire.counts import Counts, WorkerStatus
 from pswire.status import Limits, Status
 

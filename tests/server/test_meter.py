@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from psserver.meter import SECONDS, CallMeter, Meter
+from psserver.metrics.meter import SECONDS, CallMeter, Meter
 from psserver.store import Store
 from psserver.timing import Timing
 from pswire.body import Body

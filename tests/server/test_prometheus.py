@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
-from psserver.meter import Meter
-from psserver.prometheus import exposer
+from psserver.metrics.meter import Meter
+from psserver.metrics.prometheus import exposer
 from pswire.counts import Counts, WorkerStatus
 from pswire.status import Limits, Status
 

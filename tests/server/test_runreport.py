@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import psserver
 import psworker
 from psserver.cli import main
-from psserver.jsonlines import JsonLines
+from psserver.metrics.jsonlines import JsonLines
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 
 MakeSample = Callable[..., dict[str, Any]]
@@ -500,7 +500,7 @@ def test_a_browser_draws_the_page_without_a_complaint(
     """From the file as it lies there; names are text, and nothing else."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        assert not os.environ.get("REQUIRE_CHROMIUM"), "chromium is not installed"
+        assert not os.environ.get("REQUIRE_TOOLS"), "chromium is not installed"
         pytest.skip("chromium is not installed")
     options = (
         *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),

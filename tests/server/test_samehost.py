@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import socket
 import stat
 import struct
@@ -355,7 +356,7 @@ def _story(caller: _OverGrpc | _Near, variables: Arrays) -> list[Any]:
         text = repr(part)
         for one, name in ((joined.generation, "G"), (joined.incarnation, "I")):
             text = text.replace(one, name)
-        return text
+        return re.sub(r"served_at: \S+", "served_at: now", text)
 
     def tell(call: Callable[[], Any]) -> None:
         try:

@@ -16,8 +16,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import psserver
-from psserver.sinks import resolve
-from psserver.tensorboard import Events
+from psserver.metrics.sinks import resolve
+from psserver.metrics.tensorboard import Events
 from pswire.counts import Counts, WorkerStatus
 
 MakeSample = Callable[..., dict[str, Any]]

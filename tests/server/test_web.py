@@ -15,7 +15,7 @@ import pytest
 
 import psserver
 import psworker
-from psserver.web import Web
+from psserver.web.web import Web
 
 StartServer = Callable[..., psserver.Server]
 Get = Callable[..., http.client.HTTPResponse]
@@ -329,7 +329,7 @@ def test_connections_are_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One too many is closed at once; those that are there go on."""
-    monkeypatch.setattr("psserver.web._MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("psserver.web.web._MAX_CONNECTIONS", 2)
     address = start_web().address
     first = connect(address)
     first.request("GET", "/")

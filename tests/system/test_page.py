@@ -150,7 +150,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Start the browser, once for all tests."""
     program = shutil.which("chromium")
     if program is None:
-        assert not os.environ.get("REQUIRE_CHROMIUM"), "chromium is not installed"
+        assert not os.environ.get("REQUIRE_TOOLS"), "chromium is not installed"
         pytest.skip("chromium is not installed")
     browser = Browser(program, tmp_path_factory.mktemp("chromium"))
     yield browser

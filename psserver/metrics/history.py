@@ -3,7 +3,7 @@
 import threading
 from typing import Any
 
-from psserver.recorder import Sample
+from psserver.metrics.recorder import Sample
 
 _COLUMNS = ("time", "step", "applied", "dropped", "loss")
 _CAPACITY = 1200

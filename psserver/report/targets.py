@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psserver.runhistory import Start, told
+from psserver.report.starts import Start, told
 
 _ROUND = (1, 2, 5)
 _MOST = 8

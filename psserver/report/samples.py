@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from psserver.jsonlines import files
+from psserver.metrics.jsonlines import files
 from pswire.counts import STALENESS_BOUNDS, Counts
 
 _BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from psserver.recorder import Sample
-from psserver.sparse import Sparse
+from psserver.metrics.recorder import Sample
+from psserver.metrics.sparse import Sparse
 
 _FOLDER = "runs"
 _FIGURES = (

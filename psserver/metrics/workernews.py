@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from psserver.recorder import Sample
+from psserver.metrics.recorder import Sample
 from pswire.status import WorkerState
 
 _log = logging.getLogger("psserver")

@@ -17,9 +17,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from psserver.families import gauge, histogram
-from psserver.meter import SECONDS, Durations, Meter, Readings
-from psserver.workerfamilies import WorkerFamilies
+from psserver.metrics.families import gauge, histogram
+from psserver.metrics.meter import SECONDS, Durations, Meter, Readings
+from psserver.metrics.workerfamilies import WorkerFamilies
 from pswire.counts import STALENESS_BOUNDS
 from pswire.status import Status, WorkerState
 
@@ -115,7 +115,7 @@ def _totals(status: Status) -> Iterator[Metric]:
     yield gauge(
         "asyncps_drop_ratio", "Dropped / (applied + dropped) pushes.", counts.drop_rate
     )
-    yield gauge("asyncps_loss", "Mean loss that pushes told in 10 s.", status.loss)
+    yield gauge("asyncps_loss", "Mean of the newest losses told.", status.loss)
 
 
 def _staleness(status: Status) -> Metric:

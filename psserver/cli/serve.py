@@ -1,12 +1,10 @@
-"""The `psserver` command."""
+"""`psserver serve`."""
 
-import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,9 @@ from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 
 if TYPE_CHECKING:
-    from psserver.recorder import Sink
+    from psserver.metrics.recorder import Sink
     from psserver.server import Server
 
-# JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
-
-_ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
 _HTTP_PORT = 7071
 
 
@@ -60,13 +55,7 @@ def _read_config(
     context.default_map = {k.replace("-", "_"): v for k, v in table.items()}
 
 
-@click.group()
-@click.version_option(package_name="asyncps")
-def main() -> None:
-    """Keep the variables of a model that many workers train at once."""
-
-
-@main.command(context_settings={"auto_envvar_prefix": "PSSERVER"})
+@click.command(context_settings={"auto_envvar_prefix": "PSSERVER"})
 @click.option(
     "--rule",
     required=True,
@@ -214,124 +203,9 @@ def _start(
 
 
 def _open_sinks(metrics_file: str | None, names: tuple[str, ...]) -> list["Sink"]:
-    from psserver.jsonlines import JsonLines
-    from psserver.sinks import resolve
-    from psserver.workernews import WorkerNews
+    from psserver.metrics.jsonlines import JsonLines
+    from psserver.metrics.sinks import resolve
+    from psserver.metrics.workernews import WorkerNews
 
     files = [JsonLines(metrics_file)] if metrics_file else []
     return [WorkerNews(), *files, *map(resolve, names)]
-
-
-@main.command()
-@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-@click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
-def status(address: str, as_json: bool, live: bool) -> None:
-    """Print the step, the drop rate in all and per worker, and the staleness."""
-    if live:
-        _watch(address, as_json)
-        return
-    from psserver import admin
-    from pswire import report
-
-    with _clear_errors():
-        current = admin.status(address)
-    if as_json:
-        click.echo(json.dumps(current.to_json(), indent=2))
-    else:
-        report.show(current, sys.stdout)
-
-
-def _watch(address: str, as_json: bool) -> None:
-    if as_json or not sys.stdout.isatty():
-        got = "--json" if as_json else "none"
-        raise click.UsageError(
-            f"--watch: expected a terminal, got {got}; "
-            "psserver metrics --follow is for scripts"
-        )
-    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
-        from psserver.watch import watch
-
-        watch(address, sys.stdout)
-
-
-@main.command()
-@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-@click.option(
-    "--format",
-    "style",
-    type=click.Choice(["json", "csv"]),
-    default="json",
-    show_default=True,
-    help="A JSON object a line, or a header and a row for the total and each worker.",
-)
-@click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
-def metrics(address: str, style: str, follow: bool) -> None:
-    """Print the figures of `status` for scripts, with the time."""
-    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
-        from psserver import output
-
-        output.write(address, sys.stdout, style=style, follow=follow)
-
-
-@main.command()
-@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-def health(address: str) -> None:
-    """Exit with 0 if the server is serving, with 1 if not."""
-    from psserver import admin
-
-    with _clear_errors():
-        healthy = admin.is_healthy(address)
-    click.echo("serving" if healthy else "not serving")
-    sys.exit(0 if healthy else 1)
-
-
-@main.command()
-@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-def stop(address: str) -> None:
-    """Stop the server, with grace: pushes in flight finish."""
-    from psserver import admin
-
-    with _clear_errors():
-        admin.stop(address)
-    click.echo(f"{address} is stopping")
-
-
-@main.command("report")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The HTML file to write.",
-)
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    type=float,
-    metavar="LOSS",
-    help="Say when the loss first was LOSS or less. May be repeated.",
-)
-def write_report(file: Path, output: Path, targets: tuple[float, ...]) -> None:
-    """Write what the metrics FILE of a server holds as one HTML page, with charts."""
-    from psserver import runreport
-
-    try:
-        runreport.write(file, output, targets, partial(click.echo, err=True))
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(f"report: {output}")
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from pswire.errors import ParameterServerError
-
-    try:
-        yield
-    except ParameterServerError as error:
-        raise click.ClickException(str(error)) from error

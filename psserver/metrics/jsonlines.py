@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from psserver.recorder import Sample
-from psserver.sparse import Sparse
+from psserver.metrics.recorder import Sample
+from psserver.metrics.sparse import Sparse
 
 _MAX_NBYTES = 16 * 2**20
 _OLD_FILES = 8

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from psserver.config import is_loopback
 
 if TYPE_CHECKING:
-    from psserver.web import Listener
+    from psserver.web.web import Listener
 
 Page = Callable[[str], tuple[str, bytes]]
 """Takes a request's Accept header; returns a content type and a body."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psserver.recorder import Sample
+from psserver.metrics.recorder import Sample
 
 _IDLE_S = 60.0
 _CLOCKS = frozenset({"time", "uptime_s", "last_seen_s"})

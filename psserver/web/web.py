@@ -10,7 +10,7 @@ from socketserver import TCPServer
 from typing import Any
 
 from psserver.config import is_loopback
-from psserver.request import Page, Request
+from psserver.web.request import Page, Request
 
 _PATIENCE_S = 20.0
 _LOOK_EVERY_S = 0.1  # For clients that take too long, and for the end.

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from psserver.families import histogram
+from psserver.metrics.families import histogram
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.status import Status
 

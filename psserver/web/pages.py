@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
-from psserver.history import History
-from psserver.request import Page
+from psserver.metrics.history import History
+from psserver.web.request import Page
 from pswire.status import Status
 
 _TYPES = {
@@ -43,7 +43,7 @@ def make_pages(
 
 
 def _file(name: str) -> Page:
-    body = resources.files("psserver").joinpath("page", name).read_bytes()
+    body = resources.files("psserver").joinpath("web", "files", name).read_bytes()
     return lambda accept: (f"{_TYPES[name]}; charset=utf-8", body)
 
 

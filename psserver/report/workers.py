@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from psserver.runfile import WorkerMoment
-from psserver.runhistory import Start
-from psserver.runsums import add_counts, middle
+from psserver.report.samples import WorkerMoment
+from psserver.report.starts import Start
+from psserver.report.sums import add_counts, middle
 from pswire.counts import STALENESS_BOUNDS
 
 BUCKETS = (

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from psserver.runfigures import figures
-from psserver.runfile import Tell, read
-from psserver.runhistory import gather
+from psserver.report.figures import figures
+from psserver.report.samples import Tell, read
+from psserver.report.starts import gather
 
 _STYLES = ("uPlot.min.css", "page.css", "report.css")
 _SCRIPTS = ("uPlot.iife.min.js", "charts.js", "report.js")
@@ -48,4 +48,4 @@ def _page(data: object) -> str:
 
 
 def _load(name: str) -> str:
-    return (files("psserver") / "page" / name).read_text(encoding="utf-8")
+    return (files("psserver") / "web" / "files" / name).read_text(encoding="utf-8")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from psserver.runhistory import Start, told
-from psserver.runsums import add_counts, add_tables, middle
-from psserver.runtargets import levels, reached
-from psserver.runworkers import BUCKETS, workers
+from psserver.report.starts import Start, told
+from psserver.report.sums import add_counts, add_tables, middle
+from psserver.report.targets import levels, reached
+from psserver.report.workers import BUCKETS, workers
 
 _POINTS = 1000
 

@@ -73,7 +73,7 @@ const view = (() => {
       + `${format.rate(status.applied / status.uptime_s)} since the start.`);
     const losses = known(curves.loss);
     loss.show([curves.time, curves.loss], losses.length
-      ? `The mean of what workers told in 10 s: ${format.loss(losses.at(-1))} at last, `
+      ? `The mean of what workers told last: ${format.loss(losses.at(-1))} at last, `
         + `${format.loss(Math.min(...losses))} at best.` : "No loss was told yet.");
   }
 

@@ -3,7 +3,7 @@
 from importlib.metadata import entry_points
 from typing import Any
 
-from psserver.recorder import Sink
+from psserver.metrics.recorder import Sink
 
 _GROUP = "psserver.sinks"
 

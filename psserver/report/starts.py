@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from psserver.runfile import Moment
+from psserver.report.samples import Moment
 from pswire.status import WorkerState
 
 _WINDOW_S = 10.0

@@ -136,8 +136,8 @@
       ],
       rows: targets,
     });
-    note(place("targets"), "The recent loss is the mean of what workers told in the last "
-      + `10 s. Time, steps and pushes count from the server's ${many ? "own " : ""}start.`);
+    note(place("targets"), "The recent loss is the mean of what workers told last, twenty "
+      + `times or more if 10 s have so many. Time, steps and pushes count from the server's ${many ? "own " : ""}start.`);
   }
 
   function ages() {

@@ -1,0 +1,20 @@
+"""The `psserver` command.
+
+JAX, optax and gRPC are imported by the commands that need them: `--help` is instant.
+"""
+
+import click
+
+from psserver.cli.ask import health, metrics, status, stop
+from psserver.cli.report import write_report
+from psserver.cli.serve import serve
+
+
+@click.group()
+@click.version_option(package_name="asyncps")
+def main() -> None:
+    """Keep the variables of a model that many workers train at once."""
+
+
+for _command in (serve, status, metrics, write_report, health, stop):
+    main.add_command(_command)

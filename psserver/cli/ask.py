@@ -1,0 +1,100 @@
+"""The commands that ask something of a running server."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import click
+
+from psserver.config import ServerConfig
+from pswire.signals import interruptible
+
+_ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
+
+
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
+def status(address: str, as_json: bool, live: bool) -> None:
+    """Print the step, the drop rate in all and per worker, and the staleness."""
+    if live:
+        _watch(address, as_json)
+        return
+    from psserver import admin
+    from pswire import report
+
+    with _clear_errors():
+        current = admin.status(address)
+    if as_json:
+        click.echo(json.dumps(current.to_json(), indent=2))
+    else:
+        report.show(current, sys.stdout)
+
+
+def _watch(address: str, as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        got = "--json" if as_json else "none"
+        raise click.UsageError(
+            f"--watch: expected a terminal, got {got}; "
+            "psserver metrics --follow is for scripts"
+        )
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver.watch import watch
+
+        watch(address, sys.stdout)
+
+
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="A JSON object a line, or a header and a row for the total and each worker.",
+)
+@click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
+def metrics(address: str, style: str, follow: bool) -> None:
+    """Print the figures of `status` for scripts, with the time."""
+    with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
+        from psserver import output
+
+        output.write(address, sys.stdout, style=style, follow=follow)
+
+
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+def health(address: str) -> None:
+    """Exit with 0 if the server is serving, with 1 if not."""
+    from psserver import admin
+
+    with _clear_errors():
+        healthy = admin.is_healthy(address)
+    click.echo("serving" if healthy else "not serving")
+    sys.exit(0 if healthy else 1)
+
+
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+def stop(address: str) -> None:
+    """Stop the server, with grace: pushes in flight finish."""
+    from psserver import admin
+
+    with _clear_errors():
+        admin.stop(address)
+    click.echo(f"{address} is stopping")
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from pswire.errors import ParameterServerError
+
+    try:
+        yield
+    except ParameterServerError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,1 @@
+"""The server's figures: measured, sampled, shown to Prometheus and other trackers."""

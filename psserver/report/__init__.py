@@ -1,0 +1,1 @@
+"""A run's report, made of its metrics file."""

@@ -1,0 +1,1 @@
+"""The HTTP port: the live page, and what scripts and Prometheus read."""
