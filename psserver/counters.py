@@ -2,13 +2,15 @@
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from dataclasses import dataclass, field
+from typing import Self
 
 from psserver.recent import Recent
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
 from pswire.values import Verdict
+
+_EXACT = 1000  # Steps.
 
 
 @dataclass(slots=True)
@@ -18,11 +20,15 @@ class Tally:
     applied: int = 0
     dropped: int = 0
     duplicate: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> "Tally":
+        return Tally(self.applied, self.dropped, self.duplicate, self.rejected.copy())
 
     def add(self, outcome: Verdict | ParameterServerError) -> None:
         if isinstance(outcome, ParameterServerError):
-            self.rejected[reason(outcome)] += 1
+            why = reason(outcome)
+            self.rejected[why] = self.rejected.get(why, 0) + 1
         elif outcome.duplicate:
             self.duplicate += 1
         elif outcome.applied:
@@ -53,6 +59,13 @@ class WorkerRow:
     staleness_buckets: list[int] = field(
         default_factory=lambda: [0] * (len(STALENESS_BOUNDS) + 1)
     )
+
+    def copy(self) -> "WorkerRow":
+        return WorkerRow(
+            *(self.last_seen, self.tally.copy(), self.recent.copy()),
+            *(self.consecutive_drops, self.longest_drops, self.loss),
+            *(self.staleness_sum, self.staleness_buckets.copy()),
+        )
 
     def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
         """Note a verdict that is no duplicate."""
@@ -92,9 +105,20 @@ class Counters:
     def __init__(self) -> None:
         self.total = Tally()
         self.unjoined = Tally()
-        self.staleness: Counter[int] = Counter()
+        self.staleness: dict[int, int] = {}
+        self.staleness_sum = 0
         self.recent = Recent()
         self._workers: dict[str, WorkerRow] = {}
+
+    def copy(self) -> Self:
+        """Return all of it as it is now."""
+        copy = type(self)()
+        copy.total, copy.unjoined = self.total.copy(), self.unjoined.copy()
+        copy.staleness = self.staleness.copy()
+        copy.staleness_sum = self.staleness_sum
+        copy.recent = self.recent.copy()
+        copy._workers = {name: row.copy() for name, row in self._workers.items()}
+        return copy
 
     def join(self, worker: str, now: float) -> None:
         """Start a worker's row, or find it again."""
@@ -133,7 +157,9 @@ class Counters:
         row.tally.add(verdict)
         if not verdict.duplicate:
             loss = None if value is None or not math.isfinite(value) else value
-            self.staleness[verdict.staleness] += 1
+            told = _told(verdict.staleness)
+            self.staleness[told] = self.staleness.get(told, 0) + 1
+            self.staleness_sum += verdict.staleness
             self.recent.add(verdict.applied, loss, now)
             row.judge(verdict, loss, now)
 
@@ -141,3 +167,11 @@ class Counters:
         """Return every worker's row, by name."""
         rows = sorted(self._workers.items())
         return tuple(row.freeze(name, now, uptime_s) for name, row in rows)
+
+
+def _told(staleness: int) -> int:
+    """Round down to three digits: of a million ages nobody could tell all apart."""
+    unit = 1
+    while staleness >= _EXACT * unit:
+        unit *= 10
+    return staleness - staleness % unit

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _WINDOW_S = 10
 _ENOUGH_LOSSES = 20
@@ -46,6 +46,14 @@ class Recent:
 
     def __init__(self) -> None:
         self._seconds: deque[_Second] = deque(maxlen=_WINDOW_S)
+
+    def copy(self) -> "Recent":
+        """Return what there is now."""
+        copy = Recent()
+        copy._seconds = self._seconds.copy()
+        if copy._seconds:  # The others do not change any more.
+            copy._seconds.append(replace(copy._seconds.pop()))
+        return copy
 
     def add(self, applied: bool, loss: float | None, now: float) -> None:
         """Count a push."""

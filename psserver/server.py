@@ -111,7 +111,7 @@ class Server:
             generation=secrets.token_hex(8),
             incarnation=secrets.token_hex(8),
             now=time.monotonic(),
-            meter=self._meter,
+            on_judged=self._meter.judged if self._meter else None,
         )
         self._calls = Calls(self._store)
         self._stopping = threading.Event()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
-from psserver.metrics.meter import Meter
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale
@@ -76,7 +75,7 @@ class Store:
         generation: str,
         incarnation: str,
         now: float,
-        meter: Meter | None = None,
+        on_judged: Callable[[Timing], None] | None = None,
     ) -> None:
         """Start without variables.
 
@@ -87,7 +86,8 @@ class Store:
             generation: The history that begins.
             incarnation: This start of the server.
             now: Seconds.
-            meter: Learns where the time of pushes goes; None: nobody asks.
+            on_judged: Is told where the time of every push went that got a verdict of
+                its own; None: nobody asks.
 
         Raises:
             ValueError: The rule is no optax gradient transformation, or the limit no
@@ -100,7 +100,7 @@ class Store:
         self._rule_name = rule_name
         self._policy = DropStale(limits.max_staleness)
         self._started = now
-        self._meter = meter
+        self._on_judged = on_judged
 
         # Guards all fields below. A pull takes no lock: it finds its session, then
         # notes when it was seen, reads `_model`, which is set once, then `_snapshot`,
@@ -204,35 +204,19 @@ class Store:
                 `decide`, the checks of gradients and the rule name. Variables, slots
                 and step keep every bit.
         """
-        timing = Timing(header, clock or (lambda: now))
+        timing = Timing(header, clock or (lambda: now), self._started)
         try:
             self._see(header.session, now)
-            timing.ask()
-            with self._lock:
-                timing.enter()
-                verdict = self._decide(header)
-                if verdict.duplicate or not verdict.applied:
-                    return self._settle(header, verdict, timing)
-            trainable = self._initialized().layout.trainable
-            layout = header.layout or trainable
-            received = receive(header.encoding.layout(layout))
-            gradients = Body.gather(trainable, header.encoding.decode(layout, received))
-            self._require_sound(gradients)
-            timing.ask()
-            with self._lock:
-                timing.enter()
-                verdict = self._decide(header)
-                if verdict.applied and not verdict.duplicate:
-                    if not is_wanted():
-                        raise CallCancelledError("push: the caller went away")
-                    timing.apply(lambda: self._apply(gradients, header.value))
-                return self._settle(header, verdict, timing)
+            verdict = self._judge(header, receive, timing, is_wanted)
         except ParameterServerError as error:
             self.reject(header.session, error)
             raise
         except Exception as error:
             self.reject(header.session, InternalError(str(error)))
             raise
+        if self._on_judged and not verdict.duplicate:
+            self._on_judged(timing)
+        return verdict
 
     def reject(self, session: str, error: ParameterServerError) -> None:
         """Count a push that never got a verdict."""
@@ -242,26 +226,28 @@ class Store:
 
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
-        with self._lock:
-            uptime_s = now - self._started
-            recent = self._counters.recent.rates(now, uptime_s)
-            return Status(
-                generation=self.generation,
-                incarnation=self.incarnation,
-                step=self._snapshot.step,
-                limits=self.limits,
-                rule=self._rule_name,
-                initialized=self._model is not None,
-                uptime_s=uptime_s,
-                pushes_per_s=recent.pushes_per_s,
-                counts=self._counters.total.freeze(),
-                staleness=dict(sorted(self._counters.staleness.items())),
-                workers=self._counters.workers(now, uptime_s),
-                unjoined=self._counters.unjoined.freeze(),
-                steps_per_s=recent.steps_per_s,
-                recent_drop_rate=recent.drop_rate,
-                loss=recent.loss,
-            )
+        with self._lock:  # No longer than a copy takes: pushes wait.
+            counters, step = self._counters.copy(), self._snapshot.step
+        uptime_s = now - self._started
+        recent = counters.recent.rates(now, uptime_s)
+        return Status(
+            generation=self.generation,
+            incarnation=self.incarnation,
+            step=step,
+            limits=self.limits,
+            rule=self._rule_name,
+            initialized=self._model is not None,
+            uptime_s=uptime_s,
+            pushes_per_s=recent.pushes_per_s,
+            counts=counters.total.freeze(),
+            staleness=dict(sorted(counters.staleness.items())),
+            workers=counters.workers(now, uptime_s),
+            unjoined=counters.unjoined.freeze(),
+            steps_per_s=recent.steps_per_s,
+            recent_drop_rate=recent.drop_rate,
+            loss=recent.loss,
+            staleness_sum=counters.staleness_sum,
+        )
 
     def _see(self, session: str, now: float) -> None:
         known = self._sessions.get(session)
@@ -320,6 +306,34 @@ class Store:
         if self.limits.max_grad_norm is not None:
             checks.require_norm(parts, self.limits.max_grad_norm)
 
+    def _judge(
+        self,
+        header: PushHeader,
+        receive: Receive,
+        timing: Timing,
+        is_wanted: Callable[[], bool],
+    ) -> Verdict:
+        timing.ask()
+        with self._lock:
+            timing.enter()
+            verdict = self._decide(header)
+            if verdict.duplicate or not verdict.applied:
+                return self._settle(header, verdict, timing)
+        trainable = self._initialized().layout.trainable
+        layout = header.layout or trainable
+        received = receive(header.encoding.layout(layout))
+        gradients = Body.gather(trainable, header.encoding.decode(layout, received))
+        self._require_sound(gradients)
+        timing.ask()
+        with self._lock:
+            timing.enter()
+            verdict = self._decide(header)
+            if verdict.applied and not verdict.duplicate:
+                if not is_wanted():
+                    raise CallCancelledError("push: the caller went away")
+                timing.apply(lambda: self._apply(gradients, header.value))
+            return self._settle(header, verdict, timing)
+
     def _decide(self, header: PushHeader) -> Verdict:
         present = Present(
             self.generation, self._snapshot.step, self._initialized().layout.trainable
@@ -339,8 +353,6 @@ class Store:
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         if not verdict.duplicate:
             self._sessions.settle(header.session, header.seq, verdict)
-            if self._meter:
-                self._meter.judged(timing)
         worker = self._sessions.get(header.session).worker
         self._counters.judge(worker, verdict, header.value, timing.judged_at)
         return verdict

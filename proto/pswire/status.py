@@ -72,7 +72,8 @@ class Status:
         uptime_s: Since the server's start, in seconds.
         pushes_per_s: Pushes judged in the last ten seconds, a second.
         counts: What became of all pushes.
-        staleness: {staleness in steps: pushes judged at it}, ascending.
+        staleness: {staleness in steps: pushes judged at it}, ascending; from 1,000
+            steps on, rounded down to three digits.
         workers: Every worker that has joined, by name.
         unjoined: What became of the pushes of callers that never joined.
         steps_per_s: Pushes applied in the last ten seconds, a second.
@@ -80,6 +81,7 @@ class Status:
             0 to 1; None: none was judged.
         loss: The mean of the newest finite losses that the pushes judged in the last
             ten seconds told, twenty or more if there are so many; None: none did.
+        staleness_sum: The staleness of all judged pushes, in steps, exact.
     """
 
     generation: str
@@ -97,6 +99,13 @@ class Status:
     steps_per_s: float = 0.0
     recent_drop_rate: float | None = None
     loss: float | None = None
+    staleness_sum: int = 0
+
+    @property
+    def mean_staleness(self) -> float | None:
+        """Of all judged pushes, in steps; None: none has been judged."""
+        judged = self.counts.judged
+        return self.staleness_sum / judged if judged else None
 
     def state(self, worker: WorkerStatus) -> WorkerState:
         """Say what one of the workers seems to be up to.
@@ -145,6 +154,7 @@ class Status:
             steps_per_s=message.steps_per_s,
             recent_drop_rate=_optional(message, "recent_drop_rate"),
             loss=_optional(message, "loss"),
+            staleness_sum=message.staleness_sum,
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -164,6 +174,7 @@ class Status:
             steps_per_s=self.steps_per_s,
             recent_drop_rate=self.recent_drop_rate,
             loss=self.loss,
+            staleness_sum=self.staleness_sum,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -182,6 +193,7 @@ class Status:
             "recent_drop_rate": self.recent_drop_rate,
             "loss": self.loss,
             **self.counts.to_json(),
+            "mean_staleness": self.mean_staleness,
             "staleness": {str(age): n for age, n in self.staleness.items()},
             "workers": [
                 {**worker.to_json(), "state": self.state(worker)}

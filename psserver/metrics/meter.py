@@ -127,13 +127,14 @@ class Meter:
         wire: there and back, with all that packs and unpacks it. Waiting for the lock:
         while other pushes had it. Being applied, if it was.
         """
+        wire_s = timing.wire_s
         with self._lock:
             self._waiting.add(timing.waited_s)
             if timing.apply_s is not None:
                 self._apply.add(timing.apply_s)
-            if timing.wire_s is not None:
+            if wire_s is not None:
                 self._compute.add(timing.held_s)
-                self._wire.add(timing.wire_s)
+                self._wire.add(wire_s)
 
     def answered(self, path: str, method: str, code: str, seconds: float) -> None:
         """Note how long the server took for a call, and how it ended."""

@@ -126,8 +126,7 @@ def _staleness(status: Status) -> Metric:
     for steps, pushes in status.staleness.items():
         buckets[bisect_left(STALENESS_BOUNDS, steps)] += pushes
     counts = [buckets[number] for number in range(len(STALENESS_BOUNDS) + 1)]
-    total = sum(steps * pushes for steps, pushes in status.staleness.items())
-    family.add_metric([], *histogram(STALENESS_BOUNDS, counts, total))
+    family.add_metric([], *histogram(STALENESS_BOUNDS, counts, status.staleness_sum))
     return family
 
 

@@ -304,3 +304,51 @@ def test_a_stranger_has_no_row() -> None:
     assert counters.workers(now=0.0, uptime_s=1.0) == ()
     assert counters.total.freeze().rejected == {"SESSION_UNKNOWN": 1}
     assert counters.unjoined.freeze() == counters.total.freeze()
+
+
+@pytest.mark.parametrize(
+    ("staleness", "told"),
+    [
+        (0, 0),
+        (999, 999),
+        (1000, 1000),
+        (1009, 1000),
+        (12_345, 12_300),
+        (10**9 + 1, 10**9),
+    ],
+)
+def test_a_great_staleness_is_kept_in_three_digits(staleness: int, told: int) -> None:
+    """A worker that never pulls again does not fill the memory; the sum is exact."""
+    counters = _counters("ann")
+
+    _add(counters, "ann", Verdict(applied=True, staleness=staleness, step=1))
+
+    assert counters.staleness == {told: 1}
+    assert counters.staleness_sum == staleness
+
+
+def test_a_copy_stays_as_it_is() -> None:
+    """Whatever is counted afterwards."""
+    counters = _counters("ann")
+    _add(counters, "ann", _DROPPED, now=5.0, value=1.0)
+    _add(counters, "ann", _NAN)
+    _add(counters, None, _NAN)
+
+    copy = counters.copy()
+
+    def figures(of: Counters) -> tuple[object, ...]:
+        rows = of.workers(now=5.0, uptime_s=5.0)
+        rates = of.recent.rates(now=5.0, uptime_s=5.0)
+        parts = (of.total.freeze(), of.unjoined.freeze(), of.staleness_sum)
+        return (*parts, dict(of.staleness), rates, rows)
+
+    before = figures(copy)
+    assert before == figures(counters)
+    counters.join("bob", now=5.0)
+    for outcome in (_DROPPED, _APPLIED, _NAN):
+        _add(counters, "ann", outcome, now=5.0, value=9.0)
+        _add(counters, "bob", outcome, now=6.0, value=9.0)
+    _add(counters, None, _NAN)
+    counters.see("ann", now=6.0)
+    assert figures(copy) == before
+    assert figures(counters) != before

@@ -31,7 +31,7 @@ def timed(
 ) -> Timing:
     """Make the timing of a push that waited for the lock between two of the times."""
     header = PushHeader("s", 1, "g", 0, 0, served_at=served_at, held_s=held_s)
-    timing = Timing(header, ticking(*seconds))
+    timing = Timing(header, ticking(*seconds), since=5.0)
     for _ in range(len(seconds) // 2):
         timing.ask()
         timing.enter()
@@ -49,7 +49,7 @@ def test_a_push_s_age_is_parted_into_computing_travelling_and_waiting() -> None:
 def test_a_rule_that_runs_is_timed() -> None:
     """And one that does not is not."""
     ran = []
-    timing = Timing(HEADER, ticking(1.0, 2.0, 3.0, 7.5))
+    timing = Timing(HEADER, ticking(1.0, 2.0, 3.0, 7.5), since=0.0)
     timing.ask()
     timing.enter()
     before = timing.apply_s
@@ -57,6 +57,7 @@ def test_a_rule_that_runs_is_timed() -> None:
     timing.apply(lambda: ran.append(True))
 
     assert (before, timing.apply_s, ran) == (None, 4.5, [True])
+    assert timing.judged_at == 7.5
 
 
 @pytest.mark.parametrize(
@@ -70,13 +71,17 @@ def test_a_rule_that_runs_is_timed() -> None:
         (9.0, float("nan")),
         (float("nan"), 0.0),
         (float("-inf"), 0.0),
-        (0.0, float("inf")),
+        (5.0, float("inf")),
+        (4.9, 0.0),
+        (0.0, 0.0),
     ],
 )
 def test_what_a_worker_cannot_have_seen_is_not_measured(
     served_at: float | None, held_s: float
 ) -> None:
-    """The wait, which the server itself sees, still is."""
+    """Nor what was served before the server's start. The wait, which the server itself
+    sees, still is.
+    """
     meter = Meter()
 
     meter.judged(timed(10.0, 10.5, served_at=served_at, held_s=held_s))
@@ -104,7 +109,7 @@ def test_a_store_tells_where_the_time_of_its_pushes_went() -> None:
         generation="g",
         incarnation="i",
         now=0.0,
-        meter=meter,
+        on_judged=meter.judged,
     )
     layout = Layout.of({"w": np.zeros(2, np.float32)})
     store.join("ann", "s", 0.0)

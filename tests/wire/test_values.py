@@ -52,6 +52,7 @@ BUSY = Status(
     steps_per_s=0.44444,
     recent_drop_rate=0.5,
     loss=0.125,
+    staleness_sum=16,
 )
 
 
@@ -202,6 +203,7 @@ def test_a_status_is_json() -> None:
         "recent_drop_rate": 0.5,
         "loss": 0.125,
         **counts,
+        "mean_staleness": 2.0,
         "staleness": {"0": 4, "3": 2, "5": 2},
         "workers": [
             {
