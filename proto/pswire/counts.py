@@ -8,7 +8,8 @@ from pswire._generated import parameter_server_pb2 as pb
 
 STALENESS_BOUNDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """The buckets that staleness is told in, in steps, inclusive; one more has the rest."""
-_BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")
+STALENESS_BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")
+"""Their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,5 +141,7 @@ class WorkerStatus:
             "pushes_per_s": round(self.pushes_per_s, 3),
             "loss": self.loss,
             "mean_staleness": self.mean_staleness,
-            "staleness": dict(zip(_BUCKETS, self.staleness_buckets, strict=True)),
+            "staleness": dict(
+                zip(STALENESS_BUCKETS, self.staleness_buckets, strict=True)
+            ),
         }
