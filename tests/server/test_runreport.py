@@ -444,7 +444,7 @@ def test_a_figure_that_is_no_finite_number_is_damage(
         {"mean_staleness": 1e300},
         {"staleness": {"1": 10**400}},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_a_figure_beyond_what_can_be_is_damage(
     path: Path, run: Run, make_sample: MakeSample, figures: dict[str, Any]
