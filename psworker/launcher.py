@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pswire import report
+from pswire.display import summary
 from pswire.errors import ParameterServerError
 from pswire.status import Status
 from psworker.children import Children
@@ -137,7 +137,7 @@ class _Run:
         if status is None:
             self._say(f"{self._address}: no answer, so there is no summary")
             return False
-        report.show(status, sys.stdout)
+        summary.show(status, sys.stdout)
         pushes = sum(w.counts.judged for w in status.workers if w.name in self._names)
         print(
             f"{pushes} pushes of these workers in {elapsed:.1f} s, start-up included: "
