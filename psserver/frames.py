@@ -18,6 +18,15 @@ from pswire.samehost import MAX_INLINE_NBYTES, Frame, Kind
 from pswire.sharedmemory import SharedMemory
 
 _MAX_MEMORIES = 8  # Of one worker, at once.
+CALLS: Mapping[int, Method[Any, Any]] = {
+    Kind.INITIALIZE: methods.INITIALIZE,
+    Kind.PULL: methods.PULL,
+    Kind.PUSH: methods.PUSH,
+    Kind.EXCHANGE: methods.EXCHANGE,
+    Kind.STATUS: methods.STATUS,
+}
+"""Which call each kind of frame asks for."""
+
 _QUICK_NBYTES = 4_000_000  # In memories, both ways.
 
 
@@ -76,8 +85,7 @@ class FrameCalls:
         except Exception as error:
             answer, status = Frame(Kind.ERROR, to_bytes(error)), code(error)
         if meter:
-            meter.moved(_nbytes(request), _nbytes(answer))
-            meter.answered(status, began)
+            meter.answered(status, began, _nbytes(request), _nbytes(answer))
         return answer
 
     def _answer(self, request: Frame) -> Frame:

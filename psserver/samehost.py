@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from psserver.calls import Calls
-from psserver.frames import FrameCalls
+from psserver.frames import CALLS, FrameCalls
 from psserver.metrics.meter import CallMeter, Meter
 from pswire.errors import InvalidRequestError
 from pswire.samehost import Frame, FrameSocket, Kind
@@ -83,8 +83,8 @@ class SameHost:
         self._calls = calls
         self._meters: dict[int, CallMeter] = {}
         if meter:
-            for kind in (Kind.INITIALIZE, Kind.PULL, Kind.PUSH, Kind.EXCHANGE):
-                self._meters[kind] = CallMeter(meter, "samehost", kind.name.title())
+            for kind, method in CALLS.items():
+                self._meters[kind] = CallMeter(meter, "samehost", method.name)
         self._greeting = Frame(Kind.ANSWER, incarnation.encode())
         self._home = Path(tempfile.mkdtemp(prefix="asyncps-"))  # Of mode 0700.
         # Guards `_workers` and `_threads`; nothing is added to them after `_stopped`.

@@ -147,7 +147,10 @@ def _metered_stream(
 
 
 def _code(context: Any) -> str:
-    code = context.code() or grpc.StatusCode.OK  # None: nothing else was said.
+    code = context.code()
+    if code is None:  # Nothing was said by us, but the caller may have gone.
+        active = context.is_active()
+        code = grpc.StatusCode.OK if active else grpc.StatusCode.CANCELLED
     return str(code.name)
 
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from psserver import admin
-from pswire import histogram, report, workertable
 from pswire.counts import WorkerStatus
+from pswire.display import bars as staleness_bars
+from pswire.display import summary, workertable
+from pswire.display.workertable import span
 from pswire.errors import ParameterServerError
 from pswire.status import Status, WorkerState
-from pswire.workertable import span
 
 _REDRAWN_PER_S = 2  # A new size shows even while the server does not answer.
 _BESIDE_BAR = 34  # In letters: the staleness, and the pushes.
@@ -98,7 +99,7 @@ class View:
         uptime = span(status.uptime_s)
         yield Text.assemble((self.address, "bold"), f", up {uptime}")
         yield Text(
-            report.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
+            summary.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
         )
         if self.is_restarted:
             news = f"the server has restarted: all counters began anew {uptime} ago"
@@ -120,7 +121,7 @@ def _figures(status: Status) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     step = (str(status.step), "bold")
-    grid.add_row("step", Text.assemble(step, f", {report.rates(status)}"))
+    grid.add_row("step", Text.assemble(step, f", {summary.rates(status)}"))
     grid.add_row(
         "drop rate",
         Text.assemble(
@@ -128,9 +129,9 @@ def _figures(status: Status) -> Table:
             f" in the last 10 s, {status.counts.drop_rate:.1%} overall",
         ),
     )
-    grid.add_row("pushes", report.outcomes(status.counts))
+    grid.add_row("pushes", summary.outcomes(status.counts))
     if status.staleness:
-        grid.add_row("staleness", report.quantiles(status))
+        grid.add_row("staleness", summary.quantiles(status))
     return grid
 
 
@@ -141,7 +142,7 @@ def _tables(status: Status, width: int, room: int) -> Iterator[RenderableType]:
     if status.staleness and room > _LEAST_BARS + _TABLE_HEAD + _LEAST_ROWS:
         most = max(_LEAST_BARS, min(_MOST_BARS, room - wanted - 2))
         cells = max(1, min(_MOST_CELLS, width - _BESIDE_BAR))
-        bars = histogram.draw(status, most_bars=most, cells=cells)
+        bars = staleness_bars.draw(status, most_bars=most, cells=cells)
         room -= bars.row_count + 1
     if status.workers:
         yield from _workers(status, width, room - _TABLE_HEAD)

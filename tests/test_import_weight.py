@@ -60,7 +60,7 @@ def test_a_command_s_module_loads_little(module: str) -> None:
         *("psserver.metrics.jsonlines", "psserver.metrics.sinks"),
         *("psworker", "psworker.connection", "psworker.launcher", "psworker.overlap"),
         "psworker.task",
-        *("pswire.body", "pswire.errors", "pswire.report", "pswire.values"),
+        *("pswire.body", "pswire.errors", "pswire.display.summary", "pswire.values"),
     ],
 )
 def test_a_module_that_computes_nothing_loads_no_jax(module: str) -> None:

@@ -147,7 +147,7 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
     [
         ("pswire/errors.py", "import grpc\nfrom grpc_status import rpc_status"),
         ("psserver/server.py", "import grpc, optax\nfrom grpc_health.v1 import health"),
-        ("psserver/cli/ask.py", "import click\nfrom pswire import report"),
+        ("psserver/cli/ask.py", "import click\nfrom pswire import status"),
         ("psworker/client.py", "from psworker.connection import Connection"),
         ("psserver/rules.py", "import optax.losses"),
         ("psserver/rulespec.py", "ast.literal_eval(text)\nmodel.eval()"),

@@ -86,6 +86,7 @@ class WorkerStatus:
         staleness_buckets: Its judged pushes by staleness, one number for each of
             `STALENESS_BOUNDS`, less those of the bounds before, and one for the rest.
         staleness_sum: The staleness of all of them, in steps.
+        recent_drops: Dropped pushes among its last twenty judged ones.
     """
 
     name: str
@@ -97,6 +98,7 @@ class WorkerStatus:
     loss: float | None = None
     staleness_buckets: tuple[int, ...] = (0,) * (len(STALENESS_BOUNDS) + 1)
     staleness_sum: int = 0
+    recent_drops: int = 0
 
     @property
     def mean_staleness(self) -> float | None:
@@ -116,6 +118,7 @@ class WorkerStatus:
             loss=message.loss if message.HasField("loss") else None,
             staleness_buckets=tuple(message.staleness_buckets),
             staleness_sum=message.staleness_sum,
+            recent_drops=message.recent_drops,
         )
 
     def to_proto(self) -> pb.WorkerStatus:
@@ -129,6 +132,7 @@ class WorkerStatus:
             loss=self.loss,
             staleness_buckets=self.staleness_buckets,
             staleness_sum=self.staleness_sum,
+            recent_drops=self.recent_drops,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -137,6 +141,7 @@ class WorkerStatus:
             **self.counts.to_json(),
             "consecutive_drops": self.consecutive_drops,
             "longest_drops": self.longest_drops,
+            "recent_drops": self.recent_drops,
             "last_seen_s": round(self.last_seen_s, 3),
             "pushes_per_s": round(self.pushes_per_s, 3),
             "loss": self.loss,

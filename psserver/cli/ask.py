@@ -24,14 +24,14 @@ def status(address: str, as_json: bool, live: bool) -> None:
         _watch(address, as_json)
         return
     from psserver import admin
-    from pswire import report
+    from pswire.display import summary
 
     with _clear_errors():
         current = admin.status(address)
     if as_json:
         click.echo(json.dumps(current.to_json(), indent=2))
     else:
-        report.show(current, sys.stdout)
+        summary.show(current, sys.stdout)
 
 
 def _watch(address: str, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The figures of workers as Prometheus reads them, under a bounded number of labels."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from prometheus_client.metrics_core import (
 
 from psserver.metrics.families import histogram
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
-from pswire.status import Status
+from pswire.status import Status, WorkerState
 
 OTHERS = "(others)"
 """The label of all workers beyond the first ones, and of callers that never joined."""
@@ -28,19 +29,23 @@ class WorkerFamilies:
         """Start.
 
         Args:
-            max_labels: How many workers have a label of their own: the first ones.
+            max_labels: How many workers have a label of their own: those that are seen
+                first; of those seen at once, the first by name.
         """
         self._max_labels = max_labels
+        self._lock = threading.Lock()  # Guards `_labels`: scrapes may overlap.
         self._labels: set[str] = set()
 
     def of(self, status: Status) -> Iterator[Metric]:
         """Make them, all of one moment."""
         workers: dict[str, list[WorkerStatus]] = {}
-        for worker in status.workers:
-            workers.setdefault(self._label(worker.name), []).append(worker)
+        with self._lock:
+            for worker in status.workers:
+                workers.setdefault(self._label(worker.name), []).append(worker)
         yield _pushes(workers, status.unjoined)
         yield _staleness(workers)
         yield from _gauges(workers)
+        yield _starved(workers, status)
 
     def _label(self, worker: str) -> str:
         # A counter that changed its meaning would be none: labels are never taken back.
@@ -83,6 +88,18 @@ def _staleness(workers: _Workers) -> Metric:
         total = sum(worker.staleness_sum for worker in sharers)
         buckets = histogram(STALENESS_BOUNDS, [*map(sum, parts)], total)
         family.add_metric([label], *buckets)
+    return family
+
+
+def _starved(workers: _Workers, status: Status) -> Metric:
+    family = GaugeMetricFamily(
+        "asyncps_worker_starved",
+        "How many of those with the label are starved: 0 or 1, but of a shared one.",
+        labels=["worker"],
+    )
+    for label, sharers in workers.items():
+        states = Counter(map(status.state, sharers))
+        family.add_metric([label], states[WorkerState.STARVED])
     return family
 
 

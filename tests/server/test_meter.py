@@ -3,14 +3,19 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
+import grpc
 import numpy as np
 import optax
 import pytest
 
+from psserver.calls import Calls
 from psserver.metrics.meter import SECONDS, CallMeter, Meter
+from psserver.service import ParameterServer
 from psserver.store import Store
 from psserver.timing import Timing
+from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Body
 from pswire.errors import StepReadError
 from pswire.layout import Layout
@@ -36,6 +41,17 @@ def timed(
         timing.ask()
         timing.enter()
     return timing
+
+
+def initialized(**settings: Any) -> Store:
+    """Make a store of 8 bytes, with a limit of 0, that session s of ann has joined."""
+    limits = Limits(0, None, 2**20, 2**20)
+    names: dict[str, Any] = {"rule_name": "sgd", "generation": "g", "incarnation": "i"}
+    store = Store(optax.sgd(1.0), limits=limits, now=0.0, **names, **settings)
+    store.join("ann", "s", 0.0)
+    layout = Layout.of({"w": np.zeros(2, np.float32)})
+    store.initialize("s", layout, Body.zeros, 0.0)
+    return store
 
 
 def test_a_push_s_age_is_parted_into_computing_travelling_and_waiting() -> None:
@@ -79,9 +95,7 @@ def test_a_rule_that_runs_is_timed() -> None:
 def test_what_a_worker_cannot_have_seen_is_not_measured(
     served_at: float | None, held_s: float
 ) -> None:
-    """Nor what was served before the server's start. The wait, which the server itself
-    sees, still is.
-    """
+    """Nor what left before the server's start; the wait, which it sees, still is."""
     meter = Meter()
 
     meter.judged(timed(10.0, 10.5, served_at=served_at, held_s=held_s))
@@ -102,18 +116,7 @@ def test_a_store_tells_where_the_time_of_its_pushes_went() -> None:
     a retry are not measured.
     """
     meter = Meter()
-    store = Store(
-        optax.sgd(1.0),
-        rule_name="sgd",
-        limits=Limits(0, None, 2**20, 2**20),
-        generation="g",
-        incarnation="i",
-        now=0.0,
-        on_judged=meter.judged,
-    )
-    layout = Layout.of({"w": np.zeros(2, np.float32)})
-    store.join("ann", "s", 0.0)
-    store.initialize("s", layout, Body.zeros, 0.0)
+    store = initialized(on_judged=meter.judged)
 
     def push(seq: int, step_read: int = 0, **settings: Any) -> None:
         clock = ticking(*range(1, 9))
@@ -133,6 +136,33 @@ def test_a_store_tells_where_the_time_of_its_pushes_went() -> None:
         "lock": (2, 2 + 1),
         "apply": (1, 1),
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "is_active", "code"),
+    [
+        (None, True, "OK"),
+        (None, False, "CANCELLED"),
+        (grpc.StatusCode.ABORTED, False, "ABORTED"),
+    ],
+)
+def test_a_call_counts_by_how_it_ended(
+    said: grpc.StatusCode | None, is_active: bool, code: str
+) -> None:
+    """A caller who goes away in the midst of a stream has not been answered."""
+    store, meter = initialized(), Meter()
+    service = ParameterServer(Calls(store), meter)
+    called = mock.Mock(method="/ps.v1.ParameterServer/PullStream")
+    handler: Any = service.handlers().service(called)
+    context = mock.Mock()
+    context.code.return_value = said
+    context.is_active.return_value = is_active
+
+    pieces = handler.unary_stream(pb.PullRequest(), context)
+    next(pieces)
+    pieces.close()
+
+    assert [*meter.read().calls] == [("grpc", "PullStream", code)]
 
 
 def test_durations_are_counted_by_their_length() -> None:

@@ -122,6 +122,11 @@ def test_the_workers_add_up_to_the_totals(read_metrics: Read) -> None:
         ("slow",): 11,
     }
     assert scrape["asyncps_worker_last_seen_seconds", "slow"] == 2.0
+    assert beginning(scrape, "asyncps_worker_starved") == {
+        ("fast",): 0,
+        ("gone",): 0,
+        ("slow",): 1,
+    }
 
 
 def test_only_so_many_workers_have_a_label_and_keep_it(read_metrics: Read) -> None:
@@ -137,6 +142,7 @@ def test_only_so_many_workers_have_a_label_and_keep_it(read_metrics: Read) -> No
         assert dropped == {("(others)",): others, ("gone",): 0}
     assert after["asyncps_worker_staleness_steps_count", "(others)"] == 17
     assert after["asyncps_worker_consecutive_drops", "(others)"] == 11
+    assert after["asyncps_worker_starved", "(others)"] == 1
     assert after["asyncps_worker_last_seen_seconds", "(others)"] == 0.5
 
 

@@ -1,5 +1,7 @@
 """What Prometheus reads of a server is true, while it is hard at work too."""
 
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ Connect = Callable[..., psworker.Client]
 
 _WORKERS = 4
 _PUSHES = 60
+_SCRAPES = 10
 _GOOD = {"w": np.ones(8, np.float32)}
 _BAD = {"w": np.full(8, np.nan, np.float32)}
 
@@ -31,10 +34,15 @@ def _totals(metrics: Metrics, name: str, which: int) -> Counter[str]:
     return totals
 
 
-def _work(client: psworker.Client) -> Counter[str]:
-    """Push, each fifth time what is rejected; pull too seldom for a limit of 4."""
+def _work(client: psworker.Client, scraped: threading.Event) -> Counter[str]:
+    """Push, each fifth time what is rejected; pull too seldom for a limit of 4.
+
+    It goes on until there have been scrapes enough.
+    """
     told: Counter[str] = Counter()
-    for number in range(_PUSHES):
+    for number in itertools.count():
+        if number >= _PUSHES and scraped.is_set():
+            break
         if number % 3 == 0:
             snapshot = client.pull()
         try:
@@ -56,10 +64,13 @@ def test_the_sums_agree_at_every_scrape_while_pushes_run(
     clients = [connect(server.address, name=f"w{n}") for n in range(_WORKERS)]
     clients[0].initialize({"w": np.zeros(8, np.float32)})
     seen: list[Metrics] = []
+    scraped = threading.Event()
     with ThreadPoolExecutor(_WORKERS) as pool:
-        runs = [pool.submit(_work, client) for client in clients]
-        while not all(run.done() for run in runs):
-            seen.append(scrape(server))
+        runs = [pool.submit(_work, client, scraped) for client in clients]
+        try:
+            seen += [scrape(server) for _ in range(_SCRAPES)]
+        finally:
+            scraped.set()
         books = [run.result() for run in runs]
     seen.append(scrape(server))
 

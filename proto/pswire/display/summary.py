@@ -5,8 +5,8 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from pswire import histogram, workertable
 from pswire.counts import Counts
+from pswire.display import bars, workertable
 from pswire.status import Status
 
 _ENDLESS = 10_000
@@ -30,7 +30,7 @@ def draw(status: Status) -> RenderableType:
     if status.workers:
         parts += ["", workertable.draw(status, status.workers)]
     if status.staleness:
-        parts += ["", histogram.draw(status)]
+        parts += ["", bars.draw(status)]
     return Group(*parts)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pswire import report
 from pswire.counts import Counts, WorkerStatus
+from pswire.display import summary
 from pswire.status import Limits, Status
 
 ROW = re.compile(
@@ -45,7 +45,7 @@ QUIET = Status(
 def lines(status: Status) -> list[str]:
     """Return the text's lines, without the blanks that fill them up."""
     file = io.StringIO()
-    report.show(status, file)
+    summary.show(status, file)
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -171,7 +171,7 @@ def test_on_a_narrow_terminal_nothing_is_left_out(
     file = io.StringIO()
     file.isatty = lambda: True  # type: ignore[method-assign]
 
-    report.show(replace(QUIET, workers=(WorkerStatus(name, counts, 0, 0.0),)), file)
+    summary.show(replace(QUIET, workers=(WorkerStatus(name, counts, 0, 0.0),)), file)
 
     text = re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
     assert "…" not in text

@@ -1,0 +1,1 @@
+"""A status as a person reads it on a terminal."""
