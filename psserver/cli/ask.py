@@ -96,5 +96,5 @@ def _clear_errors() -> Iterator[None]:
 
     try:
         yield
-    except ParameterServerError as error:
+    except (OSError, ParameterServerError) as error:
         raise click.ClickException(str(error)) from error

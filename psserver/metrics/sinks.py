@@ -21,7 +21,7 @@ def resolve(text: str) -> Sink:
     name, _, argument = text.partition("=")
     found = entry_points(group=_GROUP)
     if name not in found.names:
-        known = ", ".join(sorted(found.names)) or "none that is installed"
+        known = ", ".join(sorted(found.names)) or "what an installed package offers"
         raise ValueError(f"sink: expected one of {known}, got {name!r}")
     try:
         sink = found[name].load()(argument)

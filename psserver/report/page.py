@@ -25,7 +25,7 @@ def write(path: Path, output: Path, targets: Sequence[float], tell: Tell) -> Non
             beside it are read too.
         output: Where the report goes.
         targets: Losses to say of when they were reached; none: a few round ones.
-        tell: Is told of every line that is damaged.
+        tell: Is told of damaged lines; see `read`.
 
     Raises:
         OSError: A file cannot be read or written.

@@ -18,6 +18,8 @@ _DAMAGED = (
     *(RecursionError, TypeError, ValueError),
 )
 
+_TOLD = 5
+
 Tell = Callable[[str], None]
 _Number = TypeVar("_Number", int, float)
 
@@ -92,24 +94,29 @@ def read(path: Path, tell: Tell) -> Iterator[Moment]:
 
     Args:
         path: The file that `psserver serve --metrics-file` was given.
-        tell: Is told of every line that is damaged, by file and number.
+        tell: Is told of the first damaged lines, by file and number, and then of how
+            many more there are.
 
     Raises:
         OSError: A file cannot be read.
         ValueError: There is no sample.
     """
-    found = False
+    found, damaged = False, 0
     for file in files(path) or [path]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     moment = Moment.from_json(json.loads(line))
                 except _DAMAGED as error:
-                    why = f"{type(error).__name__}: {error}"
-                    tell(f"{file}:{number}: expected a sample, got {why}; left out")
+                    damaged += 1
+                    if damaged <= _TOLD:
+                        why = f"{type(error).__name__}: {error}"
+                        tell(f"{file}:{number}: expected a sample, got {why}; left out")
                     continue
                 found = True
                 yield moment
+    if damaged > _TOLD:
+        tell(f"{path}: {damaged - _TOLD} more damaged lines, left out too")
     if not found:
         raise ValueError(f"{path}: expected a sample or more, got none")
 

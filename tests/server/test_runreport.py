@@ -418,6 +418,23 @@ def test_a_damaged_line_is_named_and_left_out(
     assert _data(output)["total"]["samples"] == 2
 
 
+def test_of_many_damaged_lines_the_first_are_named_and_the_others_counted(
+    path: Path, run: Run, make_sample: MakeSample
+) -> None:
+    """Another file altogether does not fill the terminal."""
+    path.write_text("<p>\n" * 100 + json.dumps(make_sample(1.0)))
+
+    result = run()
+
+    assert result.exit_code == 0
+    *named, counted = result.stderr.splitlines()
+    starts = [f"{path}:{number}: expected a sample" for number in range(1, 6)]
+    assert [line[: len(start)] for line, start in zip(named, starts, strict=True)] == (
+        starts
+    )
+    assert counted == f"{path}: 95 more damaged lines, left out too"
+
+
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", '"much"', "[]"])
 def test_a_figure_that_is_no_finite_number_is_damage(
     path: Path, run: Run, make_sample: MakeSample, number: str

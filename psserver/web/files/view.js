@@ -48,7 +48,7 @@ const view = (() => {
     write("active", `${format.count(active)} of ${format.count(status.workers.length)}`);
     write("rule", status.rule);
     write("limit", limitOf(status));
-    write("initialized", status.initialized ? "there" : "none yet: the first worker brings them");
+    write("initialized", status.initialized ? "initialized" : "none yet: the first worker brings them");
     write("uptime", format.duration(status.uptime_s));
     write("generation", status.generation);
     document.title = `${format.percent(judged ? status.drop_rate : null)} dropped · asyncps`;
@@ -59,7 +59,7 @@ const view = (() => {
       .map((worker) => worker.name);
     const shown = names.slice(0, 3).join(", ");
     const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
-    notice("starved", names.length && `Starved, all its recent pushes dropped: ${shown}${more}`);
+    notice("starved", names.length && `Starved, nearly all recent pushes dropped: ${shown}${more}`);
   }
 
   function drawCurves(status, curves) {
@@ -90,12 +90,12 @@ const view = (() => {
   const columns = [
     (worker) => worker.name,
     (worker) => worker.state,
-    (worker) => format.rate(worker.pushes_per_s),
-    (worker) => format.count(worker.applied),
-    (worker) => format.count(worker.dropped),
     (worker) => format.percent(worker.applied + worker.dropped ? worker.drop_rate : null),
     (worker) => format.count(worker.consecutive_drops),
     (worker) => format.count(worker.longest_drops),
+    (worker) => format.rate(worker.pushes_per_s),
+    (worker) => format.count(worker.applied),
+    (worker) => format.count(worker.dropped),
     (worker) => format.loss(worker.loss),
     (worker) => (worker.last_seen_s < 2 ? "now" : `${format.duration(worker.last_seen_s)} ago`),
   ];
