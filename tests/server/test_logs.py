@@ -230,7 +230,7 @@ def test_a_worker_s_state_is_told_when_it_changes(
 def events() -> Iterator[str]:
     """Yield the event of every call that logs."""
     for package in ("psserver", "proto/pswire"):
-        for path in (_ROOT / package).glob("*.py"):
+        for path in (_ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 match node:
                     case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"))):
