@@ -11,6 +11,7 @@ from pswire.errors import ParameterServerError, reason
 from pswire.values import Verdict
 
 _EXACT = 1000  # Steps.
+_LAST_TWENTY = 2**20 - 1
 
 
 @dataclass(slots=True)
@@ -56,6 +57,8 @@ class WorkerRow:
     longest_drops: int = 0
     loss: float | None = None
     staleness_sum: int = 0
+    recently: int = 0
+    """A bit for each of its last judged pushes, the newest lowest: it was dropped."""
     staleness_buckets: list[int] = field(
         default_factory=lambda: [0] * (len(STALENESS_BOUNDS) + 1)
     )
@@ -64,7 +67,7 @@ class WorkerRow:
         return WorkerRow(
             *(self.last_seen, self.tally.copy(), self.recent.copy()),
             *(self.consecutive_drops, self.longest_drops, self.loss),
-            *(self.staleness_sum, self.staleness_buckets.copy()),
+            *(self.staleness_sum, self.recently, self.staleness_buckets.copy()),
         )
 
     def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
@@ -72,6 +75,7 @@ class WorkerRow:
         self.recent.add(verdict.applied, loss, now)
         self.staleness_buckets[bisect_left(STALENESS_BOUNDS, verdict.staleness)] += 1
         self.staleness_sum += verdict.staleness
+        self.recently = (self.recently << 1 | (not verdict.applied)) & _LAST_TWENTY
         if loss is not None:
             self.loss = loss
         if verdict.applied:
@@ -91,6 +95,7 @@ class WorkerRow:
             loss=self.loss,
             staleness_buckets=tuple(self.staleness_buckets),
             staleness_sum=self.staleness_sum,
+            recent_drops=self.recently.bit_count(),
         )
 
 

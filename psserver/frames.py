@@ -85,8 +85,7 @@ class FrameCalls:
         except Exception as error:
             answer, status = Frame(Kind.ERROR, to_bytes(error)), code(error)
         if meter:
-            meter.moved(_nbytes(request), _nbytes(answer))
-            meter.answered(status, began)
+            meter.answered(status, began, _nbytes(request), _nbytes(answer))
         return answer
 
     def _answer(self, request: Frame) -> Frame:

@@ -74,5 +74,5 @@ def _json_lines(file: TextIO) -> Callable[[Sample], None]:
 
 def _csv(file: TextIO) -> Callable[[Sample], None]:
     table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    return lambda taken: table.writerows(rows(taken))
+    header = iter([dict(zip(COLUMNS, COLUMNS, strict=True))])  # Once there is data.
+    return lambda taken: table.writerows([*header, *rows(taken)])

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from psserver import gradients as checks
 from psserver.counters import Counters
 from psserver.decision import Present, decide, superseded
+from psserver.model import Model
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry, Sessions
 from psserver.staleness import DropStale
 from psserver.timing import Timing
-from pswire.body import Arrays, Body, Bytes
+from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
@@ -29,24 +30,6 @@ Receive = Callable[[Layout], Arrays]
 """Reads a body of the layout; called only when the body is wanted."""
 
 _log = logging.getLogger("psserver")
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What stays the same from one step to the next, once there are variables."""
-
-    layout: Layout
-    rule: CompiledRule
-    initializer: str
-    kept: tuple[tuple[int, Bytes], ...]
-    """The runs of the variables that are not trainable."""
-
-    def body(self, state: State) -> Body:
-        """Return all variables, without a copy."""
-        runs = [*self.kept, *self.rule.runs(state)]
-        if self.kept:
-            runs.sort(key=lambda run: run[0])
-        return Body(self.layout, runs)
 
 
 @dataclass(frozen=True, slots=True)

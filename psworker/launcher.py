@@ -94,6 +94,7 @@ class _Run:
         self._restarts: Counter[str] = Counter()
         self._began = time.monotonic()
         self._names = [f"{plan.name}-{index}" for index in range(plan.workers)]
+        self._before = self._status()
 
     def start(self) -> None:
         for name in self._names:
@@ -137,9 +138,13 @@ class _Run:
             self._say(f"{self._address}: no answer, so there is no summary")
             return False
         summary.show(status, sys.stdout)
-        pushes = sum(w.counts.judged for w in status.workers if w.name in self._names)
+        pushes, since = self._judged(status), "start-up included"
+        if self._before and self._before.incarnation == status.incarnation:
+            pushes -= self._judged(self._before)  # Of an earlier launch by this name.
+        elif self._before:
+            elapsed, since = status.uptime_s, "since the server was started anew"
         print(
-            f"{pushes} pushes of these workers in {elapsed:.1f} s, start-up included: "
+            f"{pushes} pushes of these workers in {elapsed:.1f} s, {since}: "
             f"{pushes / elapsed:.1f} pushes/s; "
             f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
             flush=True,
@@ -198,6 +203,10 @@ class _Run:
                 f"drop rate {status.counts.drop_rate:.1%}, {workers} workers"
             )
         self._say(f"{time.monotonic() - self._began:.0f} s: {news}")
+
+    def _judged(self, status: Status) -> int:
+        ours = (worker for worker in status.workers if worker.name in self._names)
+        return sum(worker.counts.judged for worker in ours)
 
     def _status(self) -> Status | None:
         connection = Connection(self._address, timeout_s=5.0, outage_s=0.0)

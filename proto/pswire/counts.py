@@ -8,7 +8,8 @@ from pswire._generated import parameter_server_pb2 as pb
 
 STALENESS_BOUNDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """The buckets that staleness is told in, in steps, inclusive; one more has the rest."""
-_BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")
+STALENESS_BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")
+"""Their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class WorkerStatus:
         staleness_buckets: Its judged pushes by staleness, one number for each of
             `STALENESS_BOUNDS`, less those of the bounds before, and one for the rest.
         staleness_sum: The staleness of all of them, in steps.
+        recent_drops: Dropped pushes among its last twenty judged ones.
     """
 
     name: str
@@ -96,6 +98,7 @@ class WorkerStatus:
     loss: float | None = None
     staleness_buckets: tuple[int, ...] = (0,) * (len(STALENESS_BOUNDS) + 1)
     staleness_sum: int = 0
+    recent_drops: int = 0
 
     @property
     def mean_staleness(self) -> float | None:
@@ -115,6 +118,7 @@ class WorkerStatus:
             loss=message.loss if message.HasField("loss") else None,
             staleness_buckets=tuple(message.staleness_buckets),
             staleness_sum=message.staleness_sum,
+            recent_drops=message.recent_drops,
         )
 
     def to_proto(self) -> pb.WorkerStatus:
@@ -128,6 +132,7 @@ class WorkerStatus:
             loss=self.loss,
             staleness_buckets=self.staleness_buckets,
             staleness_sum=self.staleness_sum,
+            recent_drops=self.recent_drops,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -136,9 +141,12 @@ class WorkerStatus:
             **self.counts.to_json(),
             "consecutive_drops": self.consecutive_drops,
             "longest_drops": self.longest_drops,
+            "recent_drops": self.recent_drops,
             "last_seen_s": round(self.last_seen_s, 3),
             "pushes_per_s": round(self.pushes_per_s, 3),
             "loss": self.loss,
             "mean_staleness": self.mean_staleness,
-            "staleness": dict(zip(_BUCKETS, self.staleness_buckets, strict=True)),
+            "staleness": dict(
+                zip(STALENESS_BUCKETS, self.staleness_buckets, strict=True)
+            ),
         }

@@ -9,7 +9,8 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire.counts import Counts, WorkerStatus
 
 _SILENT_S = 60.0
-_STARVED_DROPS = 10
+_MANY_DROPS = 10  # In a row.
+_MOST_DROPS = 18  # Of the last twenty.
 _CHANCE = 0.001
 
 
@@ -110,13 +111,16 @@ class Status:
     def state(self, worker: WorkerStatus) -> WorkerState:
         """Say what one of the workers seems to be up to.
 
-        Starved is one whose last ten pushes or more were all dropped, although so long
-        a run would be chance only once in a thousand, given the drop rate of all.
+        Starved is one whose last ten pushes or more were all dropped, or nearly all of
+        the last twenty, although with the drop rate of all so many drops would be
+        chance only once in a thousand.
         """
         if worker.last_seen_s > _SILENT_S:
             return WorkerState.SILENT
         drops = worker.consecutive_drops
-        if drops >= _STARVED_DROPS and self.counts.drop_rate**drops < _CHANCE:
+        if worker.recent_drops >= _MOST_DROPS:  # One applied push ends no starvation.
+            drops = max(drops, worker.recent_drops)
+        if drops >= _MANY_DROPS and self.counts.drop_rate**drops < _CHANCE:
             return WorkerState.STARVED
         return WorkerState.ACTIVE
 

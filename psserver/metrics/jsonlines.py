@@ -10,13 +10,15 @@ from psserver.metrics.sparse import Sparse
 
 _MAX_NBYTES = 16 * 2**20
 _OLD_FILES = 8
+_NBYTES_PER_S = 2**14
 
 
 class JsonLines:
     """Appends samples to a file, a line each; a restarted server goes on in it.
 
-    While nothing happens there is a line a minute. A file that is full becomes PATH.1,
-    PATH.1 becomes PATH.2, and so on; the oldest is removed.
+    While nothing happens there is a line a minute. Lines of many workers are farther
+    apart, so that all of them together have 16 KiB a second at most. A file that is
+    full becomes PATH.1, PATH.1 becomes PATH.2, and so on; the oldest is removed.
     """
 
     def __init__(
@@ -30,12 +32,17 @@ class JsonLines:
 
         Args:
             path: The file, of one server at a time.
-            max_nbytes: The most bytes a file has, unless a single line has more.
+            max_nbytes: The most bytes a file has, unless a single line has more; 1 or
+                more.
             old_files: How many full files are kept beside it, 1 or more.
 
         Raises:
             OSError: The file cannot be written.
+            ValueError: A bound is less than 1; the message begins with it.
         """
+        for name, bound in (("max_nbytes", max_nbytes), ("old_files", old_files)):
+            if bound < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {bound}")
         self._path = Path(path).absolute()
         self._max_nbytes = max_nbytes
         self._old_files = old_files
@@ -49,16 +56,17 @@ class JsonLines:
             ) from error
 
     def write(self, sample: Sample) -> None:
-        """Append a sample, unless it says nothing new."""
+        """Append a sample, unless it says nothing new or comes too soon."""
         for kept in self._sparse.admit(sample):
-            self._append(kept)
+            self._sparse.pause(self._append(kept) / _NBYTES_PER_S)
 
     def close(self) -> None:
         """Append the last sample, if it has been held back."""
         for kept in self._sparse.rest():
             self._append(kept)
 
-    def _append(self, sample: Sample) -> None:
+    def _append(self, sample: Sample) -> int:
+        """Append a line, and return its size in bytes."""
         text = json.dumps(sample, allow_nan=False, separators=(",", ":"))
         line = text.encode() + b"\n"
         size = self._path.stat().st_size if self._path.exists() else 0
@@ -66,7 +74,7 @@ class JsonLines:
             self._rotate()
         # Opened anew each time: it may have been moved, or its disk have been full.
         with self._path.open("ab+") as file:
-            file.write(b"\n" + line if _is_torn(file) else line)
+            return file.write(b"\n" + line if _is_torn(file) else line)
 
     def _rotate(self) -> None:
         for number in range(self._old_files, 1, -1):

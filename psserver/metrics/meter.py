@@ -75,24 +75,25 @@ class CallMeter:
         self._path = path
         self._method = method
 
-    def answered(self, code: str, began: float) -> None:
+    def answered(
+        self, code: str, began: float, received: int = 0, sent: int = 0
+    ) -> None:
         """Note that a call has ended, and how.
 
         Args:
             code: Its gRPC status.
             began: What `now` said when it came.
+            received: Its bytes, if they are not counted apart.
+            sent: Likewise.
         """
-        self._meter.answered(self._path, self._method, code, self.now() - began)
-
-    def moved(self, received: int = 0, sent: int = 0) -> None:
-        """Note the bytes of messages, and of bodies that travel beside them."""
-        self._meter.moved(self._path, self._method, received, sent)
+        seconds = self.now() - began
+        self._meter.answered(self._path, self._method, code, seconds, received, sent)
 
     def receiving(self, decode: Callable[[bytes], Value]) -> Callable[[bytes], Value]:
         """Count the bytes that are decoded."""
 
         def counted(message: bytes) -> Value:
-            self.moved(received=len(message))
+            self._meter.moved(self._path, self._method, received=len(message))
             return decode(message)
 
         return counted
@@ -102,7 +103,7 @@ class CallMeter:
 
         def counted(value: Value) -> bytes:
             message = encode(value)
-            self.moved(sent=len(message))
+            self._meter.moved(self._path, self._method, sent=len(message))
             return message
 
         return counted
@@ -136,16 +137,24 @@ class Meter:
                 self._compute.add(timing.held_s)
                 self._wire.add(wire_s)
 
-    def answered(self, path: str, method: str, code: str, seconds: float) -> None:
-        """Note how long the server took for a call, and how it ended."""
+    def answered(
+        self,
+        path: str,
+        method: str,
+        code: str,
+        seconds: float,
+        received: int = 0,
+        sent: int = 0,
+    ) -> None:
+        """Note how long the server took for a call, how it ended, and `moved`."""
         with self._lock:
             self._calls[path, method, code].add(seconds)
+            self._move(path, method, received, sent)
 
     def moved(self, path: str, method: str, received: int = 0, sent: int = 0) -> None:
         """Note the bytes of messages, and of bodies that travel beside them."""
         with self._lock:
-            self._received[path, method] += received
-            self._sent[path, method] += sent
+            self._move(path, method, received, sent)
 
     def read(self) -> Readings:
         """Return all of it, as of one moment."""
@@ -161,3 +170,7 @@ class Meter:
                 received=dict(self._received),
                 sent=dict(self._sent),
             )
+
+    def _move(self, path: str, method: str, received: int, sent: int) -> None:
+        self._received[path, method] += received
+        self._sent[path, method] += sent

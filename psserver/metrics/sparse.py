@@ -18,7 +18,9 @@ class Sparse:
     def __init__(self) -> None:
         self._figures: Any = None
         self._kept_s = 0.0
+        self._paused_s = 0.0
         self._held: Sample | None = None
+        self._is_level = False  # Whether the figures of the one held had not changed.
 
     def admit(self, sample: Sample) -> Sequence[Sample]:
         """Return what to keep now, in order: the last one held back may come along.
@@ -27,12 +29,19 @@ class Sparse:
         """
         figures = _figures(sample)
         changed = figures != self._figures
-        if not changed and sample["uptime_s"] - self._kept_s < _IDLE_S:
-            self._held = sample
+        least_s = self._paused_s if changed else max(self._paused_s, _IDLE_S)
+        # An uptime that has gone back is that of the next server.
+        if 0 <= sample["uptime_s"] - self._kept_s < least_s:
+            self._held, self._is_level = sample, not changed
             return ()
-        kept = (self._held, sample) if changed and self._held else (sample,)
+        before = [self._held] if self._held and self._is_level and changed else []
         self._figures, self._kept_s, self._held = figures, sample["uptime_s"], None
-        return kept
+        self._paused_s = 0.0
+        return (*before, sample)
+
+    def pause(self, seconds: float) -> None:
+        """Admit nothing for so long after what was kept last; pauses add up."""
+        self._paused_s += seconds
 
     def rest(self) -> Sequence[Sample]:
         """Return the last sample if it was held back: the end is always kept."""

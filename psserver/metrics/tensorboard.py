@@ -78,12 +78,6 @@ class Events:
 def _scalars(sample: Sample) -> Iterator[tuple[str, float | None]]:
     for name in _FIGURES:
         yield name, sample[name]
-    yield "staleness_mean", _mean(sample["staleness"])
+    yield "staleness_mean", sample["mean_staleness"]
     for worker in sample["workers"]:
         yield f"drop_rate/{worker['name']}", worker["drop_rate"]
-
-
-def _mean(staleness: dict[str, int]) -> float | None:
-    judged = sum(staleness.values())
-    total = sum(int(steps) * pushes for steps, pushes in staleness.items())
-    return total / judged if judged else None

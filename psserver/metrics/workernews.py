@@ -31,10 +31,9 @@ def _tell(worker: dict[str, Any], before: WorkerState) -> None:
     about = {"worker": name, **{fact: worker[fact] for fact in facts}}
     match worker["state"], before:
         case WorkerState.STARVED, _:
-            drops = worker["consecutive_drops"]
             _log.warning(
-                "worker %s is starved: its last %d pushes were all dropped",
-                *(name, drops),
+                "worker %s is starved: of its last 20 pushes %d were dropped",
+                *(name, worker["recent_drops"]),
                 extra={"event": "worker_starved", **about},
             )
         case WorkerState.SILENT, _:

@@ -1,12 +1,12 @@
 """What a report says of a run, as plain JSON types: each start apart, and all added."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from psserver.report.samples import Moment
 from psserver.report.starts import Start, told
-from psserver.report.sums import add_counts, add_tables, middle
+from psserver.report.sums import add_counts, add_tables, mean_staleness, middle
 from psserver.report.targets import levels, reached
 from psserver.report.workers import BUCKETS, workers
 
@@ -24,7 +24,7 @@ def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]
     return {
         "starts": list(map(_start, starts, began)),
         "total": _total(starts),
-        "staleness": _staleness(add_tables(start.last.staleness for start in starts)),
+        "staleness": _staleness([start.last for start in starts]),
         "best_loss": min(losses, default=None),
         "last_loss": losses[-1] if losses else None,
         "curves": _curves(starts, began),
@@ -91,13 +91,12 @@ def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[A
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
-def _staleness(counts: Counter[int]) -> dict[str, Any]:
+def _staleness(moments: Sequence[Moment]) -> dict[str, Any]:
+    counts = add_tables(moment.staleness for moment in moments)
     ages = sorted(counts)
-    judged = counts.total()
-    total = sum(age * pushes for age, pushes in counts.items())
     median = middle([counts[age] for age in ages])
     return {
         "counts": {str(age): counts[age] for age in ages},
-        "mean": total / judged if judged else None,
+        "mean": mean_staleness(moments),
         "median": None if median is None else ages[median],
     }

@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from psserver.metrics import jsonlines
 from psserver.report.figures import figures
 from psserver.report.samples import Tell, read
 from psserver.report.starts import gather
@@ -27,13 +29,30 @@ def write(path: Path, output: Path, targets: Sequence[float], tell: Tell) -> Non
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: There is no sample, or a target is no finite number.
+        ValueError: There is no sample, a target is no finite number, or the report
+            would take the place of a metrics file.
     """
     for target in targets:
         if not math.isfinite(target):
             raise ValueError(f"target: expected a finite loss, got {target}")
+    if output.exists() and any(map(output.samefile, jsonlines.files(path))):
+        raise ValueError(f"output: expected no metrics file, got {output}")
     data = {"file": path.name, **figures(gather(read(path, tell)), targets)}
-    output.write_text(_page(data), encoding="utf-8")
+    _put(output, _page(data))
+
+
+def _put(output: Path, page: str) -> None:
+    """Write it whole or not at all; what is no file, as a pipe, cannot be replaced."""
+    if output.exists() and not output.is_file():
+        output.write_text(page, encoding="utf-8")
+        return
+    place = output.resolve()  # A link stays one.
+    aside = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(place)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _page(data: object) -> str:

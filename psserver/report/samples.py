@@ -5,18 +5,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from psserver.metrics.jsonlines import files
-from pswire.counts import STALENESS_BOUNDS, Counts
+from pswire.counts import STALENESS_BUCKETS, Counts
 
-_BUCKETS = (*map(str, STALENESS_BOUNDS), "+Inf")
+_MOST_COUNT = 2**63
+_MOST_S = 1e11  # Three thousand years: a browser can still write the date.
+_MOST_LOSS = 1e300  # Sums of them stay finite.
 _DAMAGED = (
     *(ArithmeticError, AttributeError, LookupError),
     *(RecursionError, TypeError, ValueError),
 )
 
 Tell = Callable[[str], None]
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,21 @@ class WorkerMoment:
             name=str(table["name"]),
             state=str(table["state"]),
             counts=_counts(table),
-            longest_drops=int(table["longest_drops"]),
-            loss=_optional(table["loss"]),
-            mean_staleness=_optional(table["mean_staleness"]),
-            staleness_buckets=tuple(int(table["staleness"][name]) for name in _BUCKETS),
+            longest_drops=_count(table["longest_drops"]),
+            loss=_loss(table["loss"]),
+            mean_staleness=_mean(table["mean_staleness"]),
+            staleness_buckets=tuple(
+                _count(table["staleness"][name]) for name in STALENESS_BUCKETS
+            ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A sample, every figure of which has been checked; see `pswire.status.Status`."""
+    """A sample, every figure of which has been checked; see `pswire.status.Status`.
+
+    Whatever lies within the bounds can be added up, and drawn.
+    """
 
     time: float
     incarnation: str
@@ -56,6 +64,7 @@ class Moment:
     uptime_s: float
     loss: float | None
     counts: Counts
+    mean_staleness: float | None
     staleness: Mapping[int, int]
     unjoined: Counts
     workers: tuple[WorkerMoment, ...]
@@ -63,15 +72,16 @@ class Moment:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Self:
         return cls(
-            time=_finite(table["time"]),
+            time=_seconds(table["time"]),
             incarnation=str(table["incarnation"]),
-            step=int(table["step"]),
-            limit=None if table["limit"] is None else int(table["limit"]),
+            step=_count(table["step"]),
+            limit=_limit(table["limit"]),
             rule=str(table["rule"]),
-            uptime_s=_finite(table["uptime_s"]),
-            loss=_optional(table["loss"]),
+            uptime_s=_seconds(table["uptime_s"]),
+            loss=_loss(table["loss"]),
             counts=_counts(table),
-            staleness={int(age): int(n) for age, n in table["staleness"].items()},
+            mean_staleness=_mean(table["mean_staleness"]),
+            staleness={_count(age): _count(n) for age, n in table["staleness"].items()},
             unjoined=_counts(table["unjoined"]),
             workers=tuple(map(WorkerMoment.from_json, table["workers"])),
         )
@@ -106,19 +116,40 @@ def read(path: Path, tell: Tell) -> Iterator[Moment]:
 
 def _counts(table: Mapping[str, Any]) -> Counts:
     return Counts(
-        applied=int(table["applied"]),
-        dropped=int(table["dropped"]),
-        duplicate=int(table["duplicate"]),
-        rejected={str(why): int(n) for why, n in table["rejected"].items()},
+        applied=_count(table["applied"]),
+        dropped=_count(table["dropped"]),
+        duplicate=_count(table["duplicate"]),
+        rejected={str(why): _count(n) for why, n in table["rejected"].items()},
     )
 
 
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {number}")
+def _count(value: Any) -> int:
+    return _within(int(value), 0, _MOST_COUNT)
+
+
+def _limit(value: Any) -> int | None:
+    return None if value is None else _within(int(value), -_MOST_COUNT, _MOST_COUNT)
+
+
+def _seconds(value: Any) -> float:
+    return _within(float(value), 0.0, _MOST_S)
+
+
+def _mean(value: Any) -> float | None:
+    return None if value is None else _within(float(value), 0.0, float(_MOST_COUNT))
+
+
+def _loss(value: Any) -> float | None:
+    """Check a loss; one that diverges is no damage, it is only told no larger."""
+    if value is None:
+        return None
+    loss = float(value)
+    if not math.isfinite(loss):
+        raise ValueError(f"expected a finite loss, got {loss}")
+    return max(-_MOST_LOSS, min(loss, _MOST_LOSS))
+
+
+def _within(number: _Number, least: _Number, most: _Number) -> _Number:
+    if not least <= number <= most:  # A NaN is not either.
+        raise ValueError(f"expected {least} to {most}, got {number}")
     return number
-
-
-def _optional(value: Any) -> float | None:
-    return None if value is None else _finite(value)

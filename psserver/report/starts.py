@@ -84,7 +84,7 @@ class Start:
         self.steps.append(moment.step)
         self.judged.append(moment.counts.judged)
         self.dropped.append(moment.counts.dropped)
-        self.ages.append(sum(age * n for age, n in moment.staleness.items()))
+        self.ages.append(round((moment.mean_staleness or 0.0) * moment.counts.judged))
         self.losses.append(moment.loss)
 
     def points(self, every: int) -> list[Point]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from psserver.report.samples import Moment, WorkerMoment
 from pswire.counts import Counts
 
 
@@ -25,6 +26,13 @@ def add_tables(tables: Iterable[Mapping[Any, int]]) -> Counter[Any]:
     for table in tables:
         total.update(table)
     return total
+
+
+def mean_staleness(rows: Sequence[Moment] | Sequence[WorkerMoment]) -> float | None:
+    """Return the mean staleness of all judged pushes, in steps; None: of none."""
+    judged = sum(row.counts.judged for row in rows)
+    total = sum((row.mean_staleness or 0.0) * row.counts.judged for row in rows)
+    return total / judged if judged else None
 
 
 def middle(numbers: Sequence[int]) -> int | None:

@@ -8,6 +8,7 @@ from psserver.report.starts import Start, told
 
 _ROUND = (1, 2, 5)
 _MOST = 8
+_TINY = 1e-300  # Nothing is told between losses that are closer.
 _WIDE = 4  # Times: losses farther apart than this are parted by ratio.
 
 
@@ -51,7 +52,7 @@ def reached(starts: Sequence[Start], loss: float) -> Reached:
 def levels(starts: Sequence[Start]) -> list[float]:
     """Return round losses from the first one told down to the best, descending."""
     losses = told(starts)
-    if not losses or min(losses) == losses[0]:
+    if not losses or losses[0] - min(losses) < _TINY:
         return []
     first, best = losses[0], min(losses)
     by_ratio = best > 0 and first / best > _WIDE

@@ -6,7 +6,7 @@ from typing import Any
 
 from psserver.report.samples import WorkerMoment
 from psserver.report.starts import Start
-from psserver.report.sums import add_counts, middle
+from psserver.report.sums import add_counts, mean_staleness, middle
 from pswire.counts import STALENESS_BOUNDS
 
 BUCKETS = (
@@ -50,12 +50,6 @@ def _sum_up(rows: Sequence[WorkerMoment]) -> dict[str, Any]:
         "longest_drops": max(row.longest_drops for row in rows),
         "loss": rows[-1].loss,
         "staleness": buckets,
-        "mean_staleness": _mean(rows),
+        "mean_staleness": mean_staleness(rows),
         "median_staleness": None if median is None else BUCKETS[median],
     }
-
-
-def _mean(rows: Sequence[WorkerMoment]) -> float | None:
-    judged = sum(row.counts.judged for row in rows)
-    total = sum((row.mean_staleness or 0.0) * row.counts.judged for row in rows)
-    return total / judged if judged else None

@@ -174,6 +174,7 @@ def make_sample() -> Callable[..., dict[str, Any]]:
 
     def make(uptime_s: float, **fields: Any) -> dict[str, Any]:
         counts = fields.pop("counts", Counts())
+        staleness = fields.get("staleness", {})
         known: dict[str, Any] = {
             "generation": "history",
             "incarnation": "start",
@@ -183,6 +184,7 @@ def make_sample() -> Callable[..., dict[str, Any]]:
             "initialized": True,
             "pushes_per_s": 0.0,
             "staleness": {},
+            "staleness_sum": sum(age * n for age, n in staleness.items()),
             "workers": (),
         }
         time = fields.pop("time", 1e9 + uptime_s)

@@ -237,6 +237,7 @@ def test_the_status_for_scripts_has_every_number(
         "drop_rate": 1 / 3,
         "consecutive_drops": 1,
         "longest_drops": 1,
+        "recent_drops": 1,
         "mean_staleness": 1.0,
         "loss": None,
         "state": "active",

@@ -203,8 +203,21 @@ def test_drops_in_a_row_end_with_an_applied_push() -> None:
         )
 
     assert runs == [[1, 0], [2, 0], [2, 0], [2, 0], [3, 0], [0, 0]]
-    longest = [r.longest_drops for r in counters.workers(now=0.0, uptime_s=1.0)]
-    assert longest == [3, 0]
+    rows = counters.workers(now=0.0, uptime_s=1.0)
+    assert [(row.longest_drops, row.recent_drops) for row in rows] == [(3, 3), (0, 0)]
+
+
+def test_the_last_twenty_pushes_forget_those_before() -> None:
+    """Duplicates and rejected ones are none of them."""
+    counters = _counters("ann")
+    for _ in range(30):
+        _add(counters, "ann", _DROPPED)
+
+    for outcome in (_APPLIED, _APPLIED.repeated(), _NAN, _APPLIED, _DROPPED):
+        _add(counters, "ann", outcome)
+
+    (row,) = counters.workers(now=0.0, uptime_s=1.0)
+    assert row.recent_drops == 18
 
 
 def test_the_staleness_of_every_judged_push_is_counted_once() -> None:

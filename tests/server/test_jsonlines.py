@@ -138,6 +138,51 @@ def test_the_end_of_idleness_is_told_with_its_beginning(
     assert _uptimes(path) == [1.0, 30.0, 31.0, 32.0]
 
 
+def test_long_lines_are_farther_apart(path: Path, make_sample: MakeSample) -> None:
+    """Of 40 KiB there is one every 2.5 s; the last is written in any case."""
+    sink = psserver.JsonLines(path)
+
+    for second in range(1, 13):
+        sink.write(
+            make_sample(float(second), counts=Counts(second), rule="x" * 40 * 2**10)
+        )
+    sink.close()
+
+    assert _uptimes(path) == [1.0, 4.0, 7.0, 10.0, 12.0]
+
+
+def test_two_long_lines_at_once_count_as_two(
+    path: Path, make_sample: MakeSample
+) -> None:
+    """The end of idleness is still told with its beginning."""
+    sink = psserver.JsonLines(path)
+
+    for second in range(1, 31):
+        counts = Counts(applied=max(second - 20, 0))
+        sink.write(make_sample(float(second), counts=counts, rule="x" * 40 * 2**10))
+
+    assert _uptimes(path) == [1.0, 20.0, 21.0, 27.0, 30.0]
+
+
+def test_a_sink_may_serve_one_server_after_another(
+    path: Path, make_sample: MakeSample
+) -> None:
+    """The uptime of the second begins anew."""
+    sink = psserver.JsonLines(path)
+
+    for uptime_s, incarnation in ((1000.0, "first"), (1.0, "second")):
+        sink.write(make_sample(uptime_s, incarnation=incarnation))
+
+    assert _uptimes(path) == [1000.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["max_nbytes", "old_files"])
+def test_a_bound_is_one_or_more(path: Path, name: str) -> None:
+    """Without a single full file nothing of it would be kept."""
+    with pytest.raises(ValueError, match=f"^{name}: expected 1 or more, got 0$"):
+        psserver.JsonLines(path, **{name: 0})
+
+
 @pytest.mark.parametrize("name", ["missing/run.jsonl", "."])
 def test_a_file_that_cannot_be_written_is_an_error_at_once(
     tmp_path: Path, name: str

@@ -173,7 +173,8 @@ def test_an_unknown_format_is_a_usage_error(run: Run) -> None:
 
 def sample(last_seen_s: float, drops: int = 0, rate: float = 0.0) -> dict[str, Any]:
     """Return what a recorder shows: one worker among others, at a drop rate of all."""
-    worker = WorkerStatus("ann", Counts(1, drops), drops, last_seen_s)
+    counts = Counts(1, drops)
+    worker = WorkerStatus("ann", counts, drops, last_seen_s, recent_drops=drops)
     status = Status(
         generation="g",
         incarnation="i",
@@ -198,7 +199,7 @@ STARVED, HOPELESS = sample(1, drops=12, rate=0.1), sample(1, drops=12, rate=0.9)
     ("samples", "texts"),
     [
         ([ACTIVE, ACTIVE], []),
-        ([STARVED, STARVED], ["is starved: its last 12 pushes were all dropped"]),
+        ([STARVED, STARVED], ["is starved: of its last 20 pushes 12 were dropped"]),
         ([HOPELESS], []),
         ([ACTIVE, STARVED, HOPELESS], ["is starved: ", "is no longer starved"]),
         ([STARVED, ACTIVE, ACTIVE], ["is starved: ", "is no longer starved"]),

@@ -1,8 +1,10 @@
 """The report of a run: its figures, and that it is one file that harms nobody."""
 
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -134,7 +136,8 @@ def test_the_starts_of_a_server_are_told_apart_and_added_up(
             time=1110.0,
             incarnation="second",
             counts=Counts(1, 3),
-            staleness={0: 1, 12: 3},
+            staleness={0: 1, 1200: 3},
+            staleness_sum=3615,  # They are 1,205 steps old, which has four digits.
             workers=(_worker("ann", again, longest_drops=3),),
         ),
     ]
@@ -157,8 +160,8 @@ def test_the_starts_of_a_server_are_told_apart_and_added_up(
         "drop_rate": 7 / 16,
     }
     assert data["staleness"] == {
-        "counts": {"0": 9, "9": 4, "12": 3},
-        "mean": 72 / 16,
+        "counts": {"0": 9, "9": 4, "1200": 3},
+        "mean": 3651 / 16,
         "median": 0,
     }
     workers = {row["name"]: row for row in data["workers"]}
@@ -227,7 +230,8 @@ def test_a_point_tells_of_the_last_ten_seconds(
             uptime_s,
             counts=Counts(*total),
             loss=loss,
-            staleness={2: total[0], 9: total[1]},
+            staleness={2: total[0], 1000: total[1]},
+            staleness_sum=2 * total[0] + 1009 * total[1],
         )
         for uptime_s, total, loss in zip(
             (2.0, 10.0, 20.0, 40.0), totals, (None, 2.0, 1.5, None), strict=True
@@ -242,7 +246,7 @@ def test_a_point_tells_of_the_last_ten_seconds(
         "drop_rate": [0.0, 0.0, 1.0, None],
         "steps_per_s": [2.0, 1.0, 0.0, 0.0],
         "loss": [None, 2.0, 1.5, None],
-        "staleness": [2.0, 2.0, 9.0, None],
+        "staleness": [2.0, 2.0, 1009.0, None],
     }
 
 
@@ -334,6 +338,8 @@ def test_a_target_is_reached_at_a_time_a_step_and_a_push(
         ([2.0, 1.95, 1.71], [1.95, 1.9, 1.85, 1.8, 1.75]),
         ([10.0, -10.0, -60.0], [0, -10, -20, -30, -40, -50, -60]),
         ([1e3, 1e-6], [100, 1, 0.01, 0.0001, 0.000001]),
+        ([1.7e308, -1.7e308], [5e299, 0, -5e299, -1e300]),
+        ([5e-324, 0.0], []),
         ([1.0, 2.0], []),
         ([None], []),
     ],
@@ -426,6 +432,33 @@ def test_a_figure_that_is_no_finite_number_is_damage(
     assert result.stderr.startswith(f"{path}:1: expected a sample, got ")
 
 
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"step": 10**400},
+        {"applied": 2**64},
+        {"dropped": -1},
+        {"limit": -(2**64)},
+        {"time": 1e300},
+        {"uptime_s": -1.0},
+        {"mean_staleness": 1e300},
+        {"staleness": {"1": 10**400}},
+    ],
+    ids=" ".join,
+)
+def test_a_figure_beyond_what_can_be_is_damage(
+    path: Path, run: Run, make_sample: MakeSample, figures: dict[str, Any]
+) -> None:
+    """Sums and charts of all the other lines would be lost with it."""
+    sample = make_sample(1.0)
+    path.write_text(f"{json.dumps({**sample, **figures})}\n{json.dumps(sample)}\n")
+
+    result = run()
+
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"{path}:1: expected a sample, got ValueError: ")
+
+
 @pytest.mark.parametrize("text", [None, "", "no sample\n"])
 def test_no_sample_is_an_error(
     path: Path, output: Path, run: Run, text: str | None
@@ -453,6 +486,66 @@ def test_a_report_that_cannot_be_written_is_an_error(
 
     assert result.exit_code == 1
     assert str(output) in result.output
+
+
+@pytest.mark.parametrize("name", ["run.jsonl", "run.jsonl.1", "link"])
+def test_a_report_never_takes_the_place_of_the_history(
+    path: Path, tmp_path: Path, make_sample: MakeSample, name: str
+) -> None:
+    """Whatever it is called by, neither the file nor a full one beside it."""
+    line = json.dumps(make_sample(1.0))
+    for file in (path, tmp_path / "run.jsonl.1"):
+        file.write_text(line)
+    (tmp_path / "link").symlink_to(path)
+    output = tmp_path / name
+
+    result = CliRunner().invoke(main, ["report", str(path), "-o", str(output)])
+
+    assert result.exit_code == 1
+    assert f"output: expected no metrics file, got {output}" in result.stderr
+    assert output.read_text() == line
+
+
+def test_a_report_is_written_whole_or_not_at_all(
+    path: Path, tmp_path: Path, output: Path, run: Run, make_sample: MakeSample
+) -> None:
+    """On a disk that is full the one before stays, and nothing else is left behind."""
+    path.write_text(json.dumps(make_sample(1.0)))
+    output.symlink_to(tmp_path / "before.html")
+    assert run().exit_code == 0
+    before = output.read_text()
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        result = run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert result.exit_code == 1
+    assert "File too large" in result.stderr
+    assert output.read_text() == before
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("run.jsonl", "report.html", "before.html")
+    }
+
+
+def test_a_report_can_go_into_a_pipe(
+    path: Path, output: Path, run: Run, make_sample: MakeSample
+) -> None:
+    """It is not replaced by a file."""
+    path.write_text(json.dumps(make_sample(1.0)))
+    os.mkfifo(output)
+    pipe = os.open(output, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 2**20)  # Room for all of it.
+
+        result = run()
+
+        assert result.exit_code == 0
+        assert os.read(pipe, 2**20).endswith(b"</html>\n")
+    finally:
+        os.close(pipe)
 
 
 # The page

@@ -180,7 +180,8 @@ def test_tensorboard_gets_the_figures_at_each_step(
         make_sample(
             2.0,
             counts=counts,
-            staleness={1: 6, 9: 2},
+            staleness={1: 6, 1000: 2},
+            staleness_sum=2024,
             workers=(worker,),
             recent_drop_rate=0.5,
             steps_per_s=3.0,
@@ -202,7 +203,7 @@ def test_tensorboard_gets_the_figures_at_each_step(
         "loss": 0.25,
         "applied": 6,
         "dropped": 2,
-        "staleness_mean": 3.0,
+        "staleness_mean": 253.0,
         "drop_rate/a b": 0.25,
     }
 

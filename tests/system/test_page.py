@@ -345,6 +345,46 @@ def test_a_thousand_workers_are_shown_in_part(
     assert note.startswith("800 more workers left out: ")
 
 
+def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None:
+    """More than a function takes arguments."""
+    visit(browser, serve())
+
+    oldest = browser.evaluate(
+        """(() => {
+            const ages = Array.from({ length: 200000 }, (_, age) => [age, 1]);
+            const staleness = Object.fromEntries(ages);
+            view.show({ staleness, limit: 8, applied: 200000, dropped: 0, workers: [],
+                rejected: {}, unjoined: {} }, { time: [], recentDropRate: [],
+                dropRate: [], stepRate: [], loss: [] });
+            return charts.gather(staleness, 8).at(-1).last;
+        })()"""
+    )
+
+    assert oldest >= 199_999
+
+
+def test_a_fault_of_the_page_is_told_as_such(browser: Browser, serve: Serve) -> None:
+    """On the console; the server is not taken to be away, and the page goes on."""
+    visit(browser, serve())
+
+    message = browser.evaluate(
+        """new Promise((resolve) => {
+            const show = view.show;
+            addEventListener("error", (event) => resolve(event.message));
+            view.show = () => {
+                view.show = show;
+                throw new Error("drawn wrong");
+            };
+        })"""
+    )
+
+    assert message.endswith("drawn wrong")
+    assert texts(browser, "#connection") == ["live"]
+    browser.evaluate("document.getElementById('step').replaceChildren()")
+    browser.wait("document.getElementById('step').textContent === '0'")
+    assert "drawn wrong" in browser.complaints.pop()
+
+
 # When the server goes
 
 

@@ -30,6 +30,7 @@ WORKERS = (
         loss=0.25,
         staleness_buckets=(4, *(0,) * 14, 4),
         staleness_sum=1000,
+        recent_drops=2,
     ),
     WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
 )
@@ -212,6 +213,7 @@ def test_a_status_is_json() -> None:
                 **counts,
                 "consecutive_drops": 2,
                 "longest_drops": 3,
+                "recent_drops": 2,
                 "last_seen_s": 0.123,
                 "pushes_per_s": 0.667,
                 "loss": 0.25,
@@ -224,6 +226,7 @@ def test_a_status_is_json() -> None:
                 **none,
                 "consecutive_drops": 0,
                 "longest_drops": 0,
+                "recent_drops": 0,
                 "last_seen_s": 2.0,
                 "pushes_per_s": 0.0,
                 "loss": None,
@@ -256,6 +259,25 @@ def test_a_worker_is_starved_if_its_drops_cannot_be_chance(
 ) -> None:
     """Ten drops in a row are none where most of all pushes are dropped."""
     worker = WorkerStatus("a", Counts(), drops, last_seen_s)
+    status = replace(BUSY, counts=Counts(applied, dropped), workers=(worker,))
+
+    assert status.state(worker) == state
+
+
+@pytest.mark.parametrize(
+    ("applied", "dropped", "recent_drops", "state"),
+    [
+        (90, 10, 17, "active"),
+        (90, 10, 18, "starved"),
+        (60, 40, 20, "starved"),
+        (10, 90, 20, "active"),
+    ],
+)
+def test_one_applied_push_ends_no_starvation(
+    applied: int, dropped: int, recent_drops: int, state: str
+) -> None:
+    """As long as nearly all of its last twenty were dropped."""
+    worker = WorkerStatus("a", Counts(), 0, 0.0, recent_drops=recent_drops)
     status = replace(BUSY, counts=Counts(applied, dropped), workers=(worker,))
 
     assert status.state(worker) == state

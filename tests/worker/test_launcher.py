@@ -254,6 +254,26 @@ def test_a_launch_trains_to_the_end_and_sums_up(
     assert "2 applied, 0 dropped" in logs["worker-1"]
 
 
+def test_a_second_launch_sums_up_its_own_pushes(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any
+) -> None:
+    """Not those that workers of the same names had made before."""
+    server = start_server()
+    options = ("--workers", "1", "--server", server.address)
+    outs = []
+
+    for batches in (3, 2):
+        command = psworker("launch", "quick:task", *options)
+        (worker,) = meet(1).values()
+        worker.tell(*["batch"] * batches)
+        worker.lines.close()
+        outs.append(command.end()[1])
+
+    summed = [re.findall(r"^(\d+) pushes of these workers", out, re.M) for out in outs]
+    assert summed == [["3"], ["2"]]
+    assert server.status().counts.applied == 5
+
+
 def test_a_worker_that_crashes_is_restarted(
     psworker: Callable[..., Command], meet: Meet, start_server: Any, tmp_path: Path
 ) -> None:

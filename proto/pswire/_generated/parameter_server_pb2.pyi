@@ -298,7 +298,7 @@ class Counts(_message.Message):
     def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum")
+    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +308,7 @@ class WorkerStatus(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
+    RECENT_DROPS_FIELD_NUMBER: _ClassVar[int]
     name: str
     counts: Counts
     consecutive_drops: int
@@ -317,7 +318,8 @@ class WorkerStatus(_message.Message):
     loss: float
     staleness_buckets: _containers.RepeatedScalarFieldContainer[int]
     staleness_sum: int
-    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ...) -> None: ...
+    recent_drops: int
+    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ..., recent_drops: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

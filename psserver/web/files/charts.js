@@ -16,6 +16,10 @@ const charts = (() => {
     return made;
   }
 
+  /** As Math.min and Math.max, of however many values. */
+  const lowest = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+  const highest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
   const finite = (value) => typeof value === "number" && Number.isFinite(value);
   const number = (least, most = least) => {
     const digits = { minimumFractionDigits: least, maximumFractionDigits: most };
@@ -184,7 +188,7 @@ const charts = (() => {
   function gather(staleness, limit, most = 24) {
     const counts = Object.entries(staleness).map(([steps, n]) => [Number(steps), n]);
     if (!counts.length) return [];
-    const worst = Math.max(...counts.map(([steps]) => steps));
+    const worst = highest(Object.keys(staleness));
     const fine = worst < most;
     const width = fine ? 1 : Math.ceil((worst + 1) / (most - 1));
     const cut = limit === null || limit < 0 ? 0 : (limit + 1) % width;
@@ -204,13 +208,13 @@ const charts = (() => {
     picture.classList.add("histogram");
     return {
       show(bars, words) {
-        const highest = Math.max(1, ...bars.map((bar) => bar.pushes));
+        const tallest = highest([1, ...bars.map((bar) => bar.pushes)]);
         const every = Math.ceil(bars.length / 8);
         picture.replaceChildren(...bars.map((bar, i) => {
           const column = element("div", { class: bar.over ? "bar over" : "bar",
             title: `${steps(bar)} steps: ${format.count(bar.pushes)} pushes` });
           const fill = element("i", bar.pushes ? { class: "some" } : {});
-          fill.style.height = `${(100 * bar.pushes) / highest}%`;
+          fill.style.height = `${(100 * bar.pushes) / tallest}%`;
           column.append(element("span", { class: "fill" }, fill),
             element("b", {}, i % every ? "" : `${bar.first}`));
           return column;
@@ -221,5 +225,5 @@ const charts = (() => {
     };
   }
 
-  return { element, format, lines, gather, histogram };
+  return { element, format, lowest, highest, lines, gather, histogram };
 })();

@@ -22,10 +22,10 @@
     return answer.json();
   }
 
-  /** The history so far; its first point is the server's start, when all was 0. */
+  /** The history so far; its first point is the server's start, when all was 0. None: ask again. */
   async function fetchPoints(status) {
-    const history = await get("history.json");
-    if (history.incarnation !== status.incarnation) throw new Error("restarted just now");
+    const history = await get("history.json").catch(missAnswer);
+    if (history?.incarnation !== status.incarnation) return []; // Away, or restarted just now.
     const start = { time: status.time - status.uptime_s, step: status.step - status.applied,
       applied: 0, dropped: 0, loss: null };
     const rows = history.time.map((_, i) => pick(KEPT, (name) => history[name][i]));
@@ -70,11 +70,13 @@
   }
 
   async function update() {
-    const status = await get("status.json");
+    const status = await get("status.json").catch(missAnswer);
+    if (!status) return;
     welcome(status);
     const isStale = !points.length || points.length > MAX_POINTS
       || status.time - points.at(-1).time > GAP_S;
     if (isStale) points = await fetchPoints(status);
+    if (!points.length) return;
     points.push(pick(TOLD, (name) => status[name]));
     view.show(status, derive());
   }
@@ -82,7 +84,7 @@
   async function run() {
     view.write(document.getElementById("host"), location.host);
     for (;;) {
-      await update().catch(missAnswer);
+      await update().catch(reportError); // A fault of ours: the console tells.
       await new Promise((resume) => setTimeout(resume, EVERY_MS));
     }
   }

@@ -28,9 +28,10 @@
     }));
     const head = columns.map(([title]) => element("th", { scope: "col" }, title));
     const id = `table-${(table.made = (table.made ?? 0) + 1)}`;
+    const body = element("tbody");
+    for (const row of rows) body.append(cells(row));
     const made = element("table", { class: kind, "aria-labelledby": id },
-      element("thead", {}, element("tr", {}, ...head)),
-      element("tbody", {}, ...rows.map(cells)));
+      element("thead", {}, element("tr", {}, ...head)), body);
     if (foot.length) made.append(element("tfoot", {}, ...foot.map(cells)));
     parent.append(element("div", { class: "card" }, element("h3", { id }, caption),
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": id },
@@ -86,7 +87,7 @@
   function summary(column, text) {
     const known = column.filter((value) => value !== null);
     if (!known.length) return "Nothing is known.";
-    const least = Math.min(...known), most = Math.max(...known);
+    const least = charts.lowest(known), most = charts.highest(known);
     return `From ${text(known[0])} to ${text(known.at(-1))}; least ${text(least)}, most ${text(most)}.`;
   }
 

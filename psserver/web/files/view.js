@@ -74,7 +74,7 @@ const view = (() => {
     const losses = known(curves.loss);
     loss.show([curves.time, curves.loss], losses.length
       ? `The mean of what workers told last: ${format.loss(losses.at(-1))} at last, `
-        + `${format.loss(Math.min(...losses))} at best.` : "No loss was told yet.");
+        + `${format.loss(charts.lowest(losses))} at best.` : "No loss was told yet.");
   }
 
   function drawStaleness(status) {
@@ -83,7 +83,7 @@ const view = (() => {
     staleness.show(bars, judged
       ? `${format.count(status.applied)} pushes applied, ${format.count(status.dropped)} dropped `
         + `at a limit of ${limitOf(status)}; the oldest was `
-        + `${plural(Math.max(...Object.keys(status.staleness).map(Number)), "step")} old.`
+        + `${plural(charts.highest(Object.keys(status.staleness)), "step")} old.`
       : "No push yet.");
   }
 
