@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Self
 
@@ -51,15 +52,20 @@ class Children:
         Other lines, before it and after it, go to the child's log: a user's module may
         print what it likes.
         """
-        return "".join(self.start_and_read_lines(name, module, arguments, [begins]))
+        lines = self.start_and_read_lines(name, module, arguments, begins, 1)
+        return "".join(lines)
 
     def start_and_read_lines(
-        self, name: str, module: str, arguments: Sequence[str], begins: Sequence[str]
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        begins: str,
+        number: int,
     ) -> list[str]:
-        """Start a process, and return the lines that begin with any of some words.
+        """Start a process, and return so many lines, the first of which begins so.
 
-        They end with the first that begins with the last of the words; if the process
-        ends before, so do they. Other lines go to the child's log.
+        If the process ends before, there are fewer. Other lines go to the child's log.
         """
         with self.log(name).open("ab") as log:
             process = self._spawn(
@@ -67,8 +73,8 @@ class Children:
             )
         assert process.stdout is not None
         lines = iter(process.stdout.readline, b"")
-        starts = [words.encode() for words in begins]
-        found = list(self._copy_until(starts, lines, name))
+        first = self._copy_until(begins.encode(), lines, name)
+        found = [first, *islice(lines, number - 1)] if first else []
         self._run(f"{name}-output", self._copy, process.stdout, name)
         return [line.decode() for line in found]
 
@@ -136,17 +142,13 @@ class Children:
             os.killpg(process.pid, signal.SIGKILL)
         self._ended.put((name, code))
 
-    def _copy_until(
-        self, begins: Sequence[bytes], lines: Iterator[bytes], name: str
-    ) -> Iterator[bytes]:
+    def _copy_until(self, begins: bytes, lines: Iterator[bytes], name: str) -> bytes:
         with self.log(name).open("ab", buffering=0) as log:
             for line in lines:
-                if line.startswith(tuple(begins)):
-                    yield line
-                else:
-                    log.write(line)
-                if line.startswith(begins[-1]):
-                    return
+                if line.startswith(begins):
+                    return line
+                log.write(line)
+        return b""
 
     def _copy(self, source: IO[bytes], name: str) -> None:
         with source, self.log(name).open("ab", buffering=0) as log:

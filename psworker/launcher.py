@@ -20,7 +20,6 @@ _SERVER = "server"
 _EVALUATE = "evaluate"
 _LISTENING = "listening on "
 _METRICS = "metrics on "
-_NEXT = "next: psworker run"  # The last line of a server's start.
 
 Say = Callable[[str], None]
 
@@ -224,19 +223,13 @@ def _start_server(children: Children, plan: Plan, say: Say) -> str:
     ports = ("--port", "0", "--http-port", "0")
     options = ("--app-dir", plan.app_dir, *ports, *plan.serve_options)
     lines = children.start_and_read_lines(
-        _SERVER, "psserver", ("serve", *options), [_LISTENING, _METRICS, _NEXT]
+        _SERVER, "psserver", ("serve", *options), _LISTENING, 2
     )
-    address = _after(_LISTENING, lines)
-    if address is None:
+    if not lines:
         raise LaunchError(_obituary(children, _SERVER, None))
-    if metrics := _after(_METRICS, lines):
-        say(f"{_METRICS}{metrics}")
-    return address
-
-
-def _after(words: str, lines: Sequence[str]) -> str | None:
-    rests = (line.removeprefix(words) for line in lines if line.startswith(words))
-    return next((rest.strip() for rest in rests), None)
+    if lines[-1].startswith(_METRICS):  # Whatever the second line is without a page.
+        say(lines[-1].strip())
+    return lines[0].removeprefix(_LISTENING).strip()
 
 
 def _obituary(children: Children, name: str, code: int | None) -> str:

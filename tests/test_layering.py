@@ -19,7 +19,7 @@ ONLY_IN = {
         "pswire/errors.py",
         "pswire/_generated/parameter_server_pb2_grpc.py",
         "psserver/service.py",
-        "psserver/server.py",
+        "psserver/grpcport.py",
         "psserver/malformed.py",
         "psserver/admin.py",
         "psworker/remote.py",
@@ -146,7 +146,7 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("pswire/errors.py", "import grpc\nfrom grpc_status import rpc_status"),
-        ("psserver/server.py", "import grpc, optax\nfrom grpc_health.v1 import health"),
+        ("psserver/grpcport.py", "import grpc\nfrom grpc_health.v1 import health"),
         ("psserver/cli/ask.py", "import click\nfrom pswire import status"),
         ("psworker/client.py", "from psworker.connection import Connection"),
         ("psserver/rules.py", "import optax.losses"),

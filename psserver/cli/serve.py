@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from psserver.metrics.recorder import Sink
     from psserver.server import Server
 
+# Not ServerConfig's, which is none: a program may make two servers, which must not be
+# in each other's way; who types a command wants to see the page.
 _HTTP_PORT = 7071
 
 
@@ -189,12 +191,12 @@ def _start(
 ) -> "Server":
     try:
         ServerConfig(**settings)  # Before the imports below, which take seconds.
-        opened = _open_sinks(metrics_file, sinks)
         from psserver.rulespec import parse_arguments, resolve
         from psserver.server import Server
 
         resolved = resolve(rule, parse_arguments(arguments))
         described = rule + (f"({', '.join(arguments)})" if arguments else "")
+        opened = _open_sinks(metrics_file, sinks)  # The server closes them.
         return Server(resolved, rule_name=described, sinks=opened, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -204,8 +206,15 @@ def _start(
 
 def _open_sinks(metrics_file: str | None, names: tuple[str, ...]) -> list["Sink"]:
     from psserver.metrics.jsonlines import JsonLines
+    from psserver.metrics.recorder import close_sinks
     from psserver.metrics.sinks import resolve
     from psserver.metrics.workernews import WorkerNews
 
     files = [JsonLines(metrics_file)] if metrics_file else []
-    return [WorkerNews(), *files, *map(resolve, names)]
+    opened: list[Sink] = [WorkerNews(), *files]
+    try:
+        opened.extend(map(resolve, names))
+    except ValueError:
+        close_sinks(opened)
+        raise
+    return opened

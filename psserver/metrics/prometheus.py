@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -43,11 +43,20 @@ def exposer(
         max_labels: How many workers have a label of their own: the first ones.
     """
     registry = CollectorRegistry(auto_describe=False)
+    build = {
+        "version": metadata.version("asyncps"),
+        "jax": metadata.version("jax"),
+        "python": platform.python_version(),
+    }
+    Info("asyncps_build", "What runs.", registry=registry).info(build)
     registry.register(_Figures(read, meter, WorkerFamilies(max_labels)))
     ProcessCollector(registry=registry)
 
     def expose(accept: str) -> tuple[str, bytes]:
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except Exception:  # It cannot bear a version that is none.
+            encode, content_type = choose_encoder("")
         return content_type, encode(registry)
 
     return expose
@@ -71,18 +80,12 @@ class _Figures(Collector):
 
 
 def _about(status: Status) -> Iterator[Metric]:
-    build = {
-        "version": metadata.version("asyncps"),
-        "jax": metadata.version("jax"),
-        "python": platform.python_version(),
-    }
     server = {
         "generation": status.generation,
         "incarnation": status.incarnation,
         "rule": status.rule,
     }
     limit = status.limits.max_staleness
-    yield InfoMetricFamily("asyncps_build", "What runs.", build)
     yield InfoMetricFamily(
         "asyncps_server",
         "The history that steps count in, and the start that counters count from.",

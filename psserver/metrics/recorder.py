@@ -13,6 +13,7 @@ Sample = Mapping[str, Any]
 """`Status.to_json()`, and "time": when it was taken, in seconds since 1970."""
 
 _EVERY_S = 1.0
+_LAST_S = 2.0  # For the last sample, even where no grace is left for it.
 
 _log = logging.getLogger("psserver")
 
@@ -29,10 +30,19 @@ class Sink(Protocol):
     """
 
     def write(self, sample: Sample) -> None:
-        """Take a sample; those of one server come in the order of time."""
+        """Take a sample; those of one server come in the order of time.
+
+        All sinks see the same one: it may be kept, and must not be changed.
+        """
 
     def close(self) -> None:
         """Take no more; the last sample holds all that was counted."""
+
+
+def close_sinks(sinks: Sequence[Sink]) -> None:
+    """Close sinks that nothing will be shown to."""
+    for sink in sinks:
+        _Guard(sink).attempt(sink.close)
 
 
 class Recorder:
@@ -55,10 +65,10 @@ class Recorder:
             clock: Tells the time, in seconds since 1970.
         """
         self._read = read
-        self._sinks = sinks
+        self._reading = _Guard(self)
+        self._sinks = [(sink, _Guard(sink)) for sink in sinks]
         self._every_s = every_s
         self._clock = clock
-        self._failing: set[Sink] = set()
         self._stopped = threading.Event()
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
@@ -66,34 +76,64 @@ class Recorder:
         )
         self._thread.start()
 
-    def stop(self) -> None:
-        """Show the last figures, and close every sink."""
+    def stop(self, grace_s: float) -> None:
+        """Show the last figures, and close every sink.
+
+        Args:
+            grace_s: How long to wait for the sinks, in seconds; at least two are
+                waited for. Who needs longer is left to it.
+        """
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(max(grace_s, _LAST_S))
+        if self._thread.is_alive():
+            busy = (sink for sink, guard in self._sinks if guard.is_busy)
+            _tell_lost(next(busy, self), "not done in time; the server does not wait")
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._every_s):
-            self._show()
-        self._show()
-        for sink in self._sinks:
-            self._try(sink, sink.close)
+        try:
+            while not self._stopped.wait(self._every_s):
+                self._reading.attempt(self._show)
+            self._reading.attempt(self._show)
+        finally:
+            for sink, guard in self._sinks:
+                guard.attempt(sink.close)
 
     def _show(self) -> None:
         taken = sample(self._read(), self._clock())
-        for sink in self._sinks:
-            self._try(sink, partial(sink.write, taken))
+        for sink, guard in self._sinks:
+            guard.attempt(partial(sink.write, taken))
 
-    def _try(self, sink: Sink, act: Callable[[], None]) -> None:
+
+class _Guard:
+    """Does what may fail, and logs that it has failed: once, until it works again.
+
+    Attributes:
+        is_busy: Whether it is being done.
+    """
+
+    def __init__(self, owner: object) -> None:
+        self.is_busy = False
+        self._owner = owner
+        self._is_failing = False
+
+    def attempt(self, act: Callable[[], None]) -> None:
+        self.is_busy = True
         try:
             act()
         except Exception as error:
-            if sink not in self._failing:  # Once is enough, until it works again.
-                name = type(sink).__name__
-                _log.warning(
-                    "metrics are lost: %s: %s",
-                    *(name, error),
-                    extra={"event": "metrics_lost", "sink": name, "error": str(error)},
-                )
-            self._failing.add(sink)
+            if not self._is_failing:
+                _tell_lost(self._owner, str(error))
+            self._is_failing = True
         else:
-            self._failing.discard(sink)
+            self._is_failing = False
+        finally:
+            self.is_busy = False
+
+
+def _tell_lost(owner: object, error: str) -> None:
+    name = type(owner).__name__
+    _log.warning(
+        "metrics are lost: %s: %s",
+        *(name, error),
+        extra={"event": "metrics_lost", "sink": name, "error": error},
+    )

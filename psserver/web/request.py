@@ -79,15 +79,21 @@ class Request(BaseHTTPRequestHandler):
         try:
             kind, body = page(self.headers["Accept"] or "")
         except Exception:
-            _log.exception(
-                "an HTTP request failed; the server goes on",
-                extra={"event": "page_failed"},
-            )
+            self._tell_failed(page)
             self.send_error(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "failed; the server's log says why"
             )
         else:
+            self.server.failing.discard(page)
             self._answer(HTTPStatus.OK, kind, body, {})
+
+    def _tell_failed(self, page: Page) -> None:
+        if page not in self.server.failing:  # Once is enough, until it works again.
+            self.server.failing.add(page)
+            _log.exception(
+                "an HTTP request failed; the server goes on",
+                extra={"event": "page_failed"},
+            )
 
     def _answer(
         self, code: int, kind: str, body: bytes, headers: Mapping[str, str]

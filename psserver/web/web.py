@@ -1,6 +1,8 @@
 """An HTTP server in this process, with pages that can only be read."""
 
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -15,6 +17,8 @@ from psserver.web.request import Page, Request
 _PATIENCE_S = 20.0
 _LOOK_EVERY_S = 0.1  # For clients that take too long, and for the end.
 _MAX_CONNECTIONS = 64  # At once: each holds a thread.
+
+_log = logging.getLogger("psserver")
 
 
 class Web:
@@ -39,6 +43,7 @@ class Web:
 
         Raises:
             OSError: The address cannot be listened on.
+            RuntimeError: There is no thread left.
         """
         bare = host.strip("[]")
         self._server = Listener(bare, port, pages, patience_s)
@@ -52,7 +57,11 @@ class Web:
             name="psserver http",
             daemon=True,
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._server.server_close()
+            raise
 
     def stop(self) -> None:
         """Close the port and every connection."""
@@ -62,7 +71,13 @@ class Web:
 
 
 class Listener(HTTPServer):
-    """Gives each connection a thread, and hangs up on those that take too long."""
+    """Gives each connection a thread, and hangs up on those that take too long.
+
+    Attributes:
+        pages: What there is to read, by path.
+        failing: Those whose last request failed.
+        only_loopback: Whether only this machine can connect.
+    """
 
     allow_reuse_port = False  # Else a second server shares the port.
 
@@ -70,12 +85,13 @@ class Listener(HTTPServer):
         self, host: str, port: int, pages: Mapping[str, Page], patience_s: float
     ) -> None:
         self.pages = pages
+        self.failing: set[Page] = set()
         self.only_loopback = is_loopback(host)
         self._patience_s = patience_s
-        # Guards the two dictionaries, which have one entry for each open connection.
+        self._is_refusing = False
+        # Guards the dictionary: each open connection's thread, and when it ends.
         self._lock = threading.Lock()
-        self._deadlines: dict[socket.socket, float] = {}
-        self._threads: dict[socket.socket, threading.Thread] = {}
+        self._open: dict[socket.socket, tuple[threading.Thread, float]] = {}
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self.address_family = found[0][0]
         super().__init__((host, port), Request)
@@ -83,16 +99,25 @@ class Listener(HTTPServer):
     def renew(self, connection: socket.socket) -> None:
         """Give a client its time anew."""
         with self._lock:
-            self._deadlines[connection] = time.monotonic() + self._patience_s
+            thread, _ = self._open[connection]
+            self._open[connection] = (thread, time.monotonic() + self._patience_s)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks a name server who it is.
         TCPServer.server_bind(self)
         self.server_port = self.server_address[1]
 
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            self._tell_refused(error)
+            time.sleep(_LOOK_EVERY_S)  # It would fail again at once, and again.
+            raise
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         with self._lock:
-            return len(self._threads) < _MAX_CONNECTIONS
+            return len(self._open) < _MAX_CONNECTIONS
 
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(
@@ -101,10 +126,14 @@ class Listener(HTTPServer):
             name="psserver http connection",
             daemon=True,
         )
-        self.renew(request)
         with self._lock:
             thread.start()
-            self._threads[request] = thread
+            self._open[request] = (thread, time.monotonic() + self._patience_s)
+        self._is_refusing = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log that a connection, which is then closed, could get no thread."""
+        self._tell_refused(sys.exception())
 
     def service_actions(self) -> None:
         """Hang up on clients that take too long; called now and then."""
@@ -122,13 +151,22 @@ class Listener(HTTPServer):
                 self.finish_request(connection, client_address)
         finally:
             with self._lock:
-                del self._deadlines[connection], self._threads[connection]
+                del self._open[connection]
             self.shutdown_request(connection)
 
     def _hang_up(self, now: float) -> list[threading.Thread]:
         with self._lock:
-            late = [each for each, end in self._deadlines.items() if end <= now]
+            late = {c: thread for c, (thread, end) in self._open.items() if end <= now}
             for connection in late:
                 with suppress(OSError):  # It has gone by itself.
                     connection.shutdown(socket.SHUT_RDWR)
-            return [self._threads[each] for each in late]
+            return list(late.values())
+
+    def _tell_refused(self, error: BaseException | None) -> None:
+        if not self._is_refusing:  # Once is enough, until it works again.
+            self._is_refusing = True
+            _log.warning(
+                "an HTTP connection cannot be taken: %s",
+                error,
+                extra={"event": "http_refused", "error": str(error)},
+            )

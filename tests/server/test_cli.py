@@ -535,6 +535,16 @@ def test_a_metrics_file_that_cannot_be_written_is_an_error_before_it_listens(
     assert not served
 
 
+def test_a_command_that_is_wrong_opens_no_sink(run: Run, tmp_path: Path) -> None:
+    """A mistyped rule leaves no file behind."""
+    path = tmp_path / "run.jsonl"
+
+    result = run("serve", "--rule", "adamm", "--metrics-file", str(path))
+
+    assert result.exit_code == 2
+    assert not path.exists()
+
+
 def test_a_rule_is_needed(run: Run) -> None:
     """No rule is everybody's."""
     result = run("serve", "--port", "0")

@@ -1021,9 +1021,10 @@ def test_asked_to_stop_a_server_ends_its_wait(
 
 
 def test_a_stopped_server_takes_no_calls_and_keeps_no_thread(
-    start_server: StartServer, dial: Dial
+    start_server: StartServer, dial: Dial, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be stopped again, and its status read, where it was started."""
+    """It may be stopped again, which is not told; its status can still be read."""
+    caplog.set_level(logging.INFO, "psserver")
     threads = set(threading.enumerate())
     server = start_server()
     raw = _Raw(dial(server.address))
@@ -1033,6 +1034,8 @@ def test_a_stopped_server_takes_no_calls_and_keeps_no_thread(
     server.stop()
     server.stop()
 
+    assert caplog.text.count("stopping, with 10 s of grace") == 1
+    assert caplog.text.count("stopped at step 1") == 1
     left = set(threading.enumerate()) - threads
     assert [t.name for t in left if t.name.startswith("psserver")] == []
     with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):

@@ -1,9 +1,11 @@
 """The HTTP port: what it answers, whom it refuses, and that it outlives its clients."""
 
+import errno
 import http.client
 import json
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 
 import psserver
 import psworker
-from psserver.web.web import Web
+from psserver.web.web import Listener, Web
 
 StartServer = Callable[..., psserver.Server]
 Get = Callable[..., http.client.HTTPResponse]
@@ -34,6 +36,7 @@ PAGES = {
     "/accept": lambda accept: ("text/plain", accept.encode()),
     "/broken": fail,
 }
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +161,16 @@ def test_nothing_can_be_done_but_read(method: str, address: str, get: Get) -> No
 
 
 def test_a_page_that_fails_harms_no_other(
-    address: str, get: Get, caplog: pytest.LogCaptureFixture
+    start_web: Callable[..., Web], get: Get, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reason is for the server's owner, in the log."""
-    answer = get(address, "/broken")
+    """The reason is for the server's owner, in the log: once, not for each request."""
+    address = start_web().address
 
-    assert answer.status == 500
-    assert answer.read() == b"failed; the server's log says why\n"
-    assert "the disk is gone" in caplog.text
+    answers = [get(address, "/broken") for _ in range(2)]
+
+    assert [answer.status for answer in answers] == [500, 500]
+    assert answers[0].read() == b"failed; the server's log says why\n"
+    assert caplog.text.count("RuntimeError: the disk is gone") == 1
     assert get(address).status == 200
 
 
@@ -344,6 +349,92 @@ def test_connections_are_bounded(
     first.close()
 
 
+def test_a_connection_that_is_refused_is_not_reset(
+    start_web: Callable[..., Web],
+    dial_raw: Callable[[str], socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client sees an end, although its request has come and is not read."""
+    has_sent = threading.Event()
+
+    def refuse(*about: Any) -> bool:
+        has_sent.wait(_TIMEOUT_S)
+        return False
+
+    monkeypatch.setattr(Listener, "verify_request", refuse)
+    raw = dial_raw(start_web().address)
+
+    raw.sendall(HEAD)
+    has_sent.set()
+
+    assert raw.recv(1) == b""
+
+
+def test_a_connection_without_a_thread_is_closed_and_the_port_goes_on(
+    start_web: Callable[..., Web],
+    dial_raw: Callable[[str], socket.socket],
+    get: Get,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The log says so once, without a traceback."""
+    address = start_web(patience_s=0.2).address
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "psserver http connection":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        refused = [dial_raw(address).recv(1) for _ in range(2)]
+    waiting = dial_raw(address)  # Its end comes after those of the refused.
+
+    assert refused == [b"", b""]
+    assert waiting.recv(1) == b""
+    assert get(address).status == 200
+    assert [record.getMessage() for record in caplog.records] == [
+        "an HTTP connection cannot be taken: can't start new thread"
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_descriptors_a_connection_waits(
+    start_web: Callable[..., Web],
+    dial_raw: Callable[[str], socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is answered when there are some again; the log says so once."""
+    web = start_web()
+    pauses: list[float] = []
+    has_paused = threading.Event()
+
+    def fail(listener: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            patch.undo()
+            has_paused.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("psserver.web.web.time.sleep", pause)
+        patch.setattr(socket.socket, "accept", fail)
+        raw = dial_raw(web.address)
+        raw.sendall(HEAD)
+        assert has_paused.wait(_TIMEOUT_S)
+    answer = raw.recv(2**16)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert len(pauses) == 2
+    assert min(pauses) > 0
+    assert caplog.text.count("cannot be taken: [Errno 24] Too many open files") == 1
+
+
 def test_stopping_waits_for_no_client(
     start_web: Callable[..., Web], dial_raw: Callable[[str], socket.socket]
 ) -> None:
@@ -433,3 +524,32 @@ def test_a_server_whose_port_is_taken_closes_its_http_port(
 
     with pytest.raises(OSError, match=f"^port: expected .*:{port} to be free"):
         psserver.Server(optax.sgd(1.0), port=port, http_port=0)
+
+
+def test_a_server_whose_last_step_fails_closes_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both its ports, and all threads."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("psserver.server.Recorder", fail)
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        psserver.Server(optax.sgd(1.0), port=0, http_port=0)
+
+
+def test_a_scrape_in_an_unknown_version_gets_the_default(
+    start_server: StartServer, get: Get
+) -> None:
+    """What a client accepts is anybody's text."""
+    server = start_server(http_port=0)
+    assert server.http_address is not None
+    accept = {"Accept": "application/openmetrics-text; version=x.y"}
+
+    answer = get(server.http_address, "/metrics", headers=accept)
+
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b"\nasyncps_step 0.0\n" in answer.read()

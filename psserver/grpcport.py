@@ -1,0 +1,121 @@
+"""The gRPC port: its services, their threads, and its end."""
+
+import logging
+import threading
+from concurrent import futures
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection as grpc_reflection
+
+from psserver.config import ServerConfig
+from psserver.malformed import RefuseMalformed, require_message
+from psserver.service import ParameterServer
+from pswire._generated import parameter_server_pb2 as pb
+from pswire._generated import parameter_server_pb2_grpc as rpc
+from pswire.body import MAX_MESSAGE_NBYTES
+from pswire.errors import to_status
+
+_MAX_CALLS = 128  # At once: every stream holds a thread for as long as it lasts.
+_SERVICES = tuple(
+    pb.DESCRIPTOR.services_by_name[name].full_name
+    for name in ("ParameterServer", "Admin")
+)
+
+_log = logging.getLogger("psserver")
+
+
+class GrpcPort:
+    """Is bound from its construction, and answers from `start` until `stop`."""
+
+    def __init__(
+        self, service: ParameterServer, asked: threading.Event, config: ServerConfig
+    ) -> None:
+        """Bind.
+
+        Args:
+            service: Answers the workers.
+            asked: Is set when somebody asks the server to stop.
+            config: Says where to listen.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
+        self._health = health.HealthServicer()
+        self._grpc = self._build(service, asked, config)
+        self.address = self._bind(config)
+        """HOST:PORT, with the port really bound."""
+
+    def start(self) -> None:
+        """Answer, and say so to those who ask about the server's health."""
+        self._grpc.start()
+        for service in ("", *_SERVICES):
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_s: float) -> None:
+        """Refuse new calls, and cancel those in flight that last longer than that.
+
+        Args:
+            grace_s: How long they may last, in seconds; `join` waits for them.
+        """
+        self._health.enter_graceful_shutdown()
+        self._stopped = self._grpc.stop(grace_s)
+
+    def join(self) -> None:
+        """Wait until all calls have ended."""
+        self._stopped.wait()
+        # Closing a gRPC server leaves its pool's threads alive.
+        self._pool.shutdown(wait=True)
+
+    def _build(
+        self, service: ParameterServer, asked: threading.Event, config: ServerConfig
+    ) -> grpc.Server:
+        server = grpc.server(
+            self._pool,
+            interceptors=[RefuseMalformed()],
+            options=(
+                ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
+                # Else a second server shares the port, and half of the workers.
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+        server.add_generic_rpc_handlers((service.handlers(),))
+        rpc.add_AdminServicer_to_server(_Admin(asked), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            names = (*_SERVICES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
+            grpc_reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self, config: ServerConfig) -> str:
+        bare = config.host.strip("[]")
+        host = f"[{bare}]" if ":" in bare else bare
+        try:
+            port = self._grpc.add_insecure_port(f"{host}:{config.port}")
+        except RuntimeError as error:
+            self._pool.shutdown()
+            raise OSError(
+                f"port: expected {host}:{config.port} to be free, got an error; "
+                "does another server listen there?"
+            ) from error
+        return f"{host}:{port}"
+
+
+class _Admin(rpc.AdminServicer):
+    def __init__(self, asked: threading.Event) -> None:
+        self._asked = asked
+
+    def Stop(  # noqa: N802 - gRPC names the methods.
+        self, request: pb.StopRequest, context: grpc.ServicerContext
+    ) -> pb.StopReply:
+        with to_status(context):
+            require_message(request)
+            _log.info(
+                "asked to stop by %s",
+                context.peer(),
+                extra={"event": "asked_to_stop", "peer": context.peer()},
+            )
+            self._asked.set()
+            return pb.StopReply()
