@@ -156,7 +156,7 @@ class Server:
     def _prepare(
         self, rule: optax.GradientTransformation, rule_name: str, config: ServerConfig
     ) -> None:
-        # Who asks for no metrics pays nothing for them.
+        # What it measures, only the HTTP port shows.
         self._meter = None if config.http_port is None else Meter()
         self._store = Store(
             rule,

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from psserver.metrics.history import History
+from psserver.metrics.recorder import sample
 from psserver.web.request import Page
 from pswire.status import Status
 
@@ -38,7 +39,7 @@ def make_pages(
         **files,
         "/history.json": _json(history.to_json),
         "/metrics": expose,
-        "/status.json": _json(lambda: {"time": time.time(), **read().to_json()}),
+        "/status.json": _json(lambda: sample(read(), time.time())),
     }
 
 
