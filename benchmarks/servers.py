@@ -9,7 +9,7 @@ from benchmarks import product
 from benchmarks.commands import obey
 
 _folder = tempfile.TemporaryDirectory(prefix="asyncps-bench-")
-_servers: dict[str, psserver.Server] = {}
+_servers: list[psserver.Server] = []
 
 
 def serve(rule: str, host: str, metrics: bool = False) -> str:
@@ -26,14 +26,9 @@ def serve(rule: str, host: str, metrics: bool = False) -> str:
         insecure=True,
         **settings,
     )
-    _servers[server.address] = server
+    _servers.append(server)
     return server.address
 
 
-def http_address(address: str) -> str | None:
-    """Return where a server shows its metrics."""
-    return _servers[address].http_address
-
-
 if __name__ == "__main__":
-    obey({"serve": serve, "http_address": http_address})
+    obey({"serve": serve})

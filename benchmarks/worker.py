@@ -1,21 +1,16 @@
 """A child with clients, which does what it is told and times it."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 from unittest import mock
-from urllib.request import urlopen
 
 import grpc
 
 import psworker
 from benchmarks import product
 from benchmarks.commands import elapsed, obey, timed
-
-_LOOK_EVERY_S = 1.0
 
 
 class _Seat:
@@ -104,10 +99,6 @@ class _Worker:
     def start_load(self, seat: str) -> None:
         self._load = _Load(self._seats[seat].cycle)
 
-    def start_watch(self, url: str) -> None:
-        """Read a server's metrics once a second, as Prometheus and a page would."""
-        self._load = _Load(partial(_look, url))
-
     def halt_load(self) -> int:
         assert self._load is not None
         return self._load.halt()
@@ -121,13 +112,6 @@ class _Worker:
 
     def disperse(self) -> None:
         self._crowd.close()
-
-
-def _look(url: str) -> None:
-    for page in ("metrics", "status.json"):
-        with urlopen(url + page, timeout=30) as answer:
-            answer.read()
-    time.sleep(_LOOK_EVERY_S)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from psserver.timing import Timing
 
 Value = TypeVar("Value")
+
+_MANY_NOTES = 1000
 
 SECONDS = (
     *(1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1),
@@ -110,10 +112,16 @@ class CallMeter:
 
 
 class Meter:
-    """Measures all calls of one server; any thread may call."""
+    """Measures all calls of one server; any thread may call.
+
+    What is noted is added up later, many notes at once: a call that has just been
+    answered finds nothing of this in the processor's caches.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # Guards all fields below.
+        self._notes: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        # Guards what follows, and who takes from `_notes`.
+        self._lock = threading.Lock()
         self._compute, self._wire = _Durations(), _Durations()
         self._waiting, self._apply = _Durations(), _Durations()
         self._calls: defaultdict[tuple[str, str, str], _Durations]
@@ -128,14 +136,7 @@ class Meter:
         wire: there and back, with all that packs and unpacks it. Waiting for the lock:
         while other pushes had it. Being applied, if it was.
         """
-        wire_s = timing.wire_s
-        with self._lock:
-            self._waiting.add(timing.waited_s)
-            if timing.apply_s is not None:
-                self._apply.add(timing.apply_s)
-            if wire_s is not None:
-                self._compute.add(timing.held_s)
-                self._wire.add(wire_s)
+        self._note(self._add_push, timing)
 
     def answered(
         self,
@@ -147,18 +148,16 @@ class Meter:
         sent: int = 0,
     ) -> None:
         """Note how long the server took for a call, how it ended, and `moved`."""
-        with self._lock:
-            self._calls[path, method, code].add(seconds)
-            self._move(path, method, received, sent)
+        self._note(self._add_call, path, method, code, seconds, received, sent)
 
     def moved(self, path: str, method: str, received: int = 0, sent: int = 0) -> None:
         """Note the bytes of messages, and of bodies that travel beside them."""
-        with self._lock:
-            self._move(path, method, received, sent)
+        self._note(self._add_bytes, path, method, received, sent)
 
     def read(self) -> Readings:
         """Return all of it, as of one moment."""
         with self._lock:
+            self._add_up()
             return Readings(
                 pushes={
                     "compute": self._compute.freeze(),
@@ -171,6 +170,38 @@ class Meter:
                 sent=dict(self._sent),
             )
 
-    def _move(self, path: str, method: str, received: int, sent: int) -> None:
+    def _note(self, add: Callable[..., None], *arguments: Any) -> None:
+        self._notes.append((add, arguments))
+        if len(self._notes) >= _MANY_NOTES:
+            with self._lock:
+                self._add_up()
+
+    def _add_up(self) -> None:
+        while self._notes:
+            add, arguments = self._notes.popleft()
+            add(*arguments)
+
+    def _add_push(self, timing: Timing) -> None:
+        self._waiting.add(timing.waited_s)
+        if timing.apply_s is not None:
+            self._apply.add(timing.apply_s)
+        wire_s = timing.wire_s
+        if wire_s is not None:
+            self._compute.add(timing.held_s)
+            self._wire.add(wire_s)
+
+    def _add_call(
+        self,
+        path: str,
+        method: str,
+        code: str,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        self._calls[path, method, code].add(seconds)
+        self._add_bytes(path, method, received, sent)
+
+    def _add_bytes(self, path: str, method: str, received: int, sent: int) -> None:
         self._received[path, method] += received
         self._sent[path, method] += sent

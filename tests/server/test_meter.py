@@ -185,7 +185,7 @@ def test_many_threads_lose_no_count() -> None:
     receive, send = call.receiving(bytes.decode), call.sending(str.encode)
 
     def work(_: int) -> None:
-        for _ in range(500):
+        for _ in range(700):
             assert send(receive(b"abc")) == b"abc"
             call.answered("OK", call.now())
 
@@ -193,5 +193,5 @@ def test_many_threads_lose_no_count() -> None:
         list(pool.map(work, range(4)))
 
     readings = meter.read()
-    assert readings.received == readings.sent == {("grpc", "Push"): 6000}
-    assert sum(readings.calls["grpc", "Push", "OK"].counts) == 2000
+    assert readings.received == readings.sent == {("grpc", "Push"): 8400}
+    assert sum(readings.calls["grpc", "Push", "OK"].counts) == 2800
