@@ -6,6 +6,8 @@ from typing import Any
 from psserver.metrics.recorder import Sample
 from pswire.status import WorkerState
 
+_FACTS = ("drop_rate", "consecutive_drops", "recent_drops", "last_seen_s")
+
 _log = logging.getLogger("psserver")
 
 
@@ -27,8 +29,8 @@ class WorkerNews:
 
 
 def _tell(worker: dict[str, Any], before: WorkerState) -> None:
-    name, facts = worker["name"], ("drop_rate", "consecutive_drops", "last_seen_s")
-    about = {"worker": name, **{fact: worker[fact] for fact in facts}}
+    name = worker["name"]
+    about = {"worker": name, **{fact: worker[fact] for fact in _FACTS}}
     match worker["state"], before:
         case WorkerState.STARVED, _:
             _log.warning(
