@@ -274,6 +274,30 @@ def test_a_second_launch_sums_up_its_own_pushes(
     assert server.status().counts.applied == 5
 
 
+def test_a_launch_that_outlives_its_server_says_since_when_it_sums_up(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any
+) -> None:
+    """What the server before had counted went with it."""
+    first = start_server()
+    port = int(first.address.rpartition(":")[2])
+    options = ("--workers", "1", "--server", first.address)
+    command = psworker("launch", "quick:task", *options)
+    (worker,) = meet(1).values()
+    worker.tell("batch", "batch")
+    command.until_it_says(r"^\d+ s: step 2")
+    first.stop()
+    second = start_server(port=port)
+    worker.tell("batch", "batch", "batch", "batch")
+    worker.lines.close()
+
+    _, out, _ = command.end()
+
+    pushes = second.status().counts.judged
+    since = rf"^{pushes} pushes of .* s, since the server was started anew: "
+    assert 0 < pushes <= 4
+    assert re.search(since, out, re.MULTILINE)
+
+
 def test_a_worker_that_crashes_is_restarted(
     psworker: Callable[..., Command], meet: Meet, start_server: Any, tmp_path: Path
 ) -> None:
