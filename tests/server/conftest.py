@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -94,10 +95,10 @@ def dial() -> Iterator[Callable[[str], grpc.Channel]]:
 
 
 class Served(subprocess.Popen[str]):
-    """A `psserver serve` of its own process, whose output is read line by line."""
+    """A `psserver` of its own process, whose output is read line by line."""
 
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "psserver", "serve", *_SGD, *_PORTS, *options]
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "psserver", *arguments]
         pipe = subprocess.PIPE
         super().__init__(command, stdout=pipe, stderr=pipe, text=True)
 
@@ -116,8 +117,8 @@ class Served(subprocess.Popen[str]):
 
 
 @contextmanager
-def _serve(*options: str) -> Iterator[Served]:
-    with Served(*options) as process:
+def _start(*arguments: str) -> Iterator[Served]:
+    with Served(*arguments) as process:
         alarm = threading.Timer(_TIMEOUT_S, process.kill)
         alarm.start()
         try:
@@ -130,7 +131,13 @@ def _serve(*options: str) -> Iterator[Served]:
 @pytest.fixture
 def serve() -> Callable[..., AbstractContextManager[Served]]:
     """Start servers; whatever becomes of the test, they do not outlive it."""
-    return _serve
+    return partial(_start, "serve", *_SGD, *_PORTS)
+
+
+@pytest.fixture
+def follow() -> Callable[..., AbstractContextManager[Served]]:
+    """Start `psserver metrics --follow` likewise."""
+    return partial(_start, "metrics", "--follow")
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,6 @@ Follow = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
 
 _TIMEOUT_S = 60.0
 _DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-
-
-@pytest.fixture
-def follow() -> Follow:
-    """Start `psserver metrics --follow` in a process of its own."""
-
-    @contextmanager
-    def follow(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-        command = [sys.executable, "-m", "psserver", "metrics", "--follow", *arguments]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-            alarm = threading.Timer(_TIMEOUT_S, process.kill)
-            alarm.start()
-            try:
-                yield process
-            finally:
-                alarm.cancel()
-                process.kill()
-
-    return follow
 
 
 def read(process: "subprocess.Popen[str]", stream: str = "stdout") -> str:
