@@ -1,0 +1,33 @@
+"""What changes a model that somebody keeps a log of."""
+
+from dataclasses import dataclass
+
+from pswire.body import Body
+from pswire.values import PushHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A session that took a worker's name."""
+
+    worker: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A push that made a step.
+
+    Attributes:
+        step: The step after it, in steps.
+        header: Of the push.
+        body: Its gradients as they travelled: in the layout that the header's encoding
+            makes of theirs.
+    """
+
+    step: int
+    header: PushHeader
+    body: Body
+
+
+Change = Joined | Applied

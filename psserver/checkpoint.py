@@ -1,0 +1,40 @@
+"""What is kept of a server at one step, so that another one can go on from there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from psserver.counters import Counters
+from psserver.decision import Session
+from pswire.body import Arrays, Body
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A server at one step: every part is of the same cut.
+
+    Attributes:
+        generation: The history that the step counts in.
+        step: Pushes applied until then, in steps.
+        variables: All of them.
+        slots: The rule's state by names of its own; all but scalars and keys have a
+            variable's name in theirs.
+        weak: Which slots JAX takes for plain Python numbers.
+        initializer: The session that brought the first variables.
+        rule: What `status` calls the rule, with its arguments.
+        max_staleness: The limit, in steps; None: any.
+        max_grad_norm: The largest global L2 norm of a push; None: any.
+        sessions: What is remembered of each session, by its name.
+        counters: What became of pushes until then.
+    """
+
+    generation: str
+    step: int
+    variables: Body
+    slots: Arrays
+    weak: frozenset[str]
+    initializer: str
+    rule: str
+    max_staleness: int | None
+    max_grad_norm: float | None
+    sessions: Mapping[str, Session]
+    counters: Counters

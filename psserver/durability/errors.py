@@ -1,0 +1,5 @@
+"""What can be wrong with a data directory."""
+
+
+class DataDirectoryError(Exception):
+    """A file in it is missing, damaged, or of another model; the message names it."""
