@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LIMIT ?= 12
 
-.PHONY: demo test test-all lint check stubs bench
+.PHONY: demo test test-all soak lint check stubs bench
 
 demo: $(VENV)/.demo
 	rm -f demo.jsonl*
@@ -17,6 +17,10 @@ demo: $(VENV)/.demo
 # Whole files go to one process or the other: some share what takes long to make.
 test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The guarantees that have a longer run: some hours.
+soak: $(VENV)/.dev
+	$(BIN)/pytest --soak -m soak --timeout 0
 
 # The same on every supported Python that this machine has.
 test-all:

@@ -24,6 +24,7 @@ StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
 Metrics = dict[tuple[str, ...], float]
 """{(a sample's name, then its labels' values in the order of their names): value}."""
+Size = Callable[[int, int], int]
 Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -129,6 +130,17 @@ def start_server() -> Iterator[StartServer]:
             return stack.enter_context(psserver.Server(rule, **settings))
 
         yield start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take `--soak`."""
+    parser.addoption("--soak", action="store_true", help="the guarantees' long runs")
+
+
+@pytest.fixture(scope="session")
+def size(request: pytest.FixtureRequest) -> Size:
+    """Choose a test's size: the first, or with `--soak` the second."""
+    return lambda ci, soak: soak if request.config.getoption("--soak") else ci
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
