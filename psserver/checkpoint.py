@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from psserver.counters import Counters
 from psserver.decision import Session
-from pswire.body import Arrays, Body
+from psserver.slots import Slots
+from pswire.body import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,7 @@ class Checkpoint:
         generation: The history that the step counts in.
         step: Pushes applied until then, in steps.
         variables: All of them.
-        slots: The rule's state by names of its own; all but scalars and keys have a
-            variable's name in theirs.
-        weak: Which slots JAX takes for plain Python numbers.
+        slots: What the rule remembers.
         initializer: The session that brought the first variables.
         rule: What `status` calls the rule, with its arguments.
         max_staleness: The limit, in steps; None: any.
@@ -30,8 +29,7 @@ class Checkpoint:
     generation: str
     step: int
     variables: Body
-    slots: Arrays
-    weak: frozenset[str]
+    slots: Slots
     initializer: str
     rule: str
     max_staleness: int | None

@@ -1,6 +1,7 @@
 """Which sessions have joined, and what the server remembers of each."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import replace
 
 from psserver.decision import Session, superseded
@@ -72,6 +73,21 @@ class Sessions:
         """Remember the verdict on a session's newest push."""
         row = self._rows[session]
         self._rows[session] = Session(row.worker, seq, verdict, row.superseded)
+
+    def put_back(self, session: str, row: Session) -> None:
+        """Remember of a session what was remembered before its newest push."""
+        now = self._rows[session]
+        self._rows[session] = replace(row, superseded=now.superseded)
+
+    def rows(self) -> dict[str, Session]:
+        """Return a copy of what is remembered, by session."""
+        return dict(self._rows)
+
+    def restore(self, rows: Mapping[str, Session]) -> None:
+        """Remember what `rows` had returned, in place of anything else."""
+        self._rows = dict(rows)
+        newest = (item for item in rows.items() if not item[1].superseded)
+        self._newest = {row.worker: session for session, row in newest}
 
     def _enter(self, worker: str, session: str) -> Entry:
         previous = self._newest.get(worker)
