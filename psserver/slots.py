@@ -54,7 +54,8 @@ class SlotNames:
 
     def take(self, tree: Tree) -> Slots:
         """Return the slots of a state, without a copy."""
-        arrays, weak = {}, set()
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        weak: set[str] = set()
         for path, leaf in tree_leaves_with_path(tree):
             named = dict(self._named(path, _array(leaf)))
             arrays |= named
@@ -140,7 +141,9 @@ def _copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _leaf(like: Any, memory: npt.NDArray[Any]) -> Any:
     if _is_key(like):
-        return jax.random.wrap_key_data(memory, impl=jax.random.key_impl(like))
+        return jax.random.wrap_key_data(
+            jnp.asarray(memory), impl=jax.random.key_impl(like)
+        )
     if like.weak_type:
         return like.at[...].set(memory)
     return jax.device_put(memory, like.device, may_alias=True)

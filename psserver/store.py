@@ -256,7 +256,7 @@ class Store:
         with self._lock:
             model, cut = self._core.model, self._core.published
             memory = self._core.memory()
-        return model and self._checkpoint(model, cut, *memory)
+        return self._checkpoint(model, cut, *memory) if model else None
 
     def recover(self, kept: Checkpoint, changes: Iterable[Change], now: float) -> None:
         """Go on where another server had ended; nobody may call before that.
