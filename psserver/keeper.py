@@ -5,6 +5,7 @@ from typing import Protocol
 
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
+from pswire.status import Durability
 
 
 class Keeper(Protocol):
@@ -31,6 +32,9 @@ class Keeper(Protocol):
     def stepped(self, step: int) -> None:
         """Hear of a step that is seen from now on; must not take long."""
 
+    def status(self) -> Durability:
+        """Return what is kept."""
+
 
 class KeepNothing:
     """Lets a model end with its server."""
@@ -45,3 +49,6 @@ class KeepNothing:
 
     def stepped(self, step: int) -> None:
         pass
+
+    def status(self) -> Durability:
+        return Durability()

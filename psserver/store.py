@@ -111,6 +111,11 @@ class Store:
         return self._core.generation
 
     @property
+    def step(self) -> int:
+        """The newest step that anybody sees."""
+        return self._core.published.snapshot.step
+
+    @property
     def pushes_wait(self) -> bool:
         """Whether an applied push waits until it is kept."""
         return self._keeper.keeps_changes
@@ -129,7 +134,7 @@ class Store:
             joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
-                step=self._core.published.snapshot.step,
+                step=self.step,
                 layout=model.layout if model else None,
                 limits=self.limits,
             )
@@ -229,7 +234,7 @@ class Store:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
-            step = self._core.published.snapshot.step
+            step = self.step
         uptime_s = now - self._started
         recent = counters.recent.rates(now, uptime_s)
         return Status(
@@ -249,6 +254,7 @@ class Store:
             recent_drop_rate=recent.drop_rate,
             loss=recent.loss,
             staleness_sum=counters.staleness_sum,
+            durability=self._keeper.status(),
         )
 
     def checkpoint(self) -> Checkpoint | None:
@@ -386,7 +392,7 @@ class Store:
         pending = self._core.settle(header, verdict, timing.judged_at)
         told = self._commits.wait(pending)
         if told.applied and not told.duplicate:
-            self._keeper.stepped(self._core.published.snapshot.step)
+            self._keeper.stepped(self.step)
         return told
 
 

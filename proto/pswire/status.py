@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pswire._generated import parameter_server_pb2 as pb
@@ -49,6 +49,48 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """How far the variables outlast the server.
+
+    Attributes:
+        mode: `none`, `checkpoint` or `log`.
+        saved_step: The step of the newest checkpoint; None: there is none.
+        saved_s: How long ago it was saved, in seconds; None: there is none.
+        saves: Checkpoints saved since the server's start.
+        failures: Those that could not be.
+        log_nbytes: Of the log since the newest checkpoint was begun, in bytes.
+        log_syncs: How often the log has waited for the disk since the server's start.
+    """
+
+    mode: str = "none"
+    saved_step: int | None = None
+    saved_s: float | None = None
+    saves: int = 0
+    failures: int = 0
+    log_nbytes: int = 0
+    log_syncs: int = 0
+
+    @classmethod
+    def from_proto(cls, message: pb.Durability) -> Self:
+        return cls(
+            mode=message.mode,
+            saved_step=_optional(message, "saved_step"),
+            saved_s=_optional(message, "saved_s"),
+            saves=message.saves,
+            failures=message.failures,
+            log_nbytes=message.log_nbytes,
+            log_syncs=message.log_syncs,
+        )
+
+    def to_proto(self) -> pb.Durability:
+        return pb.Durability(**asdict(self))
+
+    def to_json(self) -> dict[str, Any]:
+        saved_s = None if self.saved_s is None else round(self.saved_s, 3)
+        return {**asdict(self), "saved_s": saved_s}
+
+
 class WorkerState(enum.StrEnum):
     """What a worker seems to be up to."""
 
@@ -83,6 +125,7 @@ class Status:
         loss: The mean of the newest finite losses that the pushes judged in the last
             ten seconds told, twenty or more if there are so many; None: none did.
         staleness_sum: The staleness of all judged pushes, in steps, exact.
+        durability: How far the variables outlast the server.
     """
 
     generation: str
@@ -101,6 +144,7 @@ class Status:
     recent_drop_rate: float | None = None
     loss: float | None = None
     staleness_sum: int = 0
+    durability: Durability = field(default_factory=Durability)
 
     @property
     def mean_staleness(self) -> float | None:
@@ -159,6 +203,7 @@ class Status:
             recent_drop_rate=_optional(message, "recent_drop_rate"),
             loss=_optional(message, "loss"),
             staleness_sum=message.staleness_sum,
+            durability=Durability.from_proto(message.durability),
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -179,6 +224,7 @@ class Status:
             recent_drop_rate=self.recent_drop_rate,
             loss=self.loss,
             staleness_sum=self.staleness_sum,
+            durability=self.durability.to_proto(),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -204,8 +250,9 @@ class Status:
                 for worker in self.workers
             ],
             "unjoined": self.unjoined.to_json(),
+            "durability": self.durability.to_json(),
         }
 
 
-def _optional(message: pb.StatusReply, name: str) -> float | None:
+def _optional(message: pb.StatusReply | pb.Durability, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None

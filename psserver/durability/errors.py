@@ -1,5 +1,5 @@
 """What can be wrong with a data directory."""
 
 
-class DataDirectoryError(Exception):
+class DataDirectoryError(OSError):
     """A file in it is missing, damaged, or of another model; the message names it."""
