@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability.archive import Archive, Recovering
-from psserver.durability.errors import DiskFailedError, DiskFullError
+from psserver.durability.errors import DiskFullError
 from psserver.durability.every import Every
 from pswire.errors import NotInitializedError
 from pswire.status import Durability
