@@ -1,0 +1,1 @@
+"""What tests break things with: a disk, a network, processes, and points to fail at."""
