@@ -73,7 +73,7 @@ class Archive:
         kept = self.checkpoints.load_newest(now)
         if kept is None:
             self._require_no_changes()
-            self._remove_log()
+            self._remove_log()  # Of a server that never got its first checkpoint.
         else:
             _require_rule(kept, rule)
             self._go_on(store, kept, ending, now)
@@ -189,6 +189,13 @@ class Archive:
             after=kept.step,
             trainable=kept.variables.layout.trainable,
         )
+
+    def _require_no_changes(self) -> None:
+        if not replay.is_empty(self._disk, self._log_folder):
+            raise DataDirectoryError(
+                f"{self.checkpoints.folder}: expected the checkpoint that "
+                f"{self._log_folder} goes on from, got none"
+            )
 
     def _has_log(self) -> bool:
         return any(n.endswith(".log") for n in self._disk.names(self._log_folder))

@@ -43,6 +43,7 @@ class Log:
         self._folder = folder
         self._start = Start(generation)
         self._failure = ""
+        self._turns = False
         self._step = 0
         self._path = folder  # Of the newest segment, as the next two.
         self._writer: Writer | None = None
@@ -59,8 +60,13 @@ class Log:
             DiskFailedError: It takes nothing any more.
         """
         self._require_no_failure()
+        self._turns = False
         self._open(step)
         self.nbytes = 0
+
+    def turn(self) -> None:
+        """Have the next `write` begin a segment; any thread may ask for that."""
+        self._turns = True
 
     def write(self, changes: Sequence[Change]) -> None:
         """Return once changes are on the disk.
@@ -72,6 +78,8 @@ class Log:
         self._require_no_failure()
         if not changes:
             return
+        if self._turns:
+            self.begin(self._step)
         writer = self._writer or self._open(self._step)
         step, buffers = self._step, list[Buffer]()
         for change in changes:

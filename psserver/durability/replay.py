@@ -1,6 +1,7 @@
 """The log read again: all that came after a step, in order, without a gap."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -57,6 +58,14 @@ def read(
                 step = change.step
             if step > after or not isinstance(change, Applied):
                 yield change
+
+
+def is_empty(disk: Disk, folder: Path) -> bool:
+    """Say whether a log has nothing but the beginnings of segments."""
+    readers = (Reader(disk, segment.path) for segment in segments(disk, folder))
+    with suppress(NotWholeError):  # A server was killed while it began.
+        return not any(r.offset for reader in readers for r in reader.records())
+    return True
 
 
 def _read(
