@@ -52,7 +52,9 @@ class Calls:
         """Where workers on this host may call instead; empty: nowhere."""
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        joined = self._store.join(request.worker, request.session, self._clock())
+        joined = self._store.join(
+            request.worker, request.session, self._clock(), request.rejoin
+        )
         return pb.JoinReply(
             generation=joined.generation,
             incarnation=joined.incarnation,

@@ -98,8 +98,18 @@ class Store:
         self._sessions = Sessions()
         self._counters = Counters()
 
-    def join(self, worker: str, session: str, now: float) -> Joined:
+    def join(
+        self, worker: str, session: str, now: float, rejoin: bool = False
+    ) -> Joined:
         """Introduce a session, which takes its worker's name over from any other.
+
+        Workers that have not called for an hour are forgotten.
+
+        Args:
+            worker: The worker's name.
+            session: Its process's.
+            now: Seconds.
+            rejoin: Whether the session has joined before.
 
         Raises:
             InvalidRequestError: A name is empty or too long, or the session belongs
@@ -107,8 +117,12 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            entry = self._sessions.join(worker, session)
+            rejoin_at = self._snapshot.step if rejoin else None
+            entry = self._sessions.join(worker, session, rejoin_at)
             self._counters.join(worker, now)
+            forgotten = self._counters.forget_silent(now)
+            for silent in forgotten:
+                self._sessions.forget(silent)
             joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
@@ -117,6 +131,12 @@ class Store:
                 limits=self.limits,
             )
         _tell(entry, worker, session)
+        for silent in forgotten:
+            _log.info(
+                "worker %s is forgotten: it has not called for an hour",
+                silent,
+                extra={"event": "forgotten", "worker": silent},
+            )
         return joined
 
     def initialize(
