@@ -57,7 +57,9 @@ class Calls:
         return self._store.pushes_wait
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        joined = self._store.join(request.worker, request.session, self._clock())
+        joined = self._store.join(
+            request.worker, request.session, self._clock(), request.rejoin
+        )
         return pb.JoinReply(
             generation=joined.generation,
             incarnation=joined.incarnation,

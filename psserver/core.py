@@ -89,13 +89,23 @@ class Core:
         renamed = Snapshot(snapshot.params, snapshot.step, generation)
         self.published = self._taken = self._newest = Cut(renamed, state)
 
-    def join(self, worker: str, session: str, now: float) -> Entry:
+    def join(
+        self, worker: str, session: str, now: float, *, rejoin: bool = False
+    ) -> Entry:
         """Enter a session; see `Sessions.join`."""
-        entry = self.sessions.join(worker, session)
+        rejoin_at = self._newest.snapshot.step if rejoin else None
+        entry = self.sessions.join(worker, session, rejoin_at)
         self.counters.join(worker, now)
         if entry is not Entry.AGAIN:
-            self._note(Joined(worker, session))
+            self._note(Joined(worker, session, rejoin))
         return entry
+
+    def forget_silent(self, now: float) -> Sequence[str]:
+        """Forget the workers that have not called for an hour; return their names."""
+        silent = self.counters.forget_silent(now)
+        for worker in silent:
+            self.sessions.forget(worker)
+        return silent
 
     def start(self, model: Model, state: State, step: int = 0) -> None:
         """Have variables from now on."""
@@ -187,10 +197,10 @@ class Core:
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
-        rows = self.sessions.rows()
+        sessions = Sessions(self.sessions.rows())
         for pending in reversed(self._being_kept + self._waiting):
-            rows[pending.session] = pending.before
-        return rows, self.counters.copy()
+            sessions.put_back(pending.session, pending.before)
+        return sessions.rows(), self.counters.copy()
 
     def recover(self, kept: Checkpoint, model: Model, state: State) -> None:
         """Go on where another server had been; before anything else happens.
@@ -200,7 +210,7 @@ class Core:
             model: Made of that.
             state: Likewise.
         """
-        self.sessions.restore(kept.sessions)
+        self.sessions = Sessions(kept.sessions)
         self.counters = kept.counters
         self.rename(kept.generation)
         self.start(model, state, kept.step)
@@ -213,7 +223,7 @@ class Core:
             now: Seconds.
         """
         if isinstance(change, Joined):
-            self.join(change.worker, change.session, now)
+            self.join(change.worker, change.session, now, rejoin=change.rejoin)
         else:
             gradients = self.require_model().gradients(change.header, change.body)
             self.apply(change.header, gradients, change.body)
@@ -222,6 +232,10 @@ class Core:
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
+
+    def end_replay(self) -> None:
+        """Go on alone: whoever had joined the other server has not joined this one."""
+        self.sessions = Sessions(self.sessions.rows())
 
     def _tell(self, pending: Pending) -> None:
         worker = pending.before.worker

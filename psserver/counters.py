@@ -12,6 +12,7 @@ from pswire.values import Verdict
 
 _EXACT = 1000  # Steps.
 _LAST_TWENTY = 2**20 - 1
+_REMEMBERED_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -36,6 +37,13 @@ class Tally:
             self.applied += 1
         else:
             self.dropped += 1
+
+    def merge(self, other: "Tally") -> None:
+        self.applied += other.applied
+        self.dropped += other.dropped
+        self.duplicate += other.duplicate
+        for why, pushes in other.rejected.items():
+            self.rejected[why] = self.rejected.get(why, 0) + pushes
 
     def freeze(self) -> Counts:
         return Counts(
@@ -104,7 +112,7 @@ class Counters:
 
     Every push is counted once, by what became of it, so the sums reconcile: received
     is applied + dropped + duplicate + rejected, and the workers' rows and that of
-    callers who never joined add up to the totals.
+    callers who never joined, or are forgotten, add up to the totals.
     """
 
     def __init__(self) -> None:
@@ -130,10 +138,25 @@ class Counters:
         self._workers.setdefault(worker, WorkerRow(last_seen=now))
         self.see(worker, now)
 
+    def forget_silent(self, now: float) -> list[str]:
+        """Forget who has not called for an hour; what they have counted stays.
+
+        Returns:
+            Their names.
+        """
+        silent = [
+            worker
+            for worker, row in self._workers.items()
+            if now - row.last_seen > _REMEMBERED_S
+        ]
+        for worker in silent:
+            self.unjoined.merge(self._workers.pop(worker).tally)
+        return silent
+
     def see(self, worker: str, now: float) -> None:
         """Note that a joined worker has called."""
         row = self._workers.get(worker)
-        if row:  # None while another thread is just about to make it.
+        if row:  # None while another thread is just about to make or to forget it.
             row.last_seen = now
 
     def reject(self, worker: str | None, error: ParameterServerError) -> None:

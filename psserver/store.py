@@ -120,8 +120,18 @@ class Store:
         """Whether an applied push waits until it is kept."""
         return self._keeper.keeps_changes
 
-    def join(self, worker: str, session: str, now: float) -> Joined:
+    def join(
+        self, worker: str, session: str, now: float, rejoin: bool = False
+    ) -> Joined:
         """Introduce a session, which takes its worker's name over from any other.
+
+        Workers that have not called for an hour are forgotten.
+
+        Args:
+            worker: The worker's name.
+            session: Its process's.
+            now: Seconds.
+            rejoin: Whether the session has joined before.
 
         Raises:
             InvalidRequestError: A name is empty or too long, or the session belongs
@@ -129,7 +139,8 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            entry = self._core.join(worker, session, now)
+            entry = self._core.join(worker, session, now, rejoin=rejoin)
+            forgotten = self._core.forget_silent(now)
             model = self._core.model
             joined = Joined(
                 generation=self.generation,
@@ -139,6 +150,12 @@ class Store:
                 limits=self.limits,
             )
         _tell(entry, worker, session)
+        for silent in forgotten:
+            _log.info(
+                "worker %s is forgotten: it has not called for an hour",
+                silent,
+                extra={"event": "forgotten", "worker": silent},
+            )
         return joined
 
     def initialize(
@@ -280,6 +297,7 @@ class Store:
         self._core.recover(kept, *started)
         for change in changes:
             self._core.replay(change, now)
+        self._core.end_replay()
 
     def begin_history(self, generation: str) -> None:
         """Let nothing be applied that was computed before; nobody may call yet."""

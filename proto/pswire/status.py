@@ -1,12 +1,14 @@
 """A server's counters and settings at one moment, and their messages."""
 
 import enum
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.counts import Counts, WorkerStatus
+from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 
 _SILENT_S = 60.0
 _MANY_DROPS = 10  # In a row.
@@ -117,8 +119,9 @@ class Status:
         counts: What became of all pushes.
         staleness: {staleness in steps: pushes judged at it}, ascending; from 1,000
             steps on, rounded down to three digits.
-        workers: Every worker that has joined, by name.
-        unjoined: What became of the pushes of callers that never joined.
+        workers: Every worker that has joined and is not forgotten, by name.
+        unjoined: What became of the pushes of callers that never joined, or are
+            forgotten.
         steps_per_s: Pushes applied in the last ten seconds, a second.
         recent_drop_rate: Dropped pushes among those judged in the last ten seconds,
             0 to 1; None: none was judged.
@@ -151,6 +154,14 @@ class Status:
         """Of all judged pushes, in steps; None: none has been judged."""
         judged = self.counts.judged
         return self.staleness_sum / judged if judged else None
+
+    @property
+    def staleness_buckets(self) -> tuple[int, ...]:
+        """All judged pushes by staleness, as in a `WorkerStatus`."""
+        buckets = Counter[int]()
+        for steps, pushes in self.staleness.items():
+            buckets[bisect_left(STALENESS_BOUNDS, steps)] += pushes
+        return tuple(buckets[number] for number in range(len(STALENESS_BOUNDS) + 1))
 
     def state(self, worker: WorkerStatus) -> WorkerState:
         """Say what one of the workers seems to be up to.

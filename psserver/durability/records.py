@@ -76,7 +76,7 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
             return _start(record.header)
         case Kind.JOINED:
             joined = pb.JoinRequest.FromString(record.header)
-            return Joined(joined.worker, joined.session)
+            return Joined(joined.worker, joined.session, joined.rejoin)
         case Kind.APPLIED:
             message = pb.PushHeader.FromString(record.header)
             header = PushHeader.from_proto(message)
@@ -89,8 +89,8 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
     match said:
         case Start(generation):
             return Kind.START, _VERSION.pack(_FORMAT) + generation.encode(), ()
-        case Joined(worker, session):
-            joined = pb.JoinRequest(worker=worker, session=session)
+        case Joined(worker, session, rejoin):
+            joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
             return Kind.JOINED, joined.SerializeToString(), ()
         case Applied(_, header, body):
             kept = replace(

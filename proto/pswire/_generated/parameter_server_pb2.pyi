@@ -62,12 +62,14 @@ class Layout(_message.Message):
     def __init__(self, arrays: _Optional[_Iterable[_Union[ArraySpec, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "session")
+    __slots__ = ("worker", "session", "rejoin")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    REJOIN_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: str
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
+    rejoin: bool
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[str] = ..., rejoin: bool = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("generation", "incarnation", "step", "layout", "limits", "same_host")
