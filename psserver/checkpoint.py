@@ -5,8 +5,21 @@ from dataclasses import dataclass
 
 from psserver.counters import Counters
 from psserver.decision import Session
-from psserver.slots import Slots
-from pswire.body import Body
+from pswire.body import Arrays, Body
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What a rule remembers, as arrays.
+
+    Attributes:
+        arrays: By where the rule keeps them, and for which variable.
+        weak: Those among them that JAX takes for plain Python numbers, which leave
+            the type of what they are multiplied with as it is.
+    """
+
+    arrays: Arrays
+    weak: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

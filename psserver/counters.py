@@ -121,7 +121,7 @@ class Counters:
         self.staleness: dict[int, int] = {}
         self.staleness_sum = 0
         self.recent = Recent()
-        self._workers: dict[str, WorkerRow] = {}
+        self.rows: dict[str, WorkerRow] = {}
 
     def copy(self) -> Self:
         """Return all of it as it is now."""
@@ -130,12 +130,12 @@ class Counters:
         copy.staleness = self.staleness.copy()
         copy.staleness_sum = self.staleness_sum
         copy.recent = self.recent.copy()
-        copy._workers = {name: row.copy() for name, row in self._workers.items()}
+        copy.rows = {name: row.copy() for name, row in self.rows.items()}
         return copy
 
     def join(self, worker: str, now: float) -> None:
         """Start a worker's row, or find it again."""
-        self._workers.setdefault(worker, WorkerRow(last_seen=now))
+        self.rows.setdefault(worker, WorkerRow(last_seen=now))
         self.see(worker, now)
 
     def forget_silent(self, now: float) -> list[str]:
@@ -146,16 +146,16 @@ class Counters:
         """
         silent = [
             worker
-            for worker, row in self._workers.items()
+            for worker, row in self.rows.items()
             if now - row.last_seen > _REMEMBERED_S
         ]
         for worker in silent:
-            self.unjoined.merge(self._workers.pop(worker).tally)
+            self.unjoined.merge(self.rows.pop(worker).tally)
         return silent
 
     def see(self, worker: str, now: float) -> None:
         """Note that a joined worker has called."""
-        row = self._workers.get(worker)
+        row = self.rows.get(worker)
         if row:  # None while another thread is just about to make or to forget it.
             row.last_seen = now
 
@@ -167,7 +167,7 @@ class Counters:
             error: What rejected it.
         """
         self.total.add(error)
-        (self.unjoined if worker is None else self._workers[worker].tally).add(error)
+        (self.unjoined if worker is None else self.rows[worker].tally).add(error)
 
     def judge(
         self, worker: str, verdict: Verdict, value: float | None, now: float
@@ -180,7 +180,7 @@ class Counters:
             value: The loss that it told, if any.
             now: Seconds, of a clock that never goes back.
         """
-        row = self._workers[worker]
+        row = self.rows[worker]
         self.total.add(verdict)
         row.tally.add(verdict)
         if not verdict.duplicate:
@@ -193,7 +193,7 @@ class Counters:
 
     def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""
-        rows = sorted(self._workers.items())
+        rows = sorted(self.rows.items())
         return tuple(row.freeze(name, now, uptime_s) for name, row in rows)
 
 

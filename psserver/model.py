@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from psserver.checkpoint import Slots
 from psserver.rules import CompiledRule, State
-from psserver.slots import Slots
 from pswire.body import Arrays, Body, Bytes
 from pswire.layout import Layout
 from pswire.values import PushHeader

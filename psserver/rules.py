@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from psserver.checkpoint import Slots
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
-from psserver.slots import SlotNames, Slots, Tree
+from psserver.slots import SlotNames, Tree
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 from pswire.heap import give_back_freed_memory

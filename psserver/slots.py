@@ -1,7 +1,6 @@
 """A rule's slots by names of their own: taken out of its state, and put back."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jax.tree_util import (
     tree_unflatten,
 )
 
-from pswire.body import Arrays
+from psserver.checkpoint import Slots
 from pswire.memory import copied
 from pswire.segments import Segment
 
@@ -24,20 +23,6 @@ Tree = Any
 """A rule's state: a pytree that only the rule understands."""
 
 Path = tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """What a rule remembers, as arrays.
-
-    Attributes:
-        arrays: By where the rule keeps them, and for which variable.
-        weak: Those among them that JAX takes for plain Python numbers, which leave
-            the type of what they are multiplied with as it is.
-    """
-
-    arrays: Arrays
-    weak: frozenset[str]
 
 
 class SlotNames:

@@ -22,6 +22,7 @@ from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
+    InvalidRequestError,
     ParameterServerError,
     ServerUnavailableError,
     TooLargeError,
@@ -334,6 +335,8 @@ class Store:
             self._keeper.begin(self._checkpoint(model, first, *memory))
         except OSError as error:
             raise ServerUnavailableError(str(error)) from error
+        except ValueError as error:
+            raise InvalidRequestError(f"rule: {error}") from error
         with self._lock:
             self._core.start(model, state)
         _log.info(

@@ -9,7 +9,7 @@ from typing import Protocol
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability import replay
-from psserver.durability.checkpoints import Checkpoints
+from psserver.durability.checkpoints import FOLDER, Checkpoints
 from psserver.durability.disk import Disk
 from psserver.durability.ending import NAME as ENDING
 from psserver.durability.ending import Ending
@@ -48,7 +48,7 @@ class Archive:
         """
         self.mode = mode
         self.keeps_changes = mode == "log"
-        self.checkpoints = Checkpoints(disk, folder / "checkpoints")
+        self.checkpoints = Checkpoints(disk, folder / FOLDER)
         self._disk = disk
         self._folder = folder
         self._log_folder = folder / "log"
