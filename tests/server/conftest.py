@@ -2,11 +2,9 @@
 
 import logging
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import psserver
 import psworker
+from kit.processes import Process, Served
 from psserver.cli import main
 from psserver.rulespec import resolve
 from pswire.counts import Counts
@@ -27,7 +26,6 @@ from pswire.status import Limits, Status
 
 StartServer = Callable[..., psserver.Server]
 
-_TIMEOUT_S = 60.0
 _SGD = ("--rule", "sgd", "-a", "learning_rate=0.5")
 _PORTS = ("--port", "0", "--http-port", "0")
 
@@ -94,50 +92,16 @@ def dial() -> Iterator[Callable[[str], grpc.Channel]]:
         yield open_channel
 
 
-class Served(subprocess.Popen[str]):
-    """A `psserver` of its own process, whose output is read line by line."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "psserver", *arguments]
-        pipe = subprocess.PIPE
-        super().__init__(command, stdout=pipe, stderr=pipe, text=True)
-
-    def line(self) -> str:
-        assert self.stdout is not None
-        return self.stdout.readline().rstrip("\n")
-
-    def log_line(self) -> str:
-        assert self.stderr is not None
-        return self.stderr.readline().rstrip("\n")
-
-    def finish(self) -> tuple[int, str]:
-        """Return its exit code and its log, once it has ended by itself."""
-        _, log = self.communicate(timeout=_TIMEOUT_S)
-        return self.returncode, log
-
-
-@contextmanager
-def _start(*arguments: str) -> Iterator[Served]:
-    with Served(*arguments) as process:
-        alarm = threading.Timer(_TIMEOUT_S, process.kill)
-        alarm.start()
-        try:
-            yield process
-        finally:
-            alarm.cancel()
-            process.kill()
-
-
 @pytest.fixture
 def serve() -> Callable[..., AbstractContextManager[Served]]:
     """Start servers; whatever becomes of the test, they do not outlive it."""
-    return partial(_start, "serve", *_SGD, *_PORTS)
+    return partial(Served, *_SGD, *_PORTS)
 
 
 @pytest.fixture
-def follow() -> Callable[..., AbstractContextManager[Served]]:
+def follow() -> Callable[..., AbstractContextManager[Process]]:
     """Start `psserver metrics --follow` likewise."""
-    return partial(_start, "metrics", "--follow")
+    return partial(Process, "-m", "psserver", "metrics", "--follow")
 
 
 @pytest.fixture
