@@ -188,7 +188,7 @@ def test_an_orbax_checkpoint_is_restored_by_orbax(
         ("bool", ["-o", "x"], "output: expected a name that ends with .npz or"),
         ("bool", ["-o", "there.npz"], "there.npz: expected a new name, got one"),
         ("bool", ["-o", "no/x.npz"], "No such file or directory"),
-        ("bool", ["-o", "x.npz", "--step", "8"], "expected one of 00000001-step-7, g"),
+        ("bool", ["-o", "x.npz", "--step", "8"], "expected 00000001-step-7, got 8"),
         ("bfloat16", ["-o", "x.npz"], "got bfloat16; .safetensors has it"),
         ("bool", ["-o", "x", "--format", "orbax"], "with elements for orbax, got (0,"),
     ],
@@ -237,5 +237,5 @@ def test_without_checkpoints_there_is_nothing_to_show(run: Run, tmp_path: Path) 
     assert (listed.exit_code, listed.output) == (0, "[]\n")
     assert shown.exit_code == 1
     assert shown.output == (
-        f"Error: {tmp_path / FOLDER}: expected some, got no checkpoint\n"
+        f"Error: {tmp_path / FOLDER}: expected a checkpoint, got none\n"
     )
