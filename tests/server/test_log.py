@@ -184,6 +184,25 @@ def test_it_tells_how_much_there_is_since_it_began(disk: VirtualDisk) -> None:
     assert log.nbytes == 0
 
 
+def test_a_segment_that_was_asked_for_begins_with_the_next_batch(
+    disk: VirtualDisk,
+) -> None:
+    """Once, and not before there is something to write."""
+    log = begun(disk)
+    log.write(FIRST)
+    log.turn()
+    log.write([])
+    assert disk.names(FOLDER) == ["00000001-step-0.log"]
+
+    log.write(FAILED)
+    nbytes = log.nbytes
+    log.write(LATER)
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+    assert 0 < nbytes < log.nbytes < 2 * nbytes
+    assert facts(replayed(disk, 3)) == facts([*FAILED, *LATER])
+
+
 def test_on_a_real_disk_it_does_the_same(tmp_path: Path) -> None:
     """A torn end, and a file that may grow no more, which is true of the next too."""
     disk, folder = RealDisk(), tmp_path / "log"
@@ -241,6 +260,7 @@ def test_a_full_disk_takes_a_batch_wholly_or_not_at_all() -> None:
     nbytes = sum(len(b) for c in FAILED for b in encode(c, step=0, synced=0))
 
     for room in range(nbytes):
+        print("room", room)
         disk, log = filled(room)
         with pytest.raises(DiskFullError, match=rf"room for {nbytes} bytes, got .*28"):
             log.write(FAILED)
@@ -495,6 +515,7 @@ def test_nothing_that_was_told_of_is_lost_and_nothing_refused_comes_back(
     written = 0
 
     for seed in range(size(150, 10_000)):
+        print("seed", seed)
         lives = Lives(seed)
         for _ in range(10):
             lives.live()
