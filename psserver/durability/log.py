@@ -161,6 +161,8 @@ class Log:
     def _remove(self, path: Path) -> None:
         if path.name in self._disk.names(self._folder):
             self._disk.remove(path)
+            # Else it may come back, with a step that the log has long gone past.
+            self._disk.sync_folder(self._folder)
 
     def _forget_batch(self) -> None:
         assert self._writer

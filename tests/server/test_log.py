@@ -318,23 +318,22 @@ def test_a_batch_that_never_fits_leaves_no_files_behind(disk: VirtualDisk) -> No
 
 
 @pytest.mark.parametrize("kind", ["create", "write"])
-def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(
-    kind: str, disk: VirtualDisk
-) -> None:
-    """Nothing of it is left."""
-    log = begun(disk)
-    log.write(FIRST)
-
+def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(kind: str) -> None:
+    """Nothing of it is left, nor comes back after a crash."""
     text = r"2-step-3\.log: expected room"
-    with (
-        failing_next(disk, kind, errno.ENOSPC),
-        pytest.raises(DiskFullError, match=text),
-    ):
-        log.begin(3)
-    log.write(INSTEAD)
+    for seed in range(20):
+        disk = data_disk(seed)
+        log = begun(disk)
+        log.write(FIRST)
 
-    assert disk.names(FOLDER) == ["00000001-step-0.log"]
-    assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
+        failing = failing_next(disk, kind, errno.ENOSPC)
+        with failing, pytest.raises(DiskFullError, match=text):
+            log.begin(3)
+        log.write(INSTEAD)
+
+        disk = disk.crash()
+        assert disk.names(FOLDER) == ["00000001-step-0.log"]
+        assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
 
 
 def test_a_probe_of_a_server_that_was_killed_is_in_nobodys_way(
