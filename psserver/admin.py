@@ -1,4 +1,4 @@
-"""What an operator asks a running server: status, health, stop."""
+"""What an operator asks a running server: its status and health, to save, to stop."""
 
 import time
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from pswire.errors import ParameterServerError, from_status
 from pswire.status import Status
 
 _TIMEOUT_S = 5.0
+_SAVE_TIMEOUT_S = 600.0  # Gigabytes, on a slow disk.
 _EVERY_S = 1.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
@@ -74,6 +75,21 @@ def stop(address: str) -> None:
     """
     with _channel(address) as channel, from_status(address):
         rpc.AdminStub(channel).Stop(pb.StopRequest(), timeout=_TIMEOUT_S)
+
+
+def save_checkpoint(address: str) -> tuple[str, int]:
+    """Have a server save a checkpoint now.
+
+    Returns:
+        Where it lies on the server's machine, and its step.
+
+    Raises:
+        ParameterServerError: The server cannot be reached, or cannot save one.
+    """
+    with _channel(address) as channel, from_status(address):
+        request = pb.SaveCheckpointRequest()
+        reply = rpc.AdminStub(channel).SaveCheckpoint(request, timeout=_SAVE_TIMEOUT_S)
+        return reply.path, reply.step
 
 
 def _status(channel: grpc.Channel, address: str) -> Status:

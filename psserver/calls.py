@@ -51,8 +51,15 @@ class Calls:
         self.same_host = ""
         """Where workers on this host may call instead; empty: nowhere."""
 
+    @property
+    def pushes_wait(self) -> bool:
+        """Whether an applied push waits until it is kept."""
+        return self._store.pushes_wait
+
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        joined = self._store.join(request.worker, request.session, self._clock())
+        joined = self._store.join(
+            request.worker, request.session, self._clock(), request.rejoin
+        )
         return pb.JoinReply(
             generation=joined.generation,
             incarnation=joined.incarnation,

@@ -8,10 +8,17 @@ from pswire.values import PushHeader
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A session that took a worker's name."""
+    """A session that took a worker's name.
+
+    Attributes:
+        worker: The name.
+        session: The session.
+        rejoin: Whether it had joined before, and was forgotten.
+    """
 
     worker: str
     session: str
+    rejoin: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,20 @@ from pswire.body import Arrays, Body
 
 
 @dataclass(frozen=True, slots=True)
+class Slots:
+    """What a rule remembers, as arrays.
+
+    Attributes:
+        arrays: By where the rule keeps them, and for which variable.
+        weak: Those among them that JAX takes for plain Python numbers, which leave
+            the type of what they are multiplied with as it is.
+    """
+
+    arrays: Arrays
+    weak: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A server at one step: every part is of the same cut.
 
@@ -16,9 +30,7 @@ class Checkpoint:
         generation: The history that the step counts in.
         step: Pushes applied until then, in steps.
         variables: All of them.
-        slots: The rule's state by names of its own; all but scalars and keys have a
-            variable's name in theirs.
-        weak: Which slots JAX takes for plain Python numbers.
+        slots: What the rule remembers.
         initializer: The session that brought the first variables.
         rule: What `status` calls the rule, with its arguments.
         max_staleness: The limit, in steps; None: any.
@@ -30,8 +42,7 @@ class Checkpoint:
     generation: str
     step: int
     variables: Body
-    slots: Arrays
-    weak: frozenset[str]
+    slots: Slots
     initializer: str
     rule: str
     max_staleness: int | None

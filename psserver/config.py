@@ -2,7 +2,12 @@
 
 import ipaddress
 import math
+import os
 from dataclasses import dataclass
+
+from psserver.durability.every import Every
+
+DURABILITIES = ("none", "checkpoint", "log")
 
 
 @dataclass(frozen=True, kw_only=True)  # No slots: the defaults are read from the class.
@@ -23,6 +28,13 @@ class ServerConfig:
         reflection: Whether to answer gRPC's reflection calls.
         same_host: Whether this user's workers on this host may go past gRPC, over a
             unix socket and shared memory.
+        durability: What an applied push outlasts: `none`: nothing; `checkpoint`: the
+            server's end, once a checkpoint is saved; `log`: from then on that it is
+            acknowledged, the loss of power too.
+        data_dir: The folder of checkpoints and log, for this server alone; a server
+            that finds some there goes on from them. None: there is none.
+        checkpoint_every: When to save a checkpoint: 1000 means steps, "60s" seconds.
+        keep: How many checkpoints stay.
 
     Raises:
         ValueError: A setting is not what it has to be; the message begins with it.
@@ -36,6 +48,10 @@ class ServerConfig:
     insecure: bool = False
     reflection: bool = False
     same_host: bool = True
+    durability: str = "none"
+    data_dir: str | os.PathLike[str] | None = None
+    checkpoint_every: int | str = "60s"
+    keep: int = 3
 
     def __post_init__(self) -> None:
         bound = self.max_grad_norm
@@ -49,6 +65,29 @@ class ServerConfig:
                 f"host: expected a loopback address, got {self.host}; beyond it "
                 "anybody could read and change the variables, which has to be said "
                 "aloud: --insecure, or insecure=True"
+            )
+        self._require_durability()
+
+    def _require_durability(self) -> None:
+        if self.durability not in DURABILITIES:
+            raise ValueError(
+                f"durability: expected one of {', '.join(DURABILITIES)}, "
+                f"got {self.durability!r}"
+            )
+        if self.durability != "none" and self.data_dir is None:
+            raise ValueError(
+                f"data_dir: expected a folder for durability {self.durability}, "
+                "got none"
+            )
+        if self.durability == "none" and self.data_dir is not None:
+            raise ValueError(
+                "durability: expected checkpoint or log beside a data_dir, got none"
+            )
+        Every.parse(self.checkpoint_every)
+        least = 2 if self.durability == "log" else 1
+        if self.keep < least:
+            raise ValueError(
+                f"keep: expected {least} checkpoints or more, got {self.keep}"
             )
 
 

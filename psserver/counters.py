@@ -12,6 +12,7 @@ from pswire.values import Verdict
 
 _EXACT = 1000  # Steps.
 _LAST_TWENTY = 2**20 - 1
+_REMEMBERED_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -36,6 +37,13 @@ class Tally:
             self.applied += 1
         else:
             self.dropped += 1
+
+    def merge(self, other: "Tally") -> None:
+        self.applied += other.applied
+        self.dropped += other.dropped
+        self.duplicate += other.duplicate
+        for why, pushes in other.rejected.items():
+            self.rejected[why] = self.rejected.get(why, 0) + pushes
 
     def freeze(self) -> Counts:
         return Counts(
@@ -104,7 +112,7 @@ class Counters:
 
     Every push is counted once, by what became of it, so the sums reconcile: received
     is applied + dropped + duplicate + rejected, and the workers' rows and that of
-    callers who never joined add up to the totals.
+    callers who never joined, or are forgotten, add up to the totals.
     """
 
     def __init__(self) -> None:
@@ -113,7 +121,7 @@ class Counters:
         self.staleness: dict[int, int] = {}
         self.staleness_sum = 0
         self.recent = Recent()
-        self._workers: dict[str, WorkerRow] = {}
+        self.rows: dict[str, WorkerRow] = {}
 
     def copy(self) -> Self:
         """Return all of it as it is now."""
@@ -122,18 +130,33 @@ class Counters:
         copy.staleness = self.staleness.copy()
         copy.staleness_sum = self.staleness_sum
         copy.recent = self.recent.copy()
-        copy._workers = {name: row.copy() for name, row in self._workers.items()}
+        copy.rows = {name: row.copy() for name, row in self.rows.items()}
         return copy
 
     def join(self, worker: str, now: float) -> None:
         """Start a worker's row, or find it again."""
-        self._workers.setdefault(worker, WorkerRow(last_seen=now))
+        self.rows.setdefault(worker, WorkerRow(last_seen=now))
         self.see(worker, now)
+
+    def forget_silent(self, now: float) -> list[str]:
+        """Forget who has not called for an hour; what they have counted stays.
+
+        Returns:
+            Their names.
+        """
+        silent = [
+            worker
+            for worker, row in self.rows.items()
+            if now - row.last_seen > _REMEMBERED_S
+        ]
+        for worker in silent:
+            self.unjoined.merge(self.rows.pop(worker).tally)
+        return silent
 
     def see(self, worker: str, now: float) -> None:
         """Note that a joined worker has called."""
-        row = self._workers.get(worker)
-        if row:  # None while another thread is just about to make it.
+        row = self.rows.get(worker)
+        if row:  # None while another thread is just about to make or to forget it.
             row.last_seen = now
 
     def reject(self, worker: str | None, error: ParameterServerError) -> None:
@@ -144,7 +167,7 @@ class Counters:
             error: What rejected it.
         """
         self.total.add(error)
-        (self.unjoined if worker is None else self._workers[worker].tally).add(error)
+        (self.unjoined if worker is None else self.rows[worker].tally).add(error)
 
     def judge(
         self, worker: str, verdict: Verdict, value: float | None, now: float
@@ -157,7 +180,7 @@ class Counters:
             value: The loss that it told, if any.
             now: Seconds, of a clock that never goes back.
         """
-        row = self._workers[worker]
+        row = self.rows[worker]
         self.total.add(verdict)
         row.tally.add(verdict)
         if not verdict.duplicate:
@@ -170,7 +193,7 @@ class Counters:
 
     def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""
-        rows = sorted(self._workers.items())
+        rows = sorted(self.rows.items())
         return tuple(row.freeze(name, now, uptime_s) for name, row in rows)
 
 

@@ -25,12 +25,14 @@ class Session:
         last_seq: The number of its last judged push; 0: none yet.
         last_verdict: What became of that push.
         superseded: Whether a newer session has joined under the worker's name.
+        since: The step when it joined again, forgotten; 0: all of it is remembered.
     """
 
     worker: str
     last_seq: int = 0
     last_verdict: Verdict | None = None
     superseded: bool = False
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def decide(
     Raises:
         SessionSupersededError: A newer session has taken the worker's name over.
         SequenceError: The session has used a higher number already.
-        GenerationError: The gradients belong to another history.
+        GenerationError: The gradients belong to another history, or to a part of this
+            one whose pushes of the session are forgotten.
         StepReadError: step_read is negative or ahead of the step.
         VariableMismatchError: The gradients are not those of the variables.
     """
@@ -79,6 +82,12 @@ def decide(
     if not 0 <= header.step_read <= present.step:
         raise StepReadError(
             f"step_read: expected 0 to {present.step} steps, got {header.step_read}"
+        )
+    if header.step_read < session.since:  # It may be a retry of what was applied.
+        raise GenerationError(
+            f"step_read: expected {session.since} or more, the step when session "
+            f"{header.session} joined again, got {header.step_read}; what it pushed "
+            "before is not known any more"
         )
     _require_layout(header, present.layout)
     staleness = present.step - header.step_read

@@ -55,8 +55,10 @@ class FrameCalls:
         """Say whether a request takes but little of everybody's time.
 
         One that does not copies much, which other threads need not wait for, or has a
-        rule compiled.
+        rule compiled, or waits for the disk.
         """
+        if request.kind in (Kind.PUSH, Kind.EXCHANGE) and self._calls.pushes_wait:
+            return False
         room = self._memories.get(request.download)
         nbytes = request.body_nbytes + (room.nbytes if room else 0)
         return request.kind != Kind.INITIALIZE and nbytes <= _QUICK_NBYTES

@@ -1,7 +1,5 @@
 """The gRPC port: its services, their threads, and its end."""
 
-import logging
-import threading
 from concurrent import futures
 
 import grpc
@@ -9,12 +7,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from psserver.config import ServerConfig
-from psserver.malformed import RefuseMalformed, require_message
+from psserver.malformed import RefuseMalformed
 from psserver.service import ParameterServer
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES
-from pswire.errors import to_status
 
 _MAX_CALLS = 128  # At once: every stream holds a thread for as long as it lasts.
 _SERVICES = tuple(
@@ -22,20 +19,18 @@ _SERVICES = tuple(
     for name in ("ParameterServer", "Admin")
 )
 
-_log = logging.getLogger("psserver")
-
 
 class GrpcPort:
     """Is bound from its construction, and answers from `start` until `stop`."""
 
     def __init__(
-        self, service: ParameterServer, asked: threading.Event, config: ServerConfig
+        self, service: ParameterServer, admin: rpc.AdminServicer, config: ServerConfig
     ) -> None:
         """Bind.
 
         Args:
             service: Answers the workers.
-            asked: Is set when somebody asks the server to stop.
+            admin: Answers operators.
             config: Says where to listen.
 
         Raises:
@@ -43,15 +38,21 @@ class GrpcPort:
         """
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
         self._health = health.HealthServicer()
-        self._grpc = self._build(service, asked, config)
+        self._grpc = self._build(service, admin, config)
         self.address = self._bind(config)
         """HOST:PORT, with the port really bound."""
 
     def start(self) -> None:
         """Answer, and say so to those who ask about the server's health."""
         self._grpc.start()
+        self.tell_health(True)
+
+    def tell_health(self, is_serving: bool) -> None:
+        """Say so, or the contrary, to those who ask about the server's health."""
+        replies = health_pb2.HealthCheckResponse
+        status = replies.SERVING if is_serving else replies.NOT_SERVING
         for service in ("", *_SERVICES):
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(service, status)
 
     def stop(self, grace_s: float) -> None:
         """Refuse new calls, and cancel those in flight that last longer than that.
@@ -69,7 +70,7 @@ class GrpcPort:
         self._pool.shutdown(wait=True)
 
     def _build(
-        self, service: ParameterServer, asked: threading.Event, config: ServerConfig
+        self, service: ParameterServer, admin: rpc.AdminServicer, config: ServerConfig
     ) -> grpc.Server:
         server = grpc.server(
             self._pool,
@@ -82,7 +83,7 @@ class GrpcPort:
             ),
         )
         server.add_generic_rpc_handlers((service.handlers(),))
-        rpc.add_AdminServicer_to_server(_Admin(asked), server)
+        rpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if config.reflection:
             names = (*_SERVICES, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME)
@@ -101,21 +102,3 @@ class GrpcPort:
                 "does another server listen there?"
             ) from error
         return f"{host}:{port}"
-
-
-class _Admin(rpc.AdminServicer):
-    def __init__(self, asked: threading.Event) -> None:
-        self._asked = asked
-
-    def Stop(  # noqa: N802 - gRPC names the methods.
-        self, request: pb.StopRequest, context: grpc.ServicerContext
-    ) -> pb.StopReply:
-        with to_status(context):
-            require_message(request)
-            _log.info(
-                "asked to stop by %s",
-                context.peer(),
-                extra={"event": "asked_to_stop", "peer": context.peer()},
-            )
-            self._asked.set()
-            return pb.StopReply()

@@ -2,20 +2,28 @@
 
 from dataclasses import dataclass
 
+from psserver.checkpoint import Slots
 from psserver.rules import CompiledRule, State
-from pswire.body import Body, Bytes
+from pswire.body import Arrays, Body, Bytes
 from pswire.layout import Layout
+from pswire.values import PushHeader
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Variables but for their values."""
+    """Variables but for their values.
+
+    Attributes:
+        layout: Of the variables.
+        rule: Compiled for them.
+        initializer: The session that brought them.
+        kept: The runs of those that are not trainable.
+    """
 
     layout: Layout
     rule: CompiledRule
     initializer: str
     kept: tuple[tuple[int, Bytes], ...]
-    """The runs of the variables that are not trainable."""
 
     def body(self, state: State) -> Body:
         """Return all variables, without a copy."""
@@ -23,3 +31,41 @@ class Model:
         if self.kept:
             runs.sort(key=lambda run: run[0])
         return Body(self.layout, runs)
+
+    def wire_layout(self, header: PushHeader) -> Layout:
+        """Return the layout that a push's body has to have."""
+        return header.encoding.layout(header.layout or self.layout.trainable)
+
+    def gradients(self, header: PushHeader, received: Arrays) -> Body:
+        """Return all gradients, laid out as the rule takes them.
+
+        Raises:
+            VariableMismatchError: What was received is not what its header says.
+        """
+        layout = header.layout or self.layout.trainable
+        decoded = header.encoding.decode(layout, received)
+        return Body.gather(self.layout.trainable, decoded)
+
+
+def start(
+    rule: CompiledRule, variables: Body, initializer: str, slots: Slots | None = None
+) -> tuple[Model, State]:
+    """Return a model and its state before the next step.
+
+    Args:
+        rule: For variables of this layout; it is compiled here.
+        variables: All of them; not to be changed any more.
+        initializer: The session that brought them first.
+        slots: The rule's, as they were left; None: the rule begins.
+
+    Raises:
+        ValueError: The slots are those of another rule.
+    """
+    state = rule.start(variables.freeze(), slots)
+    # Copied, what never changes does not keep the body that all came in alive.
+    kept = tuple(
+        (start, variables.between(start, start + spec.nbytes).copy())
+        for spec, start in variables.layout.places.values()
+        if not spec.trainable
+    )
+    return Model(variables.layout, rule, initializer, kept), state

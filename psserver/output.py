@@ -44,7 +44,7 @@ def write(address: str, file: TextIO, *, style: str, follow: bool) -> None:
 
 
 def rows(taken: Sample) -> Iterator[dict[str, Any]]:
-    """Return a sample as rows: the total, each worker, and who never joined."""
+    """Return a sample as rows: the total, each worker, and what is no worker's."""
     common = {name: taken[name] for name in ("time", "incarnation", "step")}
     parts = [("total", taken), *(("worker", each) for each in taken["workers"])]
     for scope, part in (*parts, ("unjoined", taken["unjoined"])):

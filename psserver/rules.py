@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 
+from psserver.checkpoint import Slots
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
+from psserver.slots import SlotNames, Tree
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
 from pswire.segments import segments
-
-Slots = Any
-"""A rule's state: a pytree that only the rule understands."""
 
 _SMALL = 2**14  # Elements: so few are sooner looked through by numpy.
 
@@ -57,7 +55,7 @@ class State(NamedTuple):
     """
 
     variables: tuple[jax.Array, ...]
-    slots: Slots
+    slots: Tree
 
 
 class CompiledRule:
@@ -99,12 +97,22 @@ class CompiledRule:
         self._segments = whole if self._elementwise else segments(layout, apart=True)
         size = sum(segment.size for segment in self._segments)
         self._small = self._elementwise and size <= _SMALL
+        self._names = SlotNames(self._segments, elementwise=self._elementwise)
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
-    def start(self, variables: Body) -> State:
-        """Take over variables that no push has changed yet, without a copy.
+    def start(self, variables: Body, slots: Slots | None = None) -> State:
+        """Take over variables, without a copy.
 
         The rule is compiled here, so that the first push need not wait for it.
+
+        Args:
+            variables: All of them.
+            slots: From `slots`, of the same step; None: no push has changed the
+                variables yet.
+
+        Raises:
+            ValueError: The slots are those of another rule; the message begins with
+                the name of one that is amiss.
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
@@ -112,9 +120,9 @@ class CompiledRule:
         with self._precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):
-                slots = self._rule.init(self._tree(arrays))
+                tree = self._rule.init(self._tree(arrays))
             # Committed to the CPU, all that comes of them will stay there.
-            first = after = State(arrays, jax.device_put(slots, cpu))
+            first = after = State(arrays, jax.device_put(tree, cpu))
             self._overflowing = [_overflows(leaf) for leaf in jax.tree.leaves(first)]
             # Some rules change their slots' types in the first update, which compiles
             # anew.
@@ -126,6 +134,10 @@ class CompiledRule:
                 )
                 if _types(after) == _types(before):
                     break
+            if slots is not None:
+                first = State(
+                    arrays, self._names.put((first.slots, after.slots), slots)
+                )
         del before, after
         give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
@@ -156,7 +168,7 @@ class CompiledRule:
                 ) from error
         if not is_sound:
             _require_finite(self._variables(state), self._variables(new))
-            _require_finite(self.slots(state), self.slots(new))
+            _require_finite(self.slots(state).arrays, self.slots(new).arrays)
         return new
 
     def let_go(self) -> None:
@@ -176,14 +188,9 @@ class CompiledRule:
         for segment, array in zip(self._segments, state.variables, strict=True):
             yield segment.start, segment.bytes_of(np.asarray(array))
 
-    def slots(self, state: State) -> Arrays:
-        """Name the slots: by where the rule keeps them, and for which variable."""
-        return {
-            name: array
-            for path, leaf in tree_leaves_with_path(state.slots)
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # No array at all.
-            for name, array in self._by_variable(path, leaf)
-        }
+    def slots(self, state: State) -> Slots:
+        """Return what the rule remembers, without a copy."""
+        return self._names.take(state.slots)
 
     def _loss(self, value: float | None) -> np.float32 | None:
         if not self.needs_value:
@@ -217,8 +224,8 @@ class CompiledRule:
         )
 
     def _step(
-        self, variables: Any, slots: Slots, gradients: Any, value: Any
-    ) -> tuple[Any, Slots]:
+        self, variables: Any, slots: Tree, gradients: Any, value: Any
+    ) -> tuple[Any, Tree]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
         return optax.apply_updates(variables, updates), new_slots
@@ -240,26 +247,6 @@ class CompiledRule:
         pairs = zip(self._segments, state.variables, strict=True)
         cuts = (segment.cut(np.asarray(part)) for segment, part in pairs)
         return {name: array for cut in cuts for name, array in cut.items()}
-
-    def _by_variable(
-        self, path: tuple[Any, ...], leaf: Any
-    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Name a slot; one that a rule keeps for a segment is several variables'."""
-        for at, entry in enumerate(path):
-            if self._elementwise and self._is_segments(entry, leaf):
-                segment = self._segments[entry.key]
-                for name, array in segment.cut(np.asarray(leaf)).items():
-                    named = (*path[:at], DictKey(name), *path[at + 1 :])
-                    yield f"slots{keystr(named)}", array
-                return
-        yield f"slots{keystr(path)}", np.asarray(leaf)
-
-    def _is_segments(self, entry: Any, leaf: Any) -> bool:
-        """Say whether a slot's path tells by this entry which segment it is for."""
-        number = entry.key if isinstance(entry, DictKey) else None
-        if type(number) is not int or not 0 <= number < len(self._segments):
-            return False
-        return bool(leaf.shape == (self._segments[number].size,))
 
     def _precision(self) -> AbstractContextManager[Any]:
         now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64

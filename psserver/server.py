@@ -7,12 +7,19 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Self
 
 import optax
 
 from psserver.calls import Calls
+from psserver.commands import Commands
 from psserver.config import ServerConfig
+from psserver.durability import disk
+from psserver.durability.archive import Archive
+from psserver.durability.every import Every
+from psserver.durability.lock import locked
+from psserver.durability.saver import Saver
 from psserver.grpcport import GrpcPort
 from psserver.metrics.history import History
 from psserver.metrics.meter import Meter
@@ -55,6 +62,10 @@ class Server:
         insecure: bool = ServerConfig.insecure,
         reflection: bool = ServerConfig.reflection,
         same_host: bool = ServerConfig.same_host,
+        durability: str = ServerConfig.durability,
+        data_dir: str | os.PathLike[str] | None = ServerConfig.data_dir,
+        checkpoint_every: int | str = ServerConfig.checkpoint_every,
+        keep: int = ServerConfig.keep,
         sinks: Sequence[Sink] = (),
     ) -> None:
         """Listen.
@@ -70,12 +81,17 @@ class Server:
             insecure: See there.
             reflection: See there.
             same_host: See there.
+            durability: See there.
+            data_dir: See there.
+            checkpoint_every: See there.
+            keep: See there.
             sinks: Who gets the server's figures, once a second and at the end; they
                 are closed with the server, also if it does not come up.
 
         Raises:
             ValueError: A setting is not what it has to be.
-            OSError: The address cannot be listened on.
+            OSError: The address cannot be listened on, or the data directory not be
+                used: its files are damaged, of another rule, or another server's.
         """
         self._asked = threading.Event()
         # Guards `_is_stopped`; a signal's handler may stop a server that is stopping.
@@ -92,8 +108,12 @@ class Server:
                 insecure=insecure,
                 reflection=reflection,
                 same_host=same_host,
+                durability=durability,
+                data_dir=data_dir,
+                checkpoint_every=checkpoint_every,
+                keep=keep,
             )
-            self._prepare(rule, rule_name, config)
+            self._prepare(rule, rule_name, config, undo)
             self._listen(config, sinks, undo)
             undo.pop_all()  # It is up: from now on all that is for `stop` to do.
         limit = "off" if max_staleness is None else f"{max_staleness} steps"
@@ -113,22 +133,34 @@ class Server:
         return self._store.status(time.monotonic())
 
     def wait(self) -> None:
-        """Block until somebody asks the server to stop, which is the caller's to do."""
+        """Block until somebody asks the server to stop, which is the caller's to do.
+
+        Raises:
+            OSError: The disk has failed, so that no push can be kept any more.
+        """
         # Untimed, it may miss a signal that another thread has received.
         while not self._asked.wait(_WAKE_S):
             pass
+        if self._failure:
+            raise self._failure
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Refuse new calls, let those in flight finish, and close.
+    def stop(self, grace_s: float = 10.0) -> bool:
+        """Refuse new calls, let those in flight finish, save all, and close.
 
         Args:
             grace_s: How long to wait for calls in flight, in seconds; those that
                 last longer are cancelled. Sinks have what is left of it, and two
                 seconds at least.
+
+        Returns:
+            Whether all calls in flight have finished by themselves.
+
+        Raises:
+            OSError: The last checkpoint could not be saved; all else is done.
         """
         with self._stopping:
             if self._is_stopped:
-                return
+                return True
             deadline = time.monotonic() + grace_s
             _log.info(
                 "stopping, with %g s of grace",
@@ -140,12 +172,17 @@ class Server:
             if self._same_host:
                 self._same_host.stop(grace_s)
             self._grpc.join()
+            was_in_time = time.monotonic() < deadline
             if self._web:
                 self._web.stop()
             if self._recorder:
                 self._recorder.stop(deadline - time.monotonic())
             self._tell_end()
             self._is_stopped = True
+            with self._data_dir:
+                if self._saver:
+                    self._saver.stop()
+            return was_in_time
 
     def __enter__(self) -> Self:
         return self
@@ -154,8 +191,13 @@ class Server:
         self.stop()
 
     def _prepare(
-        self, rule: optax.GradientTransformation, rule_name: str, config: ServerConfig
+        self,
+        rule: optax.GradientTransformation,
+        rule_name: str,
+        config: ServerConfig,
+        undo: ExitStack,
     ) -> None:
+        self._saver = self._open_data_dir(config, undo)
         # What it measures, only the HTTP port shows.
         self._meter = None if config.http_port is None else Meter()
         self._store = Store(
@@ -171,8 +213,38 @@ class Server:
             incarnation=secrets.token_hex(8),
             now=time.monotonic(),
             on_judged=self._meter.judged if self._meter else None,
+            keeper=self._saver,
         )
+        if self._saver:
+            self._saver.recover(self._store, rule_name)
         self._calls = Calls(self._store)
+
+    def _open_data_dir(self, config: ServerConfig, undo: ExitStack) -> Saver | None:
+        self._failure: OSError | None = None
+        self._data_dir = undo.enter_context(ExitStack())
+        if config.data_dir is None:
+            return None
+        folder = Path(config.data_dir)
+        self._data_dir.enter_context(locked(folder))
+        archive = Archive(
+            disk.RealDisk(), folder, mode=config.durability, keep=config.keep
+        )
+        return Saver(
+            archive,
+            Every.parse(config.checkpoint_every),
+            on_room=lambda is_there: self._grpc.tell_health(is_there),
+            on_failure=self._fail,
+        )
+
+    def _fail(self, error: OSError) -> None:
+        """Have the server end: what it acknowledged from now on might be lost."""
+        _log.critical(
+            "no push can be kept any more: %s",
+            error,
+            extra={"event": "disk_failed", "error": str(error)},
+        )
+        self._failure = error
+        self._asked.set()
 
     def _listen(
         self, config: ServerConfig, sinks: Sequence[Sink], undo: ExitStack
@@ -185,7 +257,8 @@ class Server:
             undo.callback(self._web.stop)
             sinks = (*sinks, history)
         service = ParameterServer(self._calls, self._meter)
-        self._grpc = GrpcPort(service, self._asked, config)
+        commands = Commands(self._asked, self._saver.save if self._saver else None)
+        self._grpc = GrpcPort(service, commands, config)
         undo.callback(self._grpc.join)
         undo.callback(self._grpc.stop, _UNDO_S)
         self.address = self._grpc.address
@@ -193,6 +266,8 @@ class Server:
         self._same_host = self._listen_nearby() if config.same_host else None
         if self._same_host:
             undo.callback(self._same_host.stop, _UNDO_S)
+        if self._saver:
+            self._saver.start()
         self._grpc.start()
         self._recorder = Recorder(self.status, sinks) if sinks else None
 

@@ -1,6 +1,7 @@
 """Which sessions have joined, and what the server remembers of each."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import replace
 
 from psserver.decision import Session, superseded
@@ -9,13 +10,14 @@ from pswire.values import Verdict
 
 _MAX_WORKER_NBYTES = 256
 _MAX_SESSION_NBYTES = 64
+_MAX_SUPERSEDED = 8  # A worker's: older ones have long been told, or are gone.
 
 
 class Entry(enum.Enum):
     """What a session's joining is."""
 
     FIRST = enum.auto()
-    """That of a worker that nobody has known."""
+    """That of a worker that nobody knows."""
     TAKEOVER = enum.auto()
     """Of a worker's name, from the session before."""
     AGAIN = enum.auto()
@@ -25,9 +27,17 @@ class Entry(enum.Enum):
 class Sessions:
     """One row a session; whoever owns it guards it, but for `find` and `get`."""
 
-    def __init__(self) -> None:
-        self._rows: dict[str, Session] = {}
-        self._newest: dict[str, str] = {}  # Worker -> its newest session.
+    def __init__(self, rows: Mapping[str, Session] = {}) -> None:
+        """Start.
+
+        Args:
+            rows: What an earlier start of the server knew, by session.
+        """
+        self._rows = dict(rows)
+        self._of: dict[str, list[str]] = {}  # Worker -> its sessions, the newest last.
+        for session in sorted(rows, key=lambda each: not rows[each].superseded):
+            self._of.setdefault(rows[session].worker, []).append(session)
+        self._here: set[str] = set()  # Those that have joined this start.
 
     def find(self, session: str) -> Session | None:
         """Return a session's row; None: it has not joined."""
@@ -46,8 +56,16 @@ class Sessions:
             )
         return row
 
-    def join(self, worker: str, session: str) -> Entry:
+    def join(self, worker: str, session: str, rejoin_at: int | None = None) -> Entry:
         """Enter a session, which takes its worker's name over from any other.
+
+        One that has joined before, but is forgotten, takes it only from a session that
+        has not joined this start of the server: any other is the newer one.
+
+        Args:
+            worker: The worker's name.
+            session: Its process's.
+            rejoin_at: The step, if the session has joined before; None: it has not.
 
         Raises:
             InvalidRequestError: A name is empty or too long, or the session belongs
@@ -58,7 +76,7 @@ class Sessions:
         _require_name("session", session, _MAX_SESSION_NBYTES)
         known = self.find(session)
         if known is None:
-            return self._enter(worker, session)
+            return self._enter(worker, session, rejoin_at)
         if known.worker != worker:
             raise InvalidRequestError(
                 f"worker: expected {known.worker}, whose session {session} is, "
@@ -66,20 +84,47 @@ class Sessions:
             )
         if known.superseded:
             raise superseded(worker, session)
+        self._here.add(session)
         return Entry.AGAIN
 
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
         """Remember the verdict on a session's newest push."""
         row = self._rows[session]
-        self._rows[session] = Session(row.worker, seq, verdict, row.superseded)
+        self._rows[session] = replace(row, last_seq=seq, last_verdict=verdict)
 
-    def _enter(self, worker: str, session: str) -> Entry:
-        previous = self._newest.get(worker)
-        if previous is not None:
+    def put_back(self, session: str, row: Session) -> None:
+        """Remember of a session what was remembered before its newest push."""
+        now = self._rows.get(session)
+        if now:  # Else it is forgotten.
+            self._rows[session] = replace(row, superseded=now.superseded)
+
+    def rows(self) -> dict[str, Session]:
+        """Return what is remembered, by session, in the order of their joining."""
+        return dict(self._rows)
+
+    def forget(self, worker: str) -> None:
+        """Forget a worker's sessions."""
+        for session in self._of.pop(worker, ()):
+            self._drop(session)
+
+    def _enter(self, worker: str, session: str, rejoin_at: int | None) -> Entry:
+        sessions = self._of.setdefault(worker, [])
+        entry = Entry.TAKEOVER if sessions else Entry.FIRST
+        if sessions:
+            previous = sessions[-1]
+            if rejoin_at is not None and previous in self._here:
+                raise superseded(worker, session)
             self._rows[previous] = replace(self._rows[previous], superseded=True)
-        self._rows[session] = Session(worker)
-        self._newest[worker] = session
-        return Entry.FIRST if previous is None else Entry.TAKEOVER
+        self._rows[session] = Session(worker, since=rejoin_at or 0)
+        self._here.add(session)
+        sessions.append(session)
+        if len(sessions) > _MAX_SUPERSEDED + 1:
+            self._drop(sessions.pop(0))
+        return entry
+
+    def _drop(self, session: str) -> None:
+        del self._rows[session]
+        self._here.discard(session)
 
 
 def _require_name(what: str, name: str, max_nbytes: int) -> None:

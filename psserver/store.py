@@ -2,23 +2,29 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from psserver import gradients as checks
+from psserver.changes import Change
+from psserver.checkpoint import Checkpoint
+from psserver.commits import Commits
+from psserver.core import Core, Cut
 from psserver.counters import Counters
-from psserver.decision import Present, decide, superseded
-from psserver.model import Model
-from psserver.rules import CompiledRule, State, require_rule
-from psserver.sessions import Entry, Sessions
+from psserver.decision import Session, superseded
+from psserver.keeper import Keeper, KeepNothing
+from psserver.model import Model, start
+from psserver.rules import CompiledRule, require_rule
+from psserver.sessions import Entry
 from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
-    NotInitializedError,
+    InvalidRequestError,
     ParameterServerError,
+    ServerUnavailableError,
     TooLargeError,
     VariableMismatchError,
 )
@@ -44,7 +50,7 @@ class Joined:
 
 
 class Store:
-    """Keeps one model; knows no socket, no file and no clock.
+    """Answers for one model, to many threads; knows no socket, no file and no clock.
 
     Every `now` is in seconds, of one clock that never goes back.
     """
@@ -59,6 +65,7 @@ class Store:
         incarnation: str,
         now: float,
         on_judged: Callable[[Timing], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """Start without variables.
 
@@ -71,35 +78,61 @@ class Store:
             now: Seconds.
             on_judged: Is told where the time of every push went that got a verdict of
                 its own; None: nobody asks.
+            keeper: Makes the model last; None: it ends with the server.
 
         Raises:
             ValueError: The rule is no optax gradient transformation, or the limit no
                 whole number.
         """
         self.limits = limits
-        self.generation = generation
         self.incarnation = incarnation
         self._rule = require_rule(rule)
         self._rule_name = rule_name
-        self._policy = DropStale(limits.max_staleness)
         self._started = now
         self._on_judged = on_judged
+        self._keeper = keeper or KeepNothing()
 
-        # Guards all fields below. A pull takes no lock: it finds its session, then
-        # notes when it was seen, reads `_model`, which is set once, then `_snapshot`,
-        # which is set before it and only ever replaced.
+        # Guards the core. A pull takes no lock: it finds its session, then notes when
+        # it was seen, reads `model`, which is set once, then `published`, which is set
+        # before it and only ever replaced.
         self._lock = threading.Lock()
         # Held while a first model's rule is compiled, which takes seconds; never
         # taken while `_lock` is held.
         self._initializing = threading.Lock()
-        self._model: Model | None = None
-        self._snapshot = Snapshot(Body(Layout(()), ()), 0, generation)
-        self._state = State((), None)
-        self._sessions = Sessions()
-        self._counters = Counters()
+        self._core = Core(
+            DropStale(limits.max_staleness),
+            generation,
+            keeps_changes=self._keeper.keeps_changes,
+        )
+        self._commits = Commits(self._core, self._lock, self._keeper.keep)
 
-    def join(self, worker: str, session: str, now: float) -> Joined:
+    @property
+    def generation(self) -> str:
+        """The history that steps count in."""
+        return self._core.generation
+
+    @property
+    def step(self) -> int:
+        """The newest step that anybody sees."""
+        return self._core.published.snapshot.step
+
+    @property
+    def pushes_wait(self) -> bool:
+        """Whether an applied push waits until it is kept."""
+        return self._keeper.keeps_changes
+
+    def join(
+        self, worker: str, session: str, now: float, rejoin: bool = False
+    ) -> Joined:
         """Introduce a session, which takes its worker's name over from any other.
+
+        Workers that have not called for an hour are forgotten.
+
+        Args:
+            worker: The worker's name.
+            session: Its process's.
+            now: Seconds.
+            rejoin: Whether the session has joined before.
 
         Raises:
             InvalidRequestError: A name is empty or too long, or the session belongs
@@ -107,16 +140,23 @@ class Store:
             SessionSupersededError: A newer session has taken the name over.
         """
         with self._lock:
-            entry = self._sessions.join(worker, session)
-            self._counters.join(worker, now)
+            entry = self._core.join(worker, session, now, rejoin=rejoin)
+            forgotten = self._core.forget_silent(now)
+            model = self._core.model
             joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
-                step=self._snapshot.step,
-                layout=self._model.layout if self._model else None,
+                step=self.step,
+                layout=model.layout if model else None,
                 limits=self.limits,
             )
         _tell(entry, worker, session)
+        for silent in forgotten:
+            _log.info(
+                "worker %s is forgotten: it has not called for an hour",
+                silent,
+                extra={"event": "forgotten", "worker": silent},
+            )
         return joined
 
     def initialize(
@@ -134,17 +174,17 @@ class Store:
             NonFiniteError: It holds NaN.
             TooLargeError: The variables are larger than the server takes.
             InvalidRequestError: The rule cannot run on these variables.
+            ServerUnavailableError: They cannot be kept.
         """
         self._see(session, now)
-        if self._model is None:
+        if self._core.model is None:
             self._require_initial(layout)
             variables = Body.gather(layout, receive(layout))
             checks.require_no_nan(variables)
             with self._initializing:
-                if self._model is None:
-                    self._set_model(session, layout, variables)
-        assert self._model is not None
-        return self._model.initializer == session
+                if self._core.model is None:
+                    self._set_first(session, variables)
+        return self._core.require_model().initializer == session
 
     def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
         """Return the newest snapshot; it never waits for a push.
@@ -159,7 +199,8 @@ class Store:
         """
         if session:
             self._see(session, now)
-        return self._initialized().layout, self._snapshot
+        layout = self._core.require_model().layout
+        return layout, self._core.published.snapshot
 
     def push(
         self,
@@ -204,13 +245,14 @@ class Store:
     def reject(self, session: str, error: ParameterServerError) -> None:
         """Count a push that never got a verdict."""
         with self._lock:
-            known = self._sessions.find(session)
-            self._counters.reject(known.worker if known else None, error)
+            known = self._core.sessions.find(session)
+            self._core.counters.reject(known.worker if known else None, error)
 
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
-            counters, step = self._counters.copy(), self._snapshot.step
+            counters = self._core.counters.copy()
+            step = self.step
         uptime_s = now - self._started
         recent = counters.recent.rates(now, uptime_s)
         return Status(
@@ -219,7 +261,7 @@ class Store:
             step=step,
             limits=self.limits,
             rule=self._rule_name,
-            initialized=self._model is not None,
+            initialized=self._core.model is not None,
             uptime_s=uptime_s,
             pushes_per_s=recent.pushes_per_s,
             counts=counters.total.freeze(),
@@ -230,20 +272,47 @@ class Store:
             recent_drop_rate=recent.drop_rate,
             loss=recent.loss,
             staleness_sum=counters.staleness_sum,
+            durability=self._keeper.status(),
         )
 
+    def checkpoint(self) -> Checkpoint | None:
+        """Return all that another server needs to go on; None: no variables yet."""
+        with self._lock:
+            model, cut = self._core.model, self._core.published
+            memory = self._core.memory()
+        return self._checkpoint(model, cut, *memory) if model else None
+
+    def recover(self, kept: Checkpoint, changes: Iterable[Change], now: float) -> None:
+        """Go on where another server had ended; nobody may call before that.
+
+        Args:
+            kept: What it had been at some step.
+            changes: What it had done from then on.
+            now: Seconds.
+
+        Raises:
+            ValueError: The rule is not the one that the slots are of.
+        """
+        rule = CompiledRule(self._rule, kept.variables.layout)
+        started = start(rule, kept.variables, kept.initializer, kept.slots)
+        self._core.recover(kept, *started)
+        for change in changes:
+            self._core.replay(change, now)
+        self._core.end_replay()
+
+    def begin_history(self, generation: str) -> None:
+        """Let nothing be applied that was computed before; nobody may call yet."""
+        self._core.rename(generation)
+
+    def resume(self) -> None:
+        """Apply pushes again, after one could not be kept."""
+        self._commits.resume()
+
     def _see(self, session: str, now: float) -> None:
-        known = self._sessions.get(session)
+        known = self._core.sessions.get(session)
         if known.superseded:
             raise superseded(known.worker, session)
-        self._counters.see(known.worker, now)
-
-    def _initialized(self) -> Model:
-        if self._model is None:
-            raise NotInitializedError(
-                "variables: expected to be initialized, got a call before that"
-            )
-        return self._model
+        self._core.counters.see(known.worker, now)
 
     def _require_initial(self, layout: Layout) -> None:
         if not layout.trainable.nbytes:
@@ -256,34 +325,54 @@ class Store:
                 f"which is this machine's memory, got {layout.nbytes}"
             )
 
-    def _set_model(self, session: str, layout: Layout, variables: Body) -> None:
-        rule = CompiledRule(self._rule, layout)
-        state = rule.start(variables.freeze())
-        # Copied, what never changes does not keep the body that all came in alive.
-        kept = tuple(
-            (start, variables.between(start, start + spec.nbytes).copy())
-            for spec, start in layout.places.values()
-            if not spec.trainable
-        )
-        model = Model(layout, rule, session, kept)
+    def _set_first(self, session: str, variables: Body) -> None:
+        layout = variables.layout
+        model, state = start(CompiledRule(self._rule, layout), variables, session)
+        first = Cut(Snapshot(model.body(state), 0, self.generation), state)
         with self._lock:
-            self._state = state
-            self._snapshot = Snapshot(model.body(state), 0, self.generation)
-            self._model = model
+            memory = self._core.memory()
+        try:
+            self._keeper.begin(self._checkpoint(model, first, *memory))
+        except OSError as error:
+            raise ServerUnavailableError(str(error)) from error
+        except ValueError as error:
+            raise InvalidRequestError(f"rule: {error}") from error
+        with self._lock:
+            self._core.start(model, state)
         _log.info(
             "initialized: %d variables, %d bytes",
             *(len(variables), layout.nbytes),
             extra={
                 "event": "initialized",
-                "worker": self._sessions.get(session).worker,
+                "worker": self._core.sessions.get(session).worker,
                 "session": session,
                 "variables": len(variables),
                 "nbytes": layout.nbytes,
             },
         )
 
+    def _checkpoint(
+        self,
+        model: Model,
+        cut: Cut,
+        sessions: Mapping[str, Session],
+        counters: Counters,
+    ) -> Checkpoint:
+        return Checkpoint(
+            generation=cut.snapshot.generation,
+            step=cut.snapshot.step,
+            variables=cut.snapshot.params,
+            slots=model.rule.slots(cut.state),
+            initializer=model.initializer,
+            rule=self._rule_name,
+            max_staleness=self.limits.max_staleness,
+            max_grad_norm=self.limits.max_grad_norm,
+            sessions=sessions,
+            counters=counters,
+        )
+
     def _require_sound(self, gradients: Body) -> None:
-        parts = list(self._initialized().rule.parts(gradients))
+        parts = list(self._core.require_model().rule.parts(gradients))
         if not all(map(checks.is_finite, parts)):
             checks.require_finite(gradients)
         if self.limits.max_grad_norm is not None:
@@ -296,49 +385,36 @@ class Store:
         timing: Timing,
         is_wanted: Callable[[], bool],
     ) -> Verdict:
+        core = self._core
         timing.ask()
         with self._lock:
             timing.enter()
-            verdict = self._decide(header)
+            verdict = core.decide(header)
             if verdict.duplicate or not verdict.applied:
                 return self._settle(header, verdict, timing)
-        trainable = self._initialized().layout.trainable
-        layout = header.layout or trainable
-        received = receive(header.encoding.layout(layout))
-        gradients = Body.gather(trainable, header.encoding.decode(layout, received))
+            self._commits.require_room()
+        model = core.require_model()
+        layout = model.wire_layout(header)
+        received = Body.gather(layout, receive(layout))
+        gradients = model.gradients(header, received)
         self._require_sound(gradients)
         timing.ask()
         with self._lock:
             timing.enter()
-            verdict = self._decide(header)
+            verdict = core.decide(header)
             if verdict.applied and not verdict.duplicate:
+                self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(lambda: self._apply(gradients, header.value))
+                timing.apply(lambda: core.apply(header, gradients, received))
             return self._settle(header, verdict, timing)
 
-    def _decide(self, header: PushHeader) -> Verdict:
-        present = Present(
-            self.generation, self._snapshot.step, self._initialized().layout.trainable
-        )
-        session = self._sessions.get(header.session)
-        return decide(header, session, present, self._policy)
-
-    def _apply(self, gradients: Body, value: float | None) -> None:
-        model = self._initialized()
-        state = model.rule.apply(self._state, gradients, value)
-        step = self._snapshot.step + 1
-        snapshot = Snapshot(model.body(state), step, self.generation)
-        # Nothing below can fail, so these change together or not at all.
-        self._state, self._snapshot = state, snapshot
-        model.rule.let_go()
-
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
-        if not verdict.duplicate:
-            self._sessions.settle(header.session, header.seq, verdict)
-        worker = self._sessions.get(header.session).worker
-        self._counters.judge(worker, verdict, header.value, timing.judged_at)
-        return verdict
+        pending = self._core.settle(header, verdict, timing.judged_at)
+        told = self._commits.wait(pending)
+        if told.applied and not told.duplicate:
+            self._keeper.stepped(self.step)
+        return told
 
 
 def _tell(entry: Entry, worker: str, session: str) -> None:

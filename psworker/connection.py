@@ -92,6 +92,8 @@ class Connection:
         self._nearing = threading.Lock()  # Guards `_near`, but for reading it.
         self._rejoining = threading.Lock()  # Guards `_joins`, but for reading it.
         self._joins = 0
+        self._incarnation = ""  # That this session has joined last.
+        self._has_restarted = False  # Since then, a snapshot says.
 
     def close(self) -> None:
         """End the connection; calls in flight are cancelled."""
@@ -106,12 +108,17 @@ class Connection:
             ServerUnavailableError: None came within `outage_s`.
             SessionSupersededError: A newer process has joined under the name.
         """
-        request = pb.JoinRequest(worker=self.worker, session=self.session)
+        request = pb.JoinRequest(
+            worker=self.worker, session=self.session, rejoin=bool(self._incarnation)
+        )
         reply = self._call(lambda _, timeout: self._remote.join(request, timeout))
         has_layout = reply.HasField("layout")
         self.layout = Layout.from_proto(reply.layout) if has_layout else None
         self.generation = self.generation or reply.generation
         self._max_model_nbytes = reply.limits.max_model_nbytes
+        if self._incarnation not in ("", reply.incarnation):
+            _log.info("the server at %s has started anew", self.address)
+        self._incarnation, self._has_restarted = reply.incarnation, False
         # What was near may have been a server before this one.
         self._replace_near(self._near, self._find_near(reply))
 
@@ -223,6 +230,8 @@ class Connection:
         if first is None or first.header is None:
             raise InternalError(f"{self.address}: expected a header, got none")
         header = first.header
+        if self._incarnation not in ("", header.incarnation):
+            self._has_restarted = True
         if header.HasField("layout"):
             self.layout = layout = Layout.from_proto(header.layout)
         if header.not_modified:
@@ -246,6 +255,9 @@ class Connection:
         return self.pull_encoding.layout(layout).nbytes
 
     def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
+        joins = self._joins
+        if self._has_restarted:  # It knows the session still, but we not the way to it.
+            self._rejoin(joins)
         rejoins = 0
         while True:
             joins = self._joins
@@ -255,11 +267,15 @@ class Connection:
                 if rejoins == _MAX_REJOINS:
                     raise
                 rejoins += 1
-                # A server that has restarted: it judges the call itself once we joined.
-                with self._rejoining:
-                    if self._joins == joins:  # Else another thread has, and knows more.
-                        self.join()
-                        self._joins += 1
+                # A server that has forgotten us: it judges the call once we joined.
+                self._rejoin(joins)
+
+    def _rejoin(self, joins: int) -> None:
+        """Join, unless another thread has since there were so many joins."""
+        with self._rejoining:
+            if self._joins == joins:  # Else that thread knows more.
+                self.join()
+                self._joins += 1
 
     def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK

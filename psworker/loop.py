@@ -139,11 +139,11 @@ class _Training:
 
     @contextmanager
     def _restarting(self) -> Iterator[None]:
-        """Start again if the server turns out to have another history."""
+        """Start again if the server has another history, or has forgotten this one."""
         try:
             yield
         except _RESTARTED as error:
-            _log.warning("the server has restarted; starting again: %s", error)
+            _log.warning("starting again from the newest variables: %s", error)
             with suppress(*_RESTARTED):  # Lost with its history.
                 self._count(self._calls.settle())
             self._compute, self._snapshot = self._start()

@@ -1,12 +1,14 @@
 """A server's counters and settings at one moment, and their messages."""
 
 import enum
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.counts import Counts, WorkerStatus
+from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 
 _SILENT_S = 60.0
 _MANY_DROPS = 10  # In a row.
@@ -49,6 +51,48 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """How far the variables outlast the server.
+
+    Attributes:
+        mode: `none`, `checkpoint` or `log`.
+        saved_step: The step of the newest checkpoint; None: there is none.
+        saved_s: How long ago it was saved, in seconds; None: there is none.
+        saves: Checkpoints saved since the server's start.
+        failures: Those that could not be.
+        log_nbytes: Of the log since the newest checkpoint was begun, in bytes.
+        log_syncs: How often the log has waited for the disk since the server's start.
+    """
+
+    mode: str = "none"
+    saved_step: int | None = None
+    saved_s: float | None = None
+    saves: int = 0
+    failures: int = 0
+    log_nbytes: int = 0
+    log_syncs: int = 0
+
+    @classmethod
+    def from_proto(cls, message: pb.Durability) -> Self:
+        return cls(
+            mode=message.mode,
+            saved_step=_optional(message, "saved_step"),
+            saved_s=_optional(message, "saved_s"),
+            saves=message.saves,
+            failures=message.failures,
+            log_nbytes=message.log_nbytes,
+            log_syncs=message.log_syncs,
+        )
+
+    def to_proto(self) -> pb.Durability:
+        return pb.Durability(**asdict(self))
+
+    def to_json(self) -> dict[str, Any]:
+        saved_s = None if self.saved_s is None else round(self.saved_s, 3)
+        return {**asdict(self), "saved_s": saved_s}
+
+
 class WorkerState(enum.StrEnum):
     """What a worker seems to be up to."""
 
@@ -75,14 +119,16 @@ class Status:
         counts: What became of all pushes.
         staleness: {staleness in steps: pushes judged at it}, ascending; from 1,000
             steps on, rounded down to three digits.
-        workers: Every worker that has joined, by name.
-        unjoined: What became of the pushes of callers that never joined.
+        workers: Every worker that has joined and is not forgotten, by name.
+        unjoined: What became of the pushes of callers that never joined, or are
+            forgotten.
         steps_per_s: Pushes applied in the last ten seconds, a second.
         recent_drop_rate: Dropped pushes among those judged in the last ten seconds,
             0 to 1; None: none was judged.
         loss: The mean of the newest finite losses that the pushes judged in the last
             ten seconds told, twenty or more if there are so many; None: none did.
         staleness_sum: The staleness of all judged pushes, in steps, exact.
+        durability: How far the variables outlast the server.
     """
 
     generation: str
@@ -101,12 +147,21 @@ class Status:
     recent_drop_rate: float | None = None
     loss: float | None = None
     staleness_sum: int = 0
+    durability: Durability = field(default_factory=Durability)
 
     @property
     def mean_staleness(self) -> float | None:
         """Of all judged pushes, in steps; None: none has been judged."""
         judged = self.counts.judged
         return self.staleness_sum / judged if judged else None
+
+    @property
+    def staleness_buckets(self) -> tuple[int, ...]:
+        """All judged pushes by staleness, as in a `WorkerStatus`."""
+        buckets = Counter[int]()
+        for steps, pushes in self.staleness.items():
+            buckets[bisect_left(STALENESS_BOUNDS, steps)] += pushes
+        return tuple(buckets[number] for number in range(len(STALENESS_BOUNDS) + 1))
 
     def state(self, worker: WorkerStatus) -> WorkerState:
         """Say what one of the workers seems to be up to.
@@ -159,6 +214,7 @@ class Status:
             recent_drop_rate=_optional(message, "recent_drop_rate"),
             loss=_optional(message, "loss"),
             staleness_sum=message.staleness_sum,
+            durability=Durability.from_proto(message.durability),
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -179,6 +235,7 @@ class Status:
             recent_drop_rate=self.recent_drop_rate,
             loss=self.loss,
             staleness_sum=self.staleness_sum,
+            durability=self.durability.to_proto(),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -204,8 +261,9 @@ class Status:
                 for worker in self.workers
             ],
             "unjoined": self.unjoined.to_json(),
+            "durability": self.durability.to_json(),
         }
 
 
-def _optional(message: pb.StatusReply, name: str) -> float | None:
+def _optional(message: pb.StatusReply | pb.Durability, name: str) -> Any:
     return getattr(message, name) if message.HasField(name) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from psserver import logs
-from psserver.config import ServerConfig
+from psserver.config import DURABILITIES, ServerConfig
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 
@@ -116,6 +116,34 @@ def _read_config(
     help="Let this user's workers on this host use a unix socket and shared memory.",
 )
 @click.option(
+    "--durability",
+    type=click.Choice(DURABILITIES),
+    default=ServerConfig.durability,
+    show_default=True,
+    help="What an acknowledged push outlasts: nothing; the server's end, once a "
+    "checkpoint is saved; or anything, the loss of power too.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where checkpoints and log are; a server that finds some goes on from them.",
+)
+@click.option(
+    "--checkpoint-every",
+    default=ServerConfig.checkpoint_every,
+    show_default=True,
+    metavar="STEPS|SECONDSs",
+    help="When to save a checkpoint: 1000 means steps, 60s seconds.",
+)
+@click.option(
+    "--keep",
+    type=int,
+    default=ServerConfig.keep,
+    show_default=True,
+    help="How many checkpoints stay.",
+)
+@click.option(
     "--metrics-file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
@@ -168,7 +196,7 @@ def serve(
     logs.configure(log_format)
     keep_freed_memory()
     sys.path.insert(0, app_dir)
-    # The KeyboardInterrupt passes through the server, which stops with grace.
+    # A KeyboardInterrupt passes through the server, which stops with grace.
     with (
         interruptible(),
         suppress(KeyboardInterrupt),
@@ -179,7 +207,23 @@ def serve(
             click.echo(f"metrics on {server.http_address}")
         click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
         sys.stdout.flush()
-        server.wait()
+        try:
+            server.wait()
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            _stop(server)
+
+
+def _stop(server: "Server") -> None:
+    try:
+        was_in_time = server.stop()
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    if not was_in_time:
+        raise click.ClickException(
+            "stop: expected calls in flight to finish in time, some were cut off"
+        )
 
 
 def _start(
@@ -194,8 +238,10 @@ def _start(
         from psserver.rulespec import parse_arguments, resolve
         from psserver.server import Server
 
-        resolved = resolve(rule, parse_arguments(arguments))
-        described = rule + (f"({', '.join(arguments)})" if arguments else "")
+        parsed = parse_arguments(arguments)
+        resolved = resolve(rule, parsed)
+        told = ", ".join(f"{name}={value!r}" for name, value in sorted(parsed.items()))
+        described = rule + (f"({told})" if told else "")
         opened = _open_sinks(metrics_file, sinks)  # The server closes them.
         return Server(resolved, rule_name=described, sinks=opened, **settings)
     except ValueError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pswire.body import Buffer
+from pswire.body import CHUNK_NBYTES, Buffer
 
 _MAX_BUFFERS = 1024  # Of one call: Linux takes no more.
 
@@ -61,6 +61,13 @@ class Disk(Protocol):
     def truncate(self, path: Path, nbytes: int) -> None:
         """Forget all but a file's first bytes, for good."""
 
+    def sync(self, path: Path, start: int) -> None:
+        """Return once a file's bytes from `start` on outlast a loss of power.
+
+        Whoever wrote them may have failed to sync them. The operating system takes what
+        it could not write for written, so this writes the same bytes once more.
+        """
+
     def sync_folder(self, folder: Path) -> None:
         """Return once the names in a folder outlast a loss of power."""
 
@@ -105,6 +112,15 @@ class RealDisk:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, nbytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def sync(self, path: Path, start: int) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            while data := os.pread(descriptor, CHUNK_NBYTES, start):
+                start += os.pwrite(descriptor, data, start)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -1,7 +1,6 @@
 """The server's figures as Prometheus reads them."""
 
 import platform
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -125,11 +124,8 @@ def _staleness(status: Status) -> Metric:
     family = HistogramMetricFamily(
         "asyncps_staleness_steps", "Staleness of judged pushes, dropped ones too."
     )
-    buckets = Counter[int]()
-    for steps, pushes in status.staleness.items():
-        buckets[bisect_left(STALENESS_BOUNDS, steps)] += pushes
-    counts = [buckets[number] for number in range(len(STALENESS_BOUNDS) + 1)]
-    family.add_metric([], *histogram(STALENESS_BOUNDS, counts, status.staleness_sum))
+    buckets = status.staleness_buckets
+    family.add_metric([], *histogram(STALENESS_BOUNDS, buckets, status.staleness_sum))
     return family
 
 

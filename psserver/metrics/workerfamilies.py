@@ -1,5 +1,6 @@
 """The figures of workers as Prometheus reads them, under a bounded number of labels."""
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.status import Status, WorkerState
 
 OTHERS = "(others)"
-"""The label of all workers beyond the first ones, and of callers that never joined."""
+"""The label of all workers beyond the first ones, and of who is none or forgotten."""
 
 _Workers = Mapping[str, Sequence[WorkerStatus]]
 """{label: who has it}."""
@@ -42,8 +43,10 @@ class WorkerFamilies:
         with self._lock:
             for worker in status.workers:
                 workers.setdefault(self._label(worker.name), []).append(worker)
-        yield _pushes(workers, status.unjoined)
-        yield _staleness(workers)
+        others = [*workers.get(OTHERS, ()), _without_a_row(status)]
+        counted = {**workers, OTHERS: others}
+        yield _pushes(counted)
+        yield _staleness(counted)
         yield from _gauges(workers)
         yield _starved(workers, status)
 
@@ -54,13 +57,28 @@ class WorkerFamilies:
         return worker if worker in self._labels else OTHERS
 
 
-def _pushes(workers: _Workers, unjoined: Counts) -> Metric:
+def _without_a_row(status: Status) -> WorkerStatus:
+    """Return what the totals have and no worker, as if it were another worker's."""
+    rows = (worker.staleness_buckets for worker in status.workers)
+    told = zip(status.staleness_buckets, *rows, strict=True)
+    return WorkerStatus(
+        name=OTHERS,
+        counts=status.unjoined,
+        consecutive_drops=0,
+        last_seen_s=math.inf,
+        staleness_buckets=tuple(total - sum(parts) for total, *parts in told),
+        staleness_sum=status.staleness_sum
+        - sum(worker.staleness_sum for worker in status.workers),
+    )
+
+
+def _pushes(workers: _Workers) -> Metric:
     family = CounterMetricFamily(
         "asyncps_worker_pushes",
         "Pushes by worker and outcome; their sums are asyncps_pushes_total.",
         labels=["worker", "outcome"],
     )
-    pushes = Counter({(OTHERS, outcome): n for outcome, n in _outcomes(unjoined)})
+    pushes = Counter[tuple[str, str]]()
     for label, sharers in workers.items():
         for worker in sharers:
             for outcome, number in _outcomes(worker.counts):

@@ -18,8 +18,9 @@ class WorkerNews:
         self._states: dict[str, WorkerState] = {}
 
     def write(self, sample: Sample) -> None:
+        states, self._states = self._states, {}  # Not of who is forgotten.
         for worker in sample["workers"]:
-            before = self._states.get(worker["name"], WorkerState.ACTIVE)
+            before = states.get(worker["name"], WorkerState.ACTIVE)
             now = self._states[worker["name"]] = worker["state"]
             if now != before:
                 _tell(worker, before)

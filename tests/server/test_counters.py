@@ -308,6 +308,33 @@ def test_a_worker_that_joins_again_keeps_its_counts() -> None:
     assert (row.counts.dropped, row.consecutive_drops, row.last_seen_s) == (1, 1, 0.0)
 
 
+@pytest.mark.parametrize(("now", "names"), [(3600.0, ["ann"]), (3600.1, [])])
+def test_who_has_not_called_for_an_hour_is_forgotten_but_for_the_counts(
+    now: float, names: list[str]
+) -> None:
+    """Just an hour is not over it; whoever comes back is counted anew."""
+    counters = _counters("ann", "bob")
+    counters.see("bob", now=1.0)
+    for outcome in _OUTCOMES:
+        _add(counters, "ann", outcome)
+        _add(counters, None, _NAN)
+    total = counters.total.freeze()
+
+    forgotten = counters.forget_silent(now)
+
+    rows = [*counters.workers(now, uptime_s=1.0)]
+    assert [row.name for row in rows] == [*names, "bob"]
+    assert forgotten == [name for name in ("ann",) if name not in names]
+    assert counters.total.freeze() == total
+    parts = [counters.unjoined.freeze(), *(row.counts for row in rows)]
+    for of in map(attrgetter, ("applied", "dropped", "duplicate", "received")):
+        assert sum(map(of, parts)) == of(total)
+    assert sum((Counter(part.rejected) for part in parts), Counter()) == total.rejected
+    counters.join("ann", now)
+    (ann, _) = counters.workers(now, uptime_s=1.0)
+    assert ann.counts.received == (len(_OUTCOMES) if names else 0)
+
+
 def test_a_stranger_has_no_row() -> None:
     """Its rejected pushes are in the totals and apart."""
     counters = _counters()

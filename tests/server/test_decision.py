@@ -143,6 +143,19 @@ def test_numbers_may_be_skipped(seq: int) -> None:
     assert verdict == Verdict(applied=True, staleness=0, step=101)
 
 
+@pytest.mark.parametrize("step_read", [50, 51, 100])
+def test_what_a_session_has_read_since_it_joined_again_is_judged(
+    step_read: int,
+) -> None:
+    """By staleness alone: it cannot be what was applied before that."""
+    header = replace(_HEADER, step_read=step_read)
+    session = Session("ann", since=50)
+
+    verdict = decide(header, session, _NOW, DropStale(50))
+
+    assert verdict == Verdict(applied=True, staleness=100 - step_read, step=101)
+
+
 # What may be wrong with a push, in the order in which it is looked at: the error, its
 # message, and the change of the header that brings it about.
 _FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
@@ -155,6 +168,12 @@ _FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
     (SequenceError, "seq: expected more than 5, got 4", {"seq": 4}),
     (GenerationError, "generation: expected g, got h", {"generation": "h"}),
     (StepReadError, "step_read: expected 0 to 100 steps, got 101", {"step_read": 101}),
+    (
+        GenerationError,
+        "step_read: expected 50 or more, the step when session s joined again, got 49; "
+        "what it pushed before is not known any more",
+        {"step_read": 49},
+    ),
     (
         VariableMismatchError,
         "b: expected (5,) float32, got none",
@@ -173,8 +192,11 @@ _FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
 def test_of_several_faults_the_first_in_the_order_is_told(first: int) -> None:
     """Every error comes before staleness: a push that is both bad and stale is bad."""
     error, message, _ = _FAULTS[first]
-    session = replace(_SESSION, superseded=first == 0)
-    changes = {k: v for *_, change in _FAULTS[first:] for k, v in change.items()}
+    session = replace(_SESSION, superseded=first == 0, since=50)
+    # Where two faults are of one field, the first is the one that is told.
+    changes = {
+        k: v for *_, change in reversed(_FAULTS[first:]) for k, v in change.items()
+    }
 
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         decide(replace(_HEADER, **changes), session, _NOW, DropStale(-1))

@@ -98,7 +98,7 @@ class _Rule:
         return {spec.name: whole[spec.name] for spec in self._layout.trainable}
 
     def slots(self) -> Arrays:
-        return self._compiled.slots(self.state)
+        return self._compiled.slots(self.state).arrays
 
     def bits(self) -> list[bytes]:
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(self.state)]
@@ -468,4 +468,4 @@ def test_a_rule_may_number_its_slots() -> None:
 
     state = compiled.start(Body.zeros(layout))
 
-    assert list(compiled.slots(state)) == ["slots[7]"]
+    assert list(compiled.slots(state).arrays) == ["slots[7]"]

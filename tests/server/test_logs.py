@@ -193,6 +193,7 @@ def sample(last_seen_s: float, drops: int = 0, rate: float = 0.0) -> dict[str, A
 
 ACTIVE, SILENT = sample(1), sample(61)
 STARVED, HOPELESS = sample(1, drops=12, rate=0.1), sample(1, drops=12, rate=0.9)
+FORGOTTEN = {**SILENT, "workers": []}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,7 @@ STARVED, HOPELESS = sample(1, drops=12, rate=0.1), sample(1, drops=12, rate=0.9)
             [SILENT, SILENT, ACTIVE, SILENT],
             ["has gone silent: its last call was 61 s ago", "is back", "has gone"],
         ),
+        ([SILENT, FORGOTTEN, ACTIVE], ["has gone silent"]),
         ([STARVED, SILENT, STARVED], ["is starved", "has gone silent", "is starved"]),
     ],
 )

@@ -67,7 +67,7 @@ def test_json_is_one_line_with_every_figure_of_the_status(
 def test_csv_has_a_row_for_the_total_each_worker_and_who_never_joined(
     run: Run, known: psserver.Server, dial: Callable[[str], grpc.Channel]
 ) -> None:
-    """The rows of workers and of who never joined add up to the total."""
+    """The rows of workers and of what is no worker's add up to the total."""
     push = pb.PushRequest(header=pb.PushHeader(session="stranger", seq=1))
     stranger = rpc.ParameterServerStub(dial(known.address))
     with pytest.raises(grpc.RpcError, match="session: expected one that has joined"):

@@ -129,6 +129,25 @@ def test_the_workers_add_up_to_the_totals(read_metrics: Read) -> None:
     }
 
 
+def test_what_a_forgotten_worker_has_counted_is_among_the_others(
+    read_metrics: Read,
+) -> None:
+    """Its staleness too, so that the sums stay; it has no other figures any more."""
+    rejected = {"SESSION_UNKNOWN": 3, "STEP_READ": 1}
+    status = replace(STATUS, workers=(FAST, SLOW), unjoined=Counts(15, 0, 0, rejected))
+
+    scrape = read_metrics(text_of(status))
+
+    assert scrape["asyncps_worker_pushes_total", "applied", "(others)"] == 15
+    assert scrape["asyncps_worker_pushes_total", "rejected", "(others)"] == 4
+    assert scrape["asyncps_worker_staleness_steps_count", "(others)"] == 15
+    assert scrape["asyncps_worker_staleness_steps_sum", "(others)"] == 0
+    buckets = beginning(scrape, "asyncps_worker_staleness_steps_bucket", "0.0")
+    assert sum(buckets.values()) == scrape["asyncps_staleness_steps_bucket", "0.0"]
+    seen = beginning(scrape, "asyncps_worker_last_seen_seconds")
+    assert [label for (label,) in seen] == ["fast", "slow"]
+
+
 def test_only_so_many_workers_have_a_label_and_keep_it(read_metrics: Read) -> None:
     """A name that comes first in the alphabet later on takes nobody's."""
     workers = [(GONE, SLOW), (FAST, GONE, SLOW)]

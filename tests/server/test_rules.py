@@ -41,7 +41,7 @@ class _Rule:
         return dict(Body(self._layout, list(self._compiled.runs(state))))
 
     def slots(self, state: State) -> Arrays:
-        return dict(self._compiled.slots(state))
+        return dict(self._compiled.slots(state).arrays)
 
 
 def _compile(rule: object, variables: Arrays) -> _Rule:

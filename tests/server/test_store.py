@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
 import optax
@@ -125,10 +124,14 @@ def _model(value: float = 1.0) -> dict[str, npt.NDArray[Any]]:
 
 def _bits(store: Store) -> tuple[int, dict[str, bytes], list[bytes]]:
     """Return the step and every bit of the variables and the slots."""
-    snapshot = store.pull("", now=100.0)[1]
-    slots = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(store._state.slots)]
-    variables = {name: array.tobytes() for name, array in snapshot.params.items()}
-    return snapshot.step, variables, slots
+    kept = store.checkpoint()
+    assert kept
+    variables = {name: array.tobytes() for name, array in kept.variables.items()}
+    return (
+        kept.step,
+        variables,
+        [array.tobytes() for array in kept.slots.arrays.values()],
+    )
 
 
 def _values(store: Store) -> dict[str, Any]:

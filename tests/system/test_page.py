@@ -258,7 +258,7 @@ def test_the_page_shows_what_the_server_has_counted(
         "Duplicates 0",
         "Rejected 1",
         "NON_FINITE 1",
-        "Of callers that never joined 0",
+        "Of callers that never joined or are forgotten 0",
     ]
     bars = browser.evaluate(
         """[...document.querySelectorAll(".bar")].map((bar) =>

@@ -62,12 +62,14 @@ class Layout(_message.Message):
     def __init__(self, arrays: _Optional[_Iterable[_Union[ArraySpec, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "session")
+    __slots__ = ("worker", "session", "rejoin")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    REJOIN_FIELD_NUMBER: _ClassVar[int]
     worker: str
     session: str
-    def __init__(self, worker: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
+    rejoin: bool
+    def __init__(self, worker: _Optional[str] = ..., session: _Optional[str] = ..., rejoin: bool = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("generation", "incarnation", "step", "layout", "limits", "same_host")
@@ -236,7 +238,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +262,7 @@ class StatusReply(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     UNJOINED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -276,7 +279,26 @@ class StatusReply(_message.Message):
     loss: float
     unjoined: Counts
     staleness_sum: int
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ...) -> None: ...
+    durability: Durability
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ...) -> None: ...
+
+class Durability(_message.Message):
+    __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SAVED_STEP_FIELD_NUMBER: _ClassVar[int]
+    SAVED_S_FIELD_NUMBER: _ClassVar[int]
+    SAVES_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    LOG_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    LOG_SYNCS_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    saved_step: int
+    saved_s: float
+    saves: int
+    failures: int
+    log_nbytes: int
+    log_syncs: int
+    def __init__(self, mode: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_s: _Optional[float] = ..., saves: _Optional[int] = ..., failures: _Optional[int] = ..., log_nbytes: _Optional[int] = ..., log_syncs: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("applied", "dropped", "duplicate", "rejected")
@@ -328,3 +350,15 @@ class StopRequest(_message.Message):
 class StopReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SaveCheckpointRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SaveCheckpointReply(_message.Message):
+    __slots__ = ("path", "step")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    step: int
+    def __init__(self, path: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...

@@ -505,6 +505,11 @@ class AdminStub(object):
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.StopRequest.SerializeToString,
                 response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.SaveCheckpoint = channel.unary_unary(
+                '/ps.v1.Admin/SaveCheckpoint',
+                request_serializer=pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointRequest.SerializeToString,
+                response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -519,6 +524,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveCheckpoint(self, request, context):
+        """Saves a checkpoint, and answers once it is on the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -526,6 +538,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.StopRequest.FromString,
                     response_serializer=pswire_dot___generated_dot_parameter__server__pb2.StopReply.SerializeToString,
+            ),
+            'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveCheckpoint,
+                    request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointRequest.FromString,
+                    response_serializer=pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -556,6 +573,33 @@ class Admin(object):
             '/ps.v1.Admin/Stop',
             pswire_dot___generated_dot_parameter__server__pb2.StopRequest.SerializeToString,
             pswire_dot___generated_dot_parameter__server__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ps.v1.Admin/SaveCheckpoint',
+            pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointRequest.SerializeToString,
+            pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointReply.FromString,
             options,
             channel_credentials,
             insecure,

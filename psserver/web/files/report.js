@@ -189,7 +189,7 @@
   function everyone() {
     const loud = (kind, text) => element("span", { class: kind }, text);
     const strangers = unjoined.received
-      ? [{ ...unjoined, name: "callers that never joined", state: "–" }] : [];
+      ? [{ ...unjoined, name: "callers that never joined or are forgotten", state: "–" }] : [];
     table(place("workers"), {
       caption: "What became of each worker's pushes",
       kind: "names",

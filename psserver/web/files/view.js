@@ -126,7 +126,7 @@ const view = (() => {
     const rows = [["Duplicates", status.duplicate],
       ["Rejected", status.received - status.applied - status.dropped - status.duplicate],
       ...Object.entries(status.rejected),
-      ["Of callers that never joined", status.unjoined.received]];
+      ["Of callers that never joined or are forgotten", status.unjoined.received]];
     const list = find("others");
     if (list.children.length !== rows.length) {
       list.replaceChildren(...rows.map(() => element("div", {}, element("dt"), element("dd"))));

@@ -1,0 +1,248 @@
+"""What the server knows, and how a push changes it: no lock, no clock, no file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from psserver.changes import Applied, Change, Joined
+from psserver.checkpoint import Checkpoint
+from psserver.counters import Counters
+from psserver.decision import Present, Session, decide
+from psserver.model import Model
+from psserver.rules import State
+from psserver.sessions import Entry, Sessions
+from psserver.staleness import DropStale
+from pswire.body import Body
+from pswire.errors import NotInitializedError
+from pswire.layout import Layout
+from pswire.values import PushHeader, Snapshot, Verdict
+
+
+class Cut(NamedTuple):
+    """A step: what pulls see of it, and all that the next one is made from."""
+
+    snapshot: Snapshot[Body]
+    state: State
+
+
+@dataclass(slots=True)
+class Pending:
+    """A verdict that nobody may be told before all that it follows from is kept.
+
+    Attributes:
+        session: Who pushed.
+        before: What was remembered of the session.
+        verdict: What is to be told.
+        value: The loss that the push told.
+        judged_at: When it was judged, in seconds.
+        is_settled: Whether it can be told, or else has been taken back.
+        taken_back: Why; empty: it has not been.
+    """
+
+    session: str
+    before: Session
+    verdict: Verdict
+    value: float | None
+    judged_at: float
+    is_settled: bool = False
+    taken_back: str = ""
+
+
+class Core:
+    """One model and its workers; whoever owns it guards it, but for `published`.
+
+    A push is applied to the newest step at once. What pulls see follows later: `take`
+    hands out the changes since the last time, for somebody to keep, and then either
+    `publish` shows them, or `roll_back` undoes them and all that came after.
+    """
+
+    def __init__(
+        self, policy: DropStale, generation: str, *, keeps_changes: bool
+    ) -> None:
+        """Begin without variables.
+
+        Args:
+            policy: Which staleness is too much.
+            generation: The history that steps count in.
+            keeps_changes: Whether `take` has any changes to hand out.
+        """
+        self.model: Model | None = None
+        self.sessions = Sessions()
+        self.counters = Counters()
+        self._policy = policy
+        self._keeps_changes = keeps_changes
+        self._changes: list[Change] = []
+        nothing = Snapshot(Body(Layout(()), ()), 0, generation)
+        # Read without a lock, so replaced as a whole.
+        self.published = self._taken = self._newest = Cut(nothing, State((), None))
+        self._being_kept: list[Pending] = []
+        self._waiting: list[Pending] = []
+
+    @property
+    def generation(self) -> str:
+        """The history that steps count in."""
+        return self.published.snapshot.generation
+
+    def rename(self, generation: str) -> None:
+        """Begin another history at the step that it is."""
+        snapshot, state = self.published
+        renamed = Snapshot(snapshot.params, snapshot.step, generation)
+        self.published = self._taken = self._newest = Cut(renamed, state)
+
+    def join(
+        self, worker: str, session: str, now: float, *, rejoin: bool = False
+    ) -> Entry:
+        """Enter a session; see `Sessions.join`."""
+        rejoin_at = self._newest.snapshot.step if rejoin else None
+        entry = self.sessions.join(worker, session, rejoin_at)
+        self.counters.join(worker, now)
+        if entry is not Entry.AGAIN:
+            self._note(Joined(worker, session, rejoin))
+        return entry
+
+    def forget_silent(self, now: float) -> Sequence[str]:
+        """Forget the workers that have not called for an hour; return their names."""
+        silent = self.counters.forget_silent(now)
+        for worker in silent:
+            self.sessions.forget(worker)
+        return silent
+
+    def start(self, model: Model, state: State, step: int = 0) -> None:
+        """Have variables from now on."""
+        snapshot = Snapshot(model.body(state), step, self.generation)
+        self.published = self._taken = self._newest = Cut(snapshot, state)
+        self.model = model
+
+    def require_model(self) -> Model:
+        """Return what there is once there are variables.
+
+        Raises:
+            NotInitializedError: There are none.
+        """
+        if self.model is None:
+            raise NotInitializedError(
+                "variables: expected to be initialized, got a call before that"
+            )
+        return self.model
+
+    def decide(self, header: PushHeader) -> Verdict:
+        """Return the verdict that a push gets now; see `decision.decide`."""
+        newest = self._newest.snapshot
+        trainable = self.require_model().layout.trainable
+        present = Present(newest.generation, newest.step, trainable)
+        session = self.sessions.get(header.session)
+        return decide(header, session, present, self._policy)
+
+    def apply(self, header: PushHeader, gradients: Body, received: Body) -> None:
+        """Make the next step, wholly or not at all.
+
+        Args:
+            header: Of a push that is to be applied.
+            gradients: All of them.
+            received: What they were when they came.
+
+        Raises:
+            ParameterServerError: The rule cannot; nothing has changed.
+        """
+        model = self.require_model()
+        state = model.rule.apply(self._newest.state, gradients, header.value)
+        step = self._newest.snapshot.step + 1
+        snapshot = Snapshot(model.body(state), step, self.generation)
+        # Nothing below can fail, so these change together or not at all.
+        self._newest = Cut(snapshot, state)
+        self._note(Applied(step, header, received))
+        model.rule.let_go()
+
+    def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
+        """Remember a verdict; it is told once all that it follows from is kept."""
+        before = self.sessions.get(header.session)
+        if not verdict.duplicate:
+            self.sessions.settle(header.session, header.seq, verdict)
+        pending = Pending(header.session, before, verdict, header.value, now)
+        if not self._keeps_changes:
+            self.published = self._newest
+        if self._newest is self.published:
+            self._tell(pending)
+        else:
+            self._waiting.append(pending)
+        return pending
+
+    def take(self) -> Sequence[Change]:
+        """Hand out the changes since the last time, in their order."""
+        changes, self._changes = self._changes, []
+        self._being_kept, self._waiting = self._waiting, []
+        self._taken = self._newest
+        return changes
+
+    def publish(self) -> None:
+        """Show what was taken: it is kept."""
+        self.published = self._taken
+        for pending in self._being_kept:
+            self._tell(pending)
+        self._being_kept = []
+
+    def roll_back(self, taken: Sequence[Change], why: str) -> None:
+        """Undo what was taken, which could not be kept, and all that came after.
+
+        Args:
+            taken: The changes. Who has joined stays, and is handed out again.
+            why: What the pushers are told.
+        """
+        for pending in reversed(self._being_kept + self._waiting):
+            self.sessions.put_back(pending.session, pending.before)
+            pending.taken_back, pending.is_settled = why, True
+        joined = [c for c in (*taken, *self._changes) if isinstance(c, Joined)]
+        self._being_kept, self._waiting, self._changes = [], [], list(joined)
+        self._taken = self._newest = self.published
+
+    def memory(self) -> tuple[Mapping[str, Session], Counters]:
+        """Return what is remembered of sessions and pushes at the published step."""
+        sessions = Sessions(self.sessions.rows())
+        for pending in reversed(self._being_kept + self._waiting):
+            sessions.put_back(pending.session, pending.before)
+        return sessions.rows(), self.counters.copy()
+
+    def recover(self, kept: Checkpoint, model: Model, state: State) -> None:
+        """Go on where another server had been; before anything else happens.
+
+        Args:
+            kept: What it had been.
+            model: Made of that.
+            state: Likewise.
+        """
+        self.sessions = Sessions(kept.sessions)
+        self.counters = kept.counters
+        self.rename(kept.generation)
+        self.start(model, state, kept.step)
+
+    def replay(self, change: Change, now: float) -> None:
+        """Do again what another server had done.
+
+        Args:
+            change: The next one.
+            now: Seconds.
+        """
+        if isinstance(change, Joined):
+            self.join(change.worker, change.session, now, rejoin=change.rejoin)
+        else:
+            gradients = self.require_model().gradients(change.header, change.body)
+            self.apply(change.header, gradients, change.body)
+            staleness = change.step - 1 - change.header.step_read
+            verdict = Verdict(applied=True, staleness=staleness, step=change.step)
+            self.settle(change.header, verdict, now)
+        self.take()
+        self.publish()
+
+    def end_replay(self) -> None:
+        """Go on alone: whoever had joined the other server has not joined this one."""
+        self.sessions = Sessions(self.sessions.rows())
+
+    def _tell(self, pending: Pending) -> None:
+        worker = pending.before.worker
+        verdict, value = pending.verdict, pending.value
+        self.counters.judge(worker, verdict, value, pending.judged_at)
+        pending.is_settled = True
+
+    def _note(self, change: Change) -> None:
+        if self._keeps_changes:
+            self._changes.append(change)

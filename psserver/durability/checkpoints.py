@@ -1,0 +1,218 @@
+"""The checkpoints of a data directory: the newest good one counts."""
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from psserver.checkpoint import Checkpoint
+from psserver.durability import folder as files
+from psserver.durability.disk import Disk
+from psserver.durability.errors import DataDirectoryError
+
+FOLDER = "checkpoints"
+"""Where in a data directory they are."""
+
+_NAME = re.compile(r"([0-9]{8,18})-step-([0-9]{1,19})")
+_SAVING, _DELETING, _BROKEN = ".saving-", ".deleting-", ".broken"
+
+_log = logging.getLogger("psserver")
+
+
+class Checkpoints:
+    """Numbered folders, one a checkpoint; a folder has its name only once it is whole.
+
+    Whoever holds the data directory's lock saves, loads the newest and prunes, in one
+    thread at a time. Nothing else changes anything, so anybody may call it.
+    """
+
+    def __init__(
+        self, disk: Disk, folder: Path, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Touch nothing yet.
+
+        Args:
+            disk: Where they are.
+            folder: That which has them, or will have them.
+            clock: Tells the time, in seconds since 1970.
+        """
+        self._disk = disk
+        self._folder = folder
+        self._clock = clock
+        self._good: dict[str, int] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self._folder
+
+    @property
+    def good(self) -> list[int]:
+        """The steps of those that this has read in whole, in steps, newest first."""
+        newest_first = sorted(self._good, key=_number, reverse=True)
+        return [self._good[name] for name in newest_first]
+
+    def names(self) -> list[str]:
+        """Return those that there are, oldest first."""
+        found = filter(_NAME.fullmatch, self._disk.names(self._folder))
+        return sorted(found, key=_number)
+
+    def load(self, name: str, now: float) -> Checkpoint:
+        """Read one of `names()`; `now` is in seconds.
+
+        Raises:
+            OSError: The disk does not give it.
+            DataDirectoryError: There is none of this name, or a byte of it is not as
+                it was written.
+        """
+        found = files.read(self._disk, self._path(name), now)
+        self._good[name] = found.step
+        return found
+
+    def load_newest(self, now: float) -> Checkpoint | None:
+        """Read the newest good one, and put those aside that are newer and broken.
+
+        Args:
+            now: Seconds.
+
+        Returns:
+            None: there has never been any.
+
+        Raises:
+            OSError: The disk does not do what is asked.
+            DataDirectoryError: There are some, and all are broken; they stay as they
+                are.
+        """
+        self._clean()
+        broken: dict[str, str] = {}
+        for name in reversed(self.names()):
+            try:
+                newest = self.load(name, now)
+            except (OSError, DataDirectoryError) as error:
+                broken[name] = str(error)
+            else:
+                self._put_aside(broken)
+                return newest
+        self._require_none(broken)
+        return None
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return the fields of a manifest; see `load`."""
+        return files.describe(self._disk, self._path(name))
+
+    def verify(self, name: str) -> dict[str, Any]:
+        """Read all of one, and return the fields of its manifest; see `load`."""
+        return files.verify(self._disk, self._path(name))
+
+    def nbytes(self, name: str) -> int:
+        """Return how much one takes, in bytes; see `load`."""
+        return files.nbytes(self._disk, self._path(name))
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write one, read it again, and return where it is.
+
+        Raises:
+            OSError: The disk does not take it, or gives back something else: it is
+                as if nothing had been saved, unless the last sync has failed.
+            ValueError: A slot's dtype is none that can be written.
+        """
+        self._disk.make_folder(self._folder)
+        self._disk.sync_folder(self._folder.parent)
+        self._clean()
+        name = f"{self._next_number():08}-step-{checkpoint.step}"
+        aside, path = self._folder / f"{_SAVING}{name}", self._folder / name
+        try:
+            self._write(aside, checkpoint)
+            self._disk.rename(aside, path)
+        except Exception:
+            with suppress(OSError):
+                self._disk.remove(aside)  # Of a full disk it may be the most.
+            raise
+        self._disk.sync_folder(self._folder)
+        self._good[name] = checkpoint.step
+        return path
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest.
+
+        Args:
+            keep: How many stay, 1 or more.
+
+        Raises:
+            OSError: The disk does not do it.
+        """
+        old = self.names()[:-keep]
+        for name in old:
+            self._good.pop(name, None)
+            self._rename(name, f"{_DELETING}{name}")
+        if old:
+            # A crash must not bring back one that has been removed in part.
+            self._disk.sync_folder(self._folder)
+            self._clean()
+
+    def _path(self, name: str) -> Path:
+        if name not in self.names():
+            known = ", ".join(self.names()) or "none"
+            raise DataDirectoryError(
+                f"{self._folder}: expected a checkpoint of {known}, got {name!r}"
+            )
+        return self._folder / name
+
+    def _next_number(self) -> int:
+        """Return one that nothing has, be it broken."""
+        return 1 + max(map(_number, self._disk.names(self._folder)), default=0)
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        moment = datetime.fromtimestamp(self._clock(), UTC).replace(tzinfo=None)
+        saved = f"{moment.isoformat(timespec='seconds')}Z"
+        files.write(self._disk, folder, checkpoint, saved)
+        try:
+            files.verify(self._disk, folder)
+        except DataDirectoryError as error:
+            raise OSError(errno.EIO, f"read back: {error}") from error
+
+    def _clean(self) -> None:
+        for name in self._disk.names(self._folder):
+            if name.startswith((_SAVING, _DELETING)):
+                self._disk.remove(self._folder / name)
+
+    def _rename(self, old: str, new: str) -> None:
+        self._disk.rename(self._folder / old, self._folder / new)
+
+    def _put_aside(self, broken: Mapping[str, str]) -> None:
+        for name, error in broken.items():
+            _log.error(
+                "checkpoint %s is corrupt, and one before it is used: %s",
+                *(name, error),
+                extra={
+                    "event": "checkpoint_corrupt",
+                    "checkpoint": name,
+                    "error": error,
+                },
+            )
+            self._good.pop(name, None)
+            self._rename(name, f"{name}{_BROKEN}")
+        if broken:
+            self._disk.sync_folder(self._folder)
+
+    def _require_none(self, broken: Mapping[str, str]) -> None:
+        """Check that there is nothing that a fresh start would leave behind."""
+        found = [*broken.values()]
+        for name in self._disk.names(self._folder):
+            if name.endswith(_BROKEN):
+                found.append(f"{self._folder / name}: put aside as corrupt")
+        if found:
+            raise DataDirectoryError(
+                f"{self._folder}: expected a good checkpoint, got none: "
+                + "; ".join(found)
+            )
+
+
+def _number(name: str) -> int:
+    found = _NAME.match(name)
+    return int(found[1]) if found else 0

@@ -1,0 +1,135 @@
+"""One checkpoint on a disk: a folder of a file for the arrays, one for the rest."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psserver.checkpoint import Checkpoint
+from psserver.durability import arrayfile, manifest
+from psserver.durability.disk import Disk
+from psserver.durability.errors import DataDirectoryError
+from psserver.jsonfields import count
+from pswire.body import Arrays, Body
+from pswire.errors import VariableMismatchError
+from pswire.layout import ArraySpec, Layout
+
+_ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
+_VARIABLES = "variables/"
+_MAX_MANIFEST_NBYTES = 2**30
+
+
+def write(disk: Disk, folder: Path, checkpoint: Checkpoint, saved: str) -> None:
+    """Write a checkpoint into a new folder, whose own name is not synced.
+
+    Args:
+        disk: Where to.
+        folder: Its name ends with `-step-` and the step.
+        checkpoint: What is kept.
+        saved: When, in UTC, for people.
+
+    Raises:
+        OSError: The disk does not take it; there may be a part of it.
+        ValueError: A slot's dtype is none that can be written.
+    """
+    disk.make_folder(folder)
+    arrays = _named(checkpoint.variables, checkpoint.slots.arrays)
+    digests = arrayfile.write(disk, folder / _ARRAYS, arrays)
+    with closing(disk.create(folder / _MANIFEST)) as file:
+        file.write([manifest.encode(checkpoint, digests, saved)])
+        file.sync()
+    disk.sync_folder(folder)
+
+
+def nbytes(disk: Disk, folder: Path) -> int:
+    """Return how much a checkpoint takes, in bytes.
+
+    Raises:
+        OSError: The disk does not tell.
+    """
+    return sum(disk.nbytes(folder / name) for name in (_ARRAYS, _MANIFEST))
+
+
+def describe(disk: Disk, folder: Path) -> dict[str, Any]:
+    """Return the fields of a checkpoint's manifest; the arrays are not looked at.
+
+    Raises:
+        OSError: The disk does not give it.
+        DataDirectoryError: A byte of it is not as it was written.
+    """
+    path = folder / _MANIFEST
+    if (size := disk.nbytes(path)) > _MAX_MANIFEST_NBYTES:
+        raise DataDirectoryError(
+            f"{path}: expected at most {_MAX_MANIFEST_NBYTES} bytes, got {size}"
+        )
+    with _telling(path):
+        data = manifest.decode(disk.read(path, 0, size))
+        step = count(data, "step")
+        if not folder.name.endswith(f"-step-{step}"):
+            raise ValueError(f"step: expected that of the folder, got {step}")
+        return data
+
+
+def verify(disk: Disk, folder: Path) -> dict[str, Any]:
+    """Read all of a checkpoint, keeping nothing, and return its manifest's fields.
+
+    Raises:
+        OSError: The disk does not give it.
+        DataDirectoryError: A byte of it is not as it was written.
+    """
+    data = describe(disk, folder)
+    with _telling(folder / _MANIFEST):
+        digests = manifest.digests(data)
+    for _ in arrayfile.read(disk, folder / _ARRAYS, digests):
+        pass
+    return data
+
+
+def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
+    """Read a checkpoint; `now` is in seconds.
+
+    Raises:
+        OSError: The disk does not give it.
+        DataDirectoryError: A byte of it is not as it was written.
+    """
+    data = describe(disk, folder)
+    with _telling(folder / _MANIFEST):
+        digests = manifest.digests(data)
+        # Before memory is taken: this compares with the file's size.
+        pieces = arrayfile.read(disk, folder / _ARRAYS, digests)
+        variables, slots = _unwritten(digests)
+        arrays = _named(variables, slots)
+        for spec, at, piece in pieces:
+            memory = arrayfile.bytes_of(arrays[spec.name])
+            memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        kept = dict(slots.freeze())
+        return manifest.checkpoint(data, variables.freeze(), kept, now)
+
+
+def _named(variables: Arrays, slots: Arrays) -> Arrays:
+    """Return all arrays by their names in the file; slots' begin with "slots"."""
+    return {**{f"{_VARIABLES}{n}": a for n, a in variables.items()}, **slots}
+
+
+def _unwritten(specs: Iterable[ArraySpec]) -> tuple[Body, Body]:
+    """Take memory for the variables and the slots that `_named` has named so."""
+    variables: dict[str, ArraySpec] = {}
+    slots: list[ArraySpec] = []
+    for spec in specs:
+        if spec.name.startswith(_VARIABLES):
+            variables[spec.name.removeprefix(_VARIABLES)] = spec
+        else:
+            slots.append(spec)
+    layout = Layout.of(variables)
+    return Body.unwritten(layout), Body.unwritten(Layout(tuple(slots)))
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Say which file it is that holds something wrong."""
+    try:
+        yield
+    except (ValueError, VariableMismatchError) as error:
+        raise DataDirectoryError(f"{path}: {error}") from error

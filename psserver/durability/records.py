@@ -1,0 +1,115 @@
+"""The kinds of records in the log.
+
+| kind | header | body |
+|---|---|---|
+| 1 START | the format's version in 4 bytes, little-endian; the generation | |
+| 2 JOINED | a `JoinRequest` of parameter_server.proto: who has joined | |
+| 3 APPLIED | the `PushHeader` of a push that was applied | as it travelled |
+
+A START is the first record of every file, and no other. The step of an APPLIED is one
+more than that of the record before it, that of a JOINED the same. Of a PushHeader
+`served_at`, `held_s` and `snapshot_wire_dtype` are left out.
+"""
+
+import enum
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from psserver.changes import Applied, Change, Joined
+from psserver.durability.frame import Record, framed
+from pswire._generated import parameter_server_pb2 as pb
+from pswire.body import Assembly, Body, Buffer, cut
+from pswire.encoding import PLAIN
+from pswire.layout import Layout
+from pswire.values import PushHeader
+
+_FORMAT = 1
+_VERSION = struct.Struct("<I")
+
+
+class Kind(enum.IntEnum):
+    """What a record is."""
+
+    START = 1
+    JOINED = 2
+    APPLIED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a file begins with.
+
+    Attributes:
+        generation: The history that its steps count in.
+    """
+
+    generation: str
+
+
+def encode(said: Start | Change, *, step: int, synced: int) -> Sequence[Buffer]:
+    """Return a record's bytes; a large body is not copied.
+
+    Args:
+        said: What it is of.
+        step: The step after it, in steps.
+        synced: The bytes of its file that are known to be on the disk.
+    """
+    kind, header, body = _parts(said)
+    return framed(kind, header, body, step=step, synced=synced)
+
+
+def decode(record: Record, trainable: Layout) -> Start | Change:
+    """Read a whole record.
+
+    Args:
+        record: It; its body must not be written any more.
+        trainable: The layout of a push that names none.
+
+    Raises:
+        ParameterServerError: It is of another model.
+        ValueError: It is of another version.
+        DecodeError: Its header is none.
+    """
+    match record.frame.kind:
+        case Kind.START:
+            return _start(record.header)
+        case Kind.JOINED:
+            joined = pb.JoinRequest.FromString(record.header)
+            return Joined(joined.worker, joined.session, joined.rejoin)
+        case Kind.APPLIED:
+            message = pb.PushHeader.FromString(record.header)
+            header = PushHeader.from_proto(message)
+            return Applied(record.frame.step, header, _body(record, header, trainable))
+    known = ", ".join(map(str, map(int, Kind)))
+    raise ValueError(f"kind: expected one of {known}, got {record.frame.kind}")
+
+
+def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
+    match said:
+        case Start(generation):
+            return Kind.START, _VERSION.pack(_FORMAT) + generation.encode(), ()
+        case Joined(worker, session, rejoin):
+            joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
+            return Kind.JOINED, joined.SerializeToString(), ()
+        case Applied(_, header, body):
+            kept = replace(
+                header, served_at=None, held_s=0.0, snapshot_encoding=PLAIN
+            ).to_proto()
+            pieces = [piece for _, piece in cut(body.layout, body)]
+            return Kind.APPLIED, kept.SerializeToString(), pieces
+
+
+def _start(header: bytes) -> Start:
+    if len(header) < _VERSION.size:
+        raise ValueError(f"format: expected {_FORMAT}, got none")
+    (version,) = _VERSION.unpack_from(header)
+    if version != _FORMAT:
+        raise ValueError(f"format: expected {_FORMAT}, got {version}")
+    return Start(header[_VERSION.size :].decode())
+
+
+def _body(record: Record, header: PushHeader, trainable: Layout) -> Body:
+    assembly = Assembly(header.encoding.layout(header.layout or trainable))
+    assembly.add(0, record.body.data)
+    return assembly.finish()

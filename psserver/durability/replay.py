@@ -1,0 +1,119 @@
+"""The log read again: all that came after a step, in order, without a gap."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from psserver.changes import Applied, Change
+from psserver.durability.disk import Disk
+from psserver.durability.errors import DataDirectoryError
+from psserver.durability.frame import Record
+from psserver.durability.reader import NotWholeError, Reader
+from psserver.durability.records import Start, decode
+from psserver.durability.repair import cut_off
+from psserver.durability.segments import Segment, first_needed, segments
+from pswire.errors import ParameterServerError
+from pswire.layout import Layout
+
+
+def read(
+    disk: Disk, folder: Path, *, generation: str, after: int, trainable: Layout
+) -> Iterator[Change]:
+    """Yield what came after a step, and who joined at it or later.
+
+    Once this has ended, all that it has yielded is on the disk, and the log may go on.
+    The torn end of the last segment, which nobody was told of, is set aside.
+
+    Args:
+        disk: Has the folder.
+        folder: Of the log.
+        generation: The history that it must be of.
+        after: The step, in steps.
+        trainable: The layout of a push that names none.
+
+    Raises:
+        DataDirectoryError: Something is missing, damaged, or of another history.
+        OSError: Something cannot be read, or the torn end cannot be set aside.
+    """
+    found = segments(disk, folder)
+    step = first_needed(found, after)
+    if step is None:
+        raise DataDirectoryError(
+            f"{folder}: expected the steps from {after + 1} on, got "
+            + (f"those from {found[0].step + 1} on" if found else "no segment")
+        )
+    for segment in (chosen := [s for s in found if s.step >= step]):
+        if segment.step != step:
+            raise DataDirectoryError(
+                f"{segment.path}: expected the steps from {step + 1} on, got those "
+                f"from {segment.step + 1} on"
+            )
+        said = _read(
+            disk, segment, generation, trainable, is_last=segment is chosen[-1]
+        )
+        for change in said:
+            if isinstance(change, Applied):
+                step = change.step
+            if step > after or not isinstance(change, Applied):
+                yield change
+
+
+def is_empty(disk: Disk, folder: Path) -> bool:
+    """Say whether a log has nothing but the beginnings of segments."""
+    readers = (Reader(disk, segment.path) for segment in segments(disk, folder))
+    with suppress(NotWholeError):  # A server was killed while it began.
+        return not any(r.offset for reader in readers for r in reader.records())
+    return True
+
+
+def _read(
+    disk: Disk, segment: Segment, generation: str, trainable: Layout, *, is_last: bool
+) -> Iterator[Change]:
+    reader = Reader(disk, segment.path)
+    try:
+        yield from _changes(reader, segment, generation, trainable)
+    except NotWholeError as error:
+        if not is_last or reader.was_synced():
+            raise DataDirectoryError(
+                f"{segment.path} at byte {reader.end}: expected a whole record, which "
+                f"was there once, got {error}"
+            ) from None
+        cut_off(disk, segment.path, reader.end, str(error))
+    if is_last:
+        # The one who wrote this may have died before it was synced, or of that.
+        disk.sync(segment.path, reader.synced)
+
+
+def _changes(
+    reader: Reader, segment: Segment, generation: str, trainable: Layout
+) -> Iterator[Change]:
+    step = segment.step
+    for record in reader.records():
+        where = f"{segment.path} at byte {record.offset}"
+        said = _decode(record, trainable, where)
+        step += isinstance(said, Applied)
+        if record.frame.step != step:
+            raise DataDirectoryError(
+                f"{where}: expected step {step}, got step {record.frame.step}"
+            )
+        is_start = isinstance(said, Start)
+        if is_start and record.offset:
+            raise DataDirectoryError(f"{where}: expected no START, got one")
+        if not is_start and not record.offset:
+            kind = type(said).__name__.upper()
+            raise DataDirectoryError(f"{where}: expected a START, got a {kind}")
+        if not isinstance(said, Start):
+            yield said
+        elif said.generation != generation:
+            raise DataDirectoryError(
+                f"{where}: expected generation {generation}, got {said.generation}"
+            )
+
+
+def _decode(record: Record, trainable: Layout, where: str) -> Start | Change:
+    try:
+        return decode(record, trainable)
+    except (ParameterServerError, DecodeError, ValueError) as error:
+        raise DataDirectoryError(f"{where}: {error}") from error

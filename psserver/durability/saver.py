@@ -1,0 +1,271 @@
+"""The keeper of a running server's model: saves it in time, and at the end."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from psserver.changes import Change
+from psserver.checkpoint import Checkpoint
+from psserver.durability.archive import Archive, Recovering
+from psserver.durability.errors import DiskFullError
+from psserver.durability.every import Every
+from pswire.errors import NotInitializedError
+from pswire.status import Durability
+
+_POLL_S = 1.0  # How late a checkpoint may be by the clock, and an answer of the disk.
+_PATIENCE_S = 10.0  # After a checkpoint that failed.
+_LONG_LOG = 4  # Times a checkpoint.
+_LONG_LOG_NBYTES = 2**28
+
+_log = logging.getLogger("psserver")
+
+
+class Saved(Recovering, Protocol):
+    """Whose model is kept: a `Store`."""
+
+    @property
+    def step(self) -> int: ...
+    def resume(self) -> None: ...
+
+
+class Saver:
+    """Keeps a store's model in an `Archive`: a `Keeper`.
+
+    Its thread saves checkpoints when they are due, and looks whether a disk that was
+    full has room again.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        every: Every,
+        *,
+        on_room: Callable[[bool], None],
+        on_failure: Callable[[OSError], None],
+    ) -> None:
+        """Prepare to keep.
+
+        Args:
+            archive: Where.
+            every: How often to save a checkpoint.
+            on_room: Is told False when the disk cannot take a push any more, and True
+                when it can again.
+            on_failure: Is told why nothing can be kept any more.
+        """
+        self.keeps_changes = archive.keeps_changes
+        self._archive = archive
+        self._every = every
+        self._on_room = on_room
+        self._on_failure = on_failure
+        self._woken = threading.Event()
+        self._stopped = threading.Event()
+        self._is_full = False
+        self._failure: OSError | None = None
+        # Held while a checkpoint is written; guards all fields below.
+        self._saving = threading.Lock()
+        self._newest: Kept | None = None
+        self._tried_at = time.monotonic()
+        self._saves = self._failures = 0
+        # A daemon: a program that never stops its server can still end.
+        self._thread = threading.Thread(
+            target=self._run, name="psserver saver", daemon=True
+        )
+
+    def begin(self, first: Checkpoint) -> None:
+        try:
+            self._archive.begin(first)
+        except OSError as error:
+            self._failures += 1
+            if self.keeps_changes:
+                raise
+            _tell_failure(error)
+        else:
+            self._note(first)
+
+    def keep(self, changes: Sequence[Change]) -> None:
+        try:
+            self._archive.keep(changes)
+        except DiskFullError as error:
+            self._is_full = True
+            self._on_room(False)
+            _log.error(
+                "pushes are refused: %s",
+                error,
+                extra={"event": "disk_full", "error": str(error)},
+            )
+            raise
+        except OSError as error:
+            self._failure = error
+            self._on_failure(error)
+            raise
+
+    def stepped(self, step: int) -> None:
+        if self._every.steps and self._steps_since(step) >= self._every.steps:
+            self._woken.set()
+
+    def status(self) -> Durability:
+        newest = self._newest
+        return Durability(
+            mode=self._archive.mode,
+            saved_step=newest.step if newest else None,
+            saved_s=time.monotonic() - newest.at if newest else None,
+            saves=self._saves,
+            failures=self._failures,
+            log_nbytes=self._archive.log_nbytes,
+            log_syncs=self._archive.log_syncs,
+        )
+
+    def recover(self, store: Saved, rule: str) -> None:
+        """Let a store go on from what is kept, and keep it from now on.
+
+        Args:
+            store: Without variables yet.
+            rule: What `status` calls its rule.
+
+        Raises:
+            OSError: What is there cannot be used.
+        """
+        self._store = store
+        self._archive.recover(store, rule, time.monotonic())
+        kept = store.checkpoint()
+        if kept:
+            self._note(kept)
+
+    def start(self) -> None:
+        """Begin to save."""
+        self._thread.start()
+
+    def save(self) -> tuple[Path, int]:
+        """Save a checkpoint now, and return where and of which step.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            OSError: It cannot be kept; the ones before still are.
+        """
+        with self._saving:
+            self._tried_at = time.monotonic()
+            self._archive.turn()
+            checkpoint = self._store.checkpoint()
+            if checkpoint is None:
+                raise NotInitializedError(
+                    "variables: expected to be initialized, got none to save"
+                )
+            try:
+                path = self._archive.save(checkpoint)
+            except OSError:
+                self._failures += 1
+                raise
+            self._saves += 1
+            self._note(checkpoint)
+        _log.info(
+            "saved step %d: %s",
+            *(checkpoint.step, path),
+            extra={
+                "event": "checkpoint_saved",
+                "step": checkpoint.step,
+                "path": str(path),
+                "seconds": round(time.monotonic() - self._tried_at, 3),
+            },
+        )
+        return path, checkpoint.step
+
+    def stop(self) -> None:
+        """Save the last checkpoint, with all that was acknowledged.
+
+        Raises:
+            OSError: It cannot be kept.
+        """
+        self._stopped.set()
+        self._woken.set()
+        self._thread.join()
+        last = self._store.checkpoint()
+        if self._failure or last is None:
+            return
+        if self._newest is None or not self._newest.is_like(last):
+            self.save()
+        self._archive.seal(last.generation, last.step)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._woken.wait(_POLL_S)
+            self._woken.clear()
+            if self._is_full:
+                self._look_for_room()
+            if self._is_due() and not self._stopped.is_set():
+                self._try_save()
+
+    def _is_due(self) -> bool:
+        now, newest = time.monotonic(), self._newest
+        since = self._steps_since(self._store.step)
+        if self._failure or not since:
+            return False
+        if newest is None or self._tried_at > newest.at:  # The last one has failed.
+            return now - self._tried_at >= _PATIENCE_S
+        return (
+            since >= (self._every.steps or math.inf)
+            or now - newest.at >= (self._every.seconds or math.inf)
+            or self._archive.log_nbytes >= newest.long_log_nbytes
+        )
+
+    def _steps_since(self, step: int) -> int:
+        newest = self._newest
+        return step - newest.step if newest else step
+
+    def _try_save(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            _tell_failure(error)
+
+    def _look_for_room(self) -> None:
+        try:
+            self._archive.probe()
+        except OSError:
+            return
+        self._is_full = False
+        self._store.resume()
+        self._on_room(True)
+        _log.info("pushes are taken again", extra={"event": "disk_has_room"})
+
+    def _note(self, kept: Checkpoint) -> None:
+        self._newest = Kept.of(kept, time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is remembered of a checkpoint once it is kept, without its arrays."""
+
+    generation: str
+    step: int
+    received: int
+    nbytes: int
+    at: float
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, at: float) -> Self:
+        received = checkpoint.counters.total.freeze().received
+        nbytes = checkpoint.variables.layout.nbytes
+        nbytes += sum(array.nbytes for array in checkpoint.slots.arrays.values())
+        return cls(checkpoint.generation, checkpoint.step, received, nbytes, at)
+
+    @property
+    def long_log_nbytes(self) -> int:
+        """How long a log may get before a newer checkpoint is wanted, in bytes."""
+        return max(_LONG_LOG * self.nbytes, _LONG_LOG_NBYTES)
+
+    def is_like(self, checkpoint: Checkpoint) -> bool:
+        """Say whether nothing has happened since."""
+        return self == Kept.of(checkpoint, self.at)
+
+
+def _tell_failure(error: OSError) -> None:
+    _log.error(
+        "no checkpoint: %s",
+        error,
+        extra={"event": "checkpoint_failed", "error": str(error)},
+    )

@@ -1,0 +1,52 @@
+"""The files of the log, which are called after their order and their first step.
+
+`00000003-step-120.log` is the third, and has what came after step 120. Several files
+may begin at one step: when a server starts again before the next push, say.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from psserver.durability.disk import Disk
+
+_NAME = re.compile(r"(\d{8,})-step-(\d+)\.log")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of the log.
+
+    Attributes:
+        path: Of the file.
+        number: One more than that of the file before it.
+        step: The step before its first record, in steps.
+    """
+
+    path: Path
+    number: int
+    step: int
+
+    @classmethod
+    def named(cls, folder: Path, number: int, step: int) -> "Segment":
+        """Name a file."""
+        return cls(folder / f"{number:08}-step-{step}.log", number, step)
+
+
+def segments(disk: Disk, folder: Path) -> list[Segment]:
+    """Return what there is, in order; other files are none of the log's."""
+    found = [match for name in disk.names(folder) if (match := _NAME.fullmatch(name))]
+    numbered = [
+        Segment(folder / match[0], *map(int, match.groups())) for match in found
+    ]
+    return sorted(numbered, key=lambda segment: segment.number)
+
+
+def first_needed(segments: Sequence[Segment], step: int) -> int | None:
+    """Say where the segments begin that have what came after a step, in steps.
+
+    What came at the step itself counts, so all that begin there are needed, and all
+    that begin later. None: nothing begins there or before.
+    """
+    return max((s.step for s in segments if s.step <= step), default=None)
