@@ -17,10 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import psserver
 import psworker
+from kit.processes import Process
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 StartServer = Callable[..., psserver.Server]
+StartProcess = Callable[..., Process]
 Connect = Callable[..., psworker.Client]
 Metrics = dict[tuple[str, ...], float]
 """{(a sample's name, then its labels' values in the order of their names): value}."""
@@ -130,6 +132,15 @@ def start_server() -> Iterator[StartServer]:
             return stack.enter_context(psserver.Server(rule, **settings))
 
         yield start
+
+
+@pytest.fixture
+def start_process() -> Iterator[StartProcess]:
+    """Start Python processes that end with the test."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **settings: stack.enter_context(
+            Process(*arguments, **settings)
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

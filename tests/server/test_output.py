@@ -19,6 +19,7 @@ from click.testing import Result
 
 import psserver
 import psworker
+from kit.processes import Process
 from psserver import output
 from psserver.output import COLUMNS
 from pswire._generated import parameter_server_pb2 as pb
@@ -27,15 +28,10 @@ from pswire.errors import ServerUnavailableError
 
 StartServer = Callable[..., psserver.Server]
 Run = Callable[..., Result]
-Follow = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
+Follow = Callable[..., AbstractContextManager[Process]]
 
 _TIMEOUT_S = 60.0
 _DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-
-
-def read(process: "subprocess.Popen[str]", stream: str = "stdout") -> str:
-    """Read a line, within the time that `follow` gives."""
-    return getattr(process, stream).readline()
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -124,17 +120,17 @@ def test_following_goes_on_through_a_restart(
     """That the server is away is said once, on stderr; then another one counts."""
     first = start_server()
     with follow(first.address) as process:
-        before = json.loads(read(process))
-        assert json.loads(read(process))["incarnation"] == before["incarnation"]
+        before = json.loads(process.line())
+        assert json.loads(process.line())["incarnation"] == before["incarnation"]
         first.stop()
-        away = read(process, "stderr")
+        away = process.log_line()
         second = start_server(port=int(first.address.rpartition(":")[2]))
-        lines = iter(lambda: json.loads(read(process)), None)
+        lines = iter(lambda: json.loads(process.line()), None)
         after = next(s for s in lines if s["incarnation"] != before["incarnation"])
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate()
 
-    assert re.fullmatch(rf"{first.address}: .*; going on once it answers\n", away)
+    assert re.fullmatch(rf"{first.address}: .*; going on once it answers", away)
     assert after["incarnation"] == second.status().incarnation
     assert after["time"] > before["time"]
     assert all(json.loads(line) for line in rest.splitlines())
@@ -164,11 +160,11 @@ def test_following_as_csv_writes_the_header_once(
 ) -> None:
     """SIGTERM ends it as Ctrl-C does."""
     with follow(known.address, "--format", "csv") as process:
-        lines = [read(process) for _ in range(1 + 2 * 3)]
+        lines = [process.line() for _ in range(1 + 2 * 3)]
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate()
 
-    scopes = [row["scope"] for row in rows("".join(lines) + rest)]
+    scopes = [row["scope"] for row in rows("\n".join([*lines, rest]))]
     assert process.returncode == 0
     assert scopes[:6] == ["total", "worker", "unjoined"] * 2
 
@@ -176,7 +172,7 @@ def test_following_as_csv_writes_the_header_once(
 def test_a_closed_pipe_ends_it_quietly(follow: Follow, known: psserver.Server) -> None:
     """As in `| head -1`."""
     with follow(known.address) as process:
-        read(process)
+        process.line()
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None

@@ -1,9 +1,8 @@
 """A push is applied once, whatever is lost on its way and however often it comes."""
 
-import random
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,9 +16,12 @@ import pytest
 
 import psserver
 import psworker
+from kit.chaos import ANSWERED, FLIGHT, REPLY, REQUEST, Chaos, DroppingCalls
+from kit.relay import Fate, TcpRelay
+from psserver.store import Store
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import SequenceError, SessionSupersededError, from_status
-from pswire.values import Reason, Verdict
+from pswire.values import Reason, Snapshot, Verdict
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
@@ -28,55 +30,9 @@ Mark = Callable[[int, int], npt.NDArray[np.float32]]
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
 SendHalf = Callable[..., tuple[Any, Callable[[], None]]]
+Size = Callable[[int, int], int]
 
 TIMEOUT_S = 30.0
-
-REQUEST, REPLY, FLIGHT = "request lost", "reply lost", "cut off in flight"
-
-
-class Lost(grpc.RpcError):
-    """What a caller sees of a connection that broke."""
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "lost by plan"
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
-
-
-class Lossy(grpc.UnaryUnaryClientInterceptor):
-    """Loses some of a channel's pushes, and notes what it did to each attempt."""
-
-    def __init__(self, seed: int, rate: float) -> None:
-        self._random = random.Random(seed)
-        self._rate = rate
-        self.fates: list[str] = []
-
-    def intercept_unary_unary(
-        self, continuation: Callable[..., Any], details: Any, request: Any
-    ) -> Any:
-        if not details.method.endswith(("/Push", "/Exchange")):
-            return continuation(details, request)
-        share = self._rate / 3
-        (fate,) = self._random.choices(
-            (REQUEST, REPLY, FLIGHT, "answered"), (share, share, share, 1 - self._rate)
-        )
-        self.fates.append(fate)
-        if fate == REQUEST:
-            raise Lost
-        if fate == FLIGHT:
-            # Too short for an answer, long enough to reach the server now and then.
-            details = details._replace(timeout=self._random.uniform(0.0, 0.004))
-        call = continuation(details, request)
-        call.result()
-        if fate == REPLY:
-            raise Lost
-        if fate == FLIGHT:
-            self.fates[-1] = "answered"
-        return call
 
 
 class Watch(grpc.UnaryUnaryClientInterceptor):
@@ -112,26 +68,54 @@ def connect_through(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> Connec
     return through
 
 
-def test_with_30_percent_lost_the_variables_are_what_the_acknowledgements_say(
+def assert_applied_once(
+    server: psserver.Server,
+    final: Snapshot[Any],
+    verdicts: Mapping[int, Verdict],
+) -> None:
+    """Compare a server with what its workers were told.
+
+    Args:
+        server: It has `A` alone, in which the gradients are those of `mark`.
+        final: Its last snapshot.
+        verdicts: On each push, by its number: all that there are.
+    """
+    applied = [float(verdicts[number].applied) for number in range(len(verdicts))]
+    assert final.params["A"].tolist() == applied
+    steps = sorted(each.step for each in verdicts.values() if each.applied)
+    assert steps == list(range(1, final.step + 1))
+    status = server.status()
+    assert (status.counts.applied, status.counts.judged) == (final.step, len(verdicts))
+    assert status.staleness == Counter(each.staleness for each in verdicts.values())
+
+
+@pytest.mark.soak
+def test_with_many_calls_lost_the_variables_are_what_the_acknowledgements_say(
     start_server: StartServer,
     connect_through: Connect,
     mark: Mark,
     in_parallel: InParallel,
+    size: Size,
 ) -> None:
-    """2,000 pushes and exchanges by 8 workers, a third of the losses of each kind."""
-    workers, pushes, size = 8, 250, 2000
+    """2,000 pushes and exchanges by 8 workers: 10 % of each kind of loss.
+
+    In the soak they are 20,000, half of them lost.
+    """
+    workers, total, share = 8, size(2_000, 20_000), size(30, 50) / 3
     server = start_server(max_staleness=6)
-    chaos = [Lossy(seed, rate=0.3) for seed in range(workers)]
-    clients = [connect_through(lossy, server.address) for lossy in chaos]
-    clients[0].initialize({"A": np.zeros(size, np.float32)})
+    odds = f"-1:{share}:{share}:{share}"
+    plan = f"Push={odds},Exchange={odds}"
+    chaos = [Chaos(plan, seed) for seed in range(workers)]
+    clients = [connect_through(each, server.address) for each in chaos]
+    clients[0].initialize({"A": np.zeros(total, np.float32)})
 
     def work(worker: int) -> list[tuple[int, Verdict, list[str]]]:
         client, log = clients[worker], []
         snapshot = client.pull()
-        for number in range(worker * pushes, (worker + 1) * pushes):
-            gradients = {"A": mark(number, size)}
+        for number in range(worker, total, workers):
+            gradients = {"A": mark(number, total)}
             chaos[worker].fates.clear()
-            if number % 2:
+            if number // workers % 2:
                 verdict, snapshot = client.exchange(gradients, snapshot)
             else:
                 verdict = client.push(gradients, snapshot)
@@ -144,27 +128,88 @@ def test_with_30_percent_lost_the_variables_are_what_the_acknowledgements_say(
     server.stop()  # What was cut off in flight may have come late: now it is done.
 
     log = [entry for each in logs for entry in each]
-    assert len(log) == size
-    expected = np.zeros(size, np.float32)
-    for number, verdict, fates in log:
-        expected[number] = verdict.applied
-        assert fates[-1] == "answered"
+    assert len(log) == total
+    for _, verdict, fates in log:
+        assert fates[-1] == ANSWERED
         if REPLY in fates:
             assert verdict.duplicate
         elif FLIGHT not in fates:
             assert not verdict.duplicate
-    assert final.params["A"].tolist() == expected.tolist()
-    verdicts = [verdict for _, verdict, _ in log]
-    steps = sorted(verdict.step for verdict in verdicts if verdict.applied)
-    assert steps == list(range(1, final.step + 1))
-    status = server.status()
-    assert (status.counts.applied, status.counts.judged) == (final.step, size)
-    assert status.staleness == Counter(verdict.staleness for verdict in verdicts)
+    verdicts = {number: verdict for number, verdict, _ in log}
+    assert_applied_once(server, final, verdicts)
     fates = Counter(fate for _, _, fates in log for fate in fates)
     assert min(fates[REQUEST], fates[REPLY]) > 0
+    status = server.status()
     late = status.counts.duplicate + sum(status.counts.rejected.values())
     assert fates[REPLY] <= late <= fates[REPLY] + fates[FLIGHT]
     assert set(status.counts.rejected) <= {"CALL_CANCELLED", "SEQUENCE"}
+
+
+def test_of_a_server_that_drops_messages_each_push_is_applied_once(
+    start_server: StartServer,
+    connect: Connect,
+    mark: Mark,
+    in_parallel: InParallel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenth of all requests and of all replies, on both ways to it."""
+    workers, total = 8, 240
+    servers: list[DroppingCalls] = []
+
+    def make(store: Store) -> DroppingCalls:
+        servers.append(DroppingCalls(store, percent=10, seed=1))
+        return servers[-1]
+
+    monkeypatch.setattr("psserver.server.Calls", make)
+    server = start_server(max_staleness=6)
+    clients = [connect(server.address) for _ in range(workers)]
+    clients[0].initialize({"A": np.zeros(total, np.float32)})
+
+    def work(worker: int) -> dict[int, Verdict]:
+        snapshot, verdicts = clients[worker].pull(), {}
+        for number in range(worker, total, workers):
+            gradients = {"A": mark(number, total)}
+            verdicts[number], snapshot = clients[worker].exchange(gradients, snapshot)
+        return verdicts
+
+    verdicts = dict(ChainMap(*in_parallel([partial(work, i) for i in range(workers)])))
+
+    assert_applied_once(server, clients[0].pull(), verdicts)
+    (calls,) = servers
+    assert min(calls.dropped["push", REQUEST], calls.dropped["push", REPLY]) > 0
+    counts = server.status().counts
+    assert (counts.duplicate, counts.rejected) == (calls.dropped["push", REPLY], {})
+
+
+@pytest.mark.parametrize("what", ["requests", "replies"])
+def test_a_push_whose_connection_breaks_on_its_way_is_applied_once(
+    start_server: StartServer, mark: Mark, what: str
+) -> None:
+    """Its bytes were lost before, or those of its answer; nobody knows how far it came.
+
+    What is lost may also be what HTTP/2 has to say at that moment.
+    """
+    server = start_server(max_staleness=0)
+    with (
+        TcpRelay(server.address) as relay,
+        psworker.connect(relay.address, same_host=False) as client,
+        ThreadPoolExecutor(1, "test") as pool,
+    ):
+        client.initialize({"A": np.zeros(1, np.float32)})
+        snapshot = client.pull()
+        lose = getattr(relay, f"set_{what}")
+
+        lost = lose(Fate.SWALLOW)
+        pushing = pool.submit(client.push, {"A": mark(0, 1)}, snapshot)
+        assert lost.wait(TIMEOUT_S)
+        lose(Fate.PASS)
+        relay.cut()
+        verdict = pushing.result(TIMEOUT_S)
+
+        assert client.pull().params["A"].tolist() == [1.0]
+    first = Verdict(applied=True, staleness=0, step=1)
+    assert verdict in (first, first.repeated())
+    assert server.status().counts.duplicate == verdict.duplicate
 
 
 @pytest.mark.parametrize("limit", [0, None])

@@ -2,20 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pytest
 
 import psworker
+from kit.processes import TIMEOUT_S, Process, Served
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Verdict
 
@@ -23,11 +20,10 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="only Linux has memory without a name"
 )
 
-StartProcess = Callable[..., "Process"]
-Serve = Callable[..., tuple["Process", str]]
+StartProcess = Callable[..., Process]
+Serve = Callable[..., tuple[Served, str]]
 ConnectNear = Callable[[str], psworker.Client]
 
-TIMEOUT_S = 60.0
 SIZE = 2**18  # Elements: 1 MiB, so that bodies lie in shared memory.
 ZEROS = {"w": np.zeros(SIZE, np.float32)}
 UP = {"w": np.full(SIZE, -1, np.float32)}  # One push adds 1 everywhere.
@@ -65,67 +61,6 @@ with ExitStack() as stack:
 """
 
 
-class Process(subprocess.Popen[str]):
-    """A Python process whose output is read line by line; it never hangs a test."""
-
-    def __init__(self, *arguments: str, environment: dict[str, str]) -> None:
-        pipe = subprocess.PIPE
-        super().__init__(
-            [sys.executable, *arguments],
-            stdin=pipe,
-            stdout=pipe,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        )
-        self._alarm = threading.Timer(TIMEOUT_S, self.kill)
-        self._alarm.start()
-
-    def line(self) -> str:
-        """Wait for its next line."""
-        assert self.stdout is not None
-        return self.stdout.readline().rstrip("\n")
-
-    def ask(self) -> str:
-        """Send it an empty line, and wait for its next one."""
-        assert self.stdin is not None
-        self.stdin.write("\n")
-        self.stdin.flush()
-        return self.line()
-
-    def memories(self) -> int:
-        """Return how many mappings of shared memory it has."""
-        lines = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
-        return sum("memfd:asyncps" in line for line in lines)
-
-    def threads(self) -> int:
-        """Return how many threads it has."""
-        return len(os.listdir(f"/proc/{self.pid}/task"))
-
-    def files(self) -> int:
-        """Return how many files it has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def __exit__(self, *error: Any) -> None:
-        self.kill()
-        self._alarm.cancel()
-        self._alarm.join()
-        super().__exit__(*error)
-
-    def __enter__(self) -> Self:
-        return self
-
-
-@pytest.fixture
-def start_process() -> Iterator[StartProcess]:
-    """Start processes that end with the test."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str, **environment: str) -> Process:
-            return stack.enter_context(Process(*arguments, environment=environment))
-
-        yield start
-
-
 @pytest.fixture
 def home() -> Iterator[Path]:
     """Keep a folder for the servers' sockets, whose paths have to be short."""
@@ -134,20 +69,19 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def serve(start_process: StartProcess, home: Path) -> Serve:
+def serve(home: Path) -> Iterator[Serve]:
     """Start `psserver serve`; returns the process and its address."""
+    options = "--rule", "sgd", "-a", "learning_rate=1.0", "--max-staleness", "off"
+    with ExitStack() as stack:
 
-    def start(port: str = "0") -> tuple[Process, str]:
-        process = start_process(
-            *("-m", "psserver", "serve", "--rule", "sgd", "-a", "learning_rate=1.0"),
-            *("--max-staleness", "off", "--port", port, "--http-port", "off"),
-            TMPDIR=str(home),
-        )
-        first = process.line()
-        assert first.startswith("listening on ")
-        return process, first.removeprefix("listening on ")
+        def start(port: str = "0") -> tuple[Served, str]:
+            server = Served(
+                *(*options, "--port", port, "--http-port", "off"),
+                environment={"TMPDIR": str(home)},
+            )
+            return stack.enter_context(server), server.address()
 
-    return start
+        yield start
 
 
 @pytest.fixture
@@ -155,6 +89,12 @@ def connect_near() -> Iterator[ConnectNear]:
     """Connect clients that close with the test."""
     with ExitStack() as stack:
         yield lambda address: stack.enter_context(psworker.connect(address))
+
+
+def memories(process: Process) -> int:
+    """Return how many mappings of shared memory a process has."""
+    lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    return sum("memfd:asyncps" in line for line in lines)
 
 
 def wait_until(is_so: Callable[[], bool], client: psworker.Client) -> None:
@@ -174,23 +114,22 @@ def test_a_worker_that_is_killed_leaves_nothing_in_the_server(
     snapshot = other.pull()
     for _ in range(5):
         snapshot = other.exchange(UP, snapshot)[1]
-    before = server.memories(), server.threads(), server.files()
+    before = memories(server), server.threads(), server.files()
     clients = 16
     worker = start_process("-c", WORKER, address, str(clients), str(SIZE))
     assert worker.line() == "ready"
-    alive = server.memories(), server.threads(), server.files()
+    alive = memories(server), server.threads(), server.files()
 
-    worker.send_signal(signal.SIGKILL)
-    worker.wait(TIMEOUT_S)
+    worker.end(signal.SIGKILL)
     verdict, snapshot = other.exchange(UP, snapshot)
-    wait_until(lambda: server.memories() <= before[0], other)
+    wait_until(lambda: memories(server) <= before[0], other)
     wait_until(lambda: server.threads() < before[1] + clients // 2, other)
     wait_until(lambda: server.files() < before[2] + clients // 2, other)
 
     # Every client has memory for its gradients and one snapshot at least.
     assert alive[0] >= before[0] + 2 * clients
     assert alive[2] >= before[2] + clients
-    assert server.memories() == before[0]
+    assert memories(server) == before[0]
     # gRPC has some of its own, which come and go.
     assert server.threads() < before[1] + clients // 2
     assert server.files() < before[2] + clients // 2
@@ -212,33 +151,32 @@ def test_a_worker_that_is_stopped_blocks_nobody(
     worker = start_process("-c", WORKER, address, "1", str(SIZE))
     assert worker.line() == "ready"
 
-    worker.send_signal(signal.SIGSTOP)
-    os.waitpid(worker.pid, os.WUNTRACED)
+    worker.pause()
     mine = 20
     for _ in range(mine):
         verdict, snapshot = other.exchange(UP, snapshot)
         assert verdict.applied
     stopped_at = snapshot.step
-    worker.send_signal(signal.SIGCONT)
-    theirs = int(worker.ask())
+    worker.go_on()
+    worker.tell()
+    theirs = int(worker.line())
 
     status = other.status()
-    assert worker.wait(TIMEOUT_S) == 0
+    assert worker.wait() == 0
     assert status.step == mine + theirs >= stopped_at
     np.testing.assert_array_equal(other.pull().params["w"], np.full(SIZE, status.step))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_when_the_server_is_another_one_workers_go_on(
-    serve: Serve, connect_near: ConnectNear, number: int
+    serve: Serve, connect_near: ConnectNear, number: signal.Signals
 ) -> None:
     """They bring the variables again, and go past gRPC again; what they hold stays."""
     first, address = serve()
     client = connect_near(address)
     client.initialize(ZEROS)
     held = client.exchange(UP, client.pull())[1]
-    first.send_signal(number)
-    first.wait(TIMEOUT_S)
+    first.end(number)
     second, again = serve(address.rpartition(":")[2])
     assert again == address
 
@@ -250,14 +188,14 @@ def test_when_the_server_is_another_one_workers_go_on(
     verdict, new = client.exchange(UP, client.pull())
 
     assert verdict == Verdict(applied=True, staleness=0, step=1)
-    assert second.memories() >= 2
+    assert memories(second) >= 2
     for snapshot in (held, new):
         np.testing.assert_array_equal(snapshot.params["w"], np.ones(SIZE))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_sockets_folder_is_this_users_and_ends_with_the_server(
-    serve: Serve, connect_near: ConnectNear, home: Path, number: int
+    serve: Serve, connect_near: ConnectNear, home: Path, number: signal.Signals
 ) -> None:
     """Also while a worker is connected."""
     server, address = serve()
@@ -266,8 +204,7 @@ def test_the_sockets_folder_is_this_users_and_ends_with_the_server(
     (folder,) = home.glob("asyncps-*")
     modes = [oct(path.stat().st_mode & 0o777) for path in (folder, *folder.iterdir())]
 
-    server.send_signal(number)
-    code = server.wait(TIMEOUT_S)
+    code = server.end(number)
 
     assert modes == ["0o700", "0o600"]
     assert code == 0

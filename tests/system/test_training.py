@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,11 +15,12 @@ import jax
 import optax
 import pytest
 
+from kit.processes import Process
 from psworker.client import read
 
 pytestmark = pytest.mark.timeout(180)
 
-WAIT_S = 60.0
+_ALARM_S = 180.0
 STEPS = 800
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -44,49 +43,22 @@ task = dataclasses.replace(digits.task, batches=batches)
 """
 
 
-class Worker:
+class Worker(Process):
     """A `psworker run` process that trains the example."""
 
     def __init__(self, folder: Path, server: str, *arguments: str) -> None:
-        command = (sys.executable, "-m", "psworker", "run", "eager_digits:task")
-        self.process = subprocess.Popen(
-            (*command, "--server", server, *arguments),
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
-        self._in, self._out, self.err = (pipe for pipe in pipes if pipe is not None)
+        command = "-m", "psworker", "run", "eager_digits:task", "--server", server
+        super().__init__(*command, *arguments, folder=folder, timeout_s=_ALARM_S)
 
     def until_ready(self) -> None:
         """Wait until it wants its first batch."""
-        assert self._out.readline() == "ready\n", self.err.read()
-
-    def go(self) -> None:
-        """Let it have its batches."""
-        self._in.write("go\n")
-        self._in.flush()
+        assert self.line() == "ready", self.log_line()
 
     def until_pushed(self, count: int) -> None:
         """Wait until it has pushed so many batches."""
-        for line in self._out:
-            if int(line) >= count:
-                return
-        raise AssertionError(f"it ended before batch {count}: {self.err.read()}")
-
-    def end(self) -> int:
-        """Wait for its end; return its exit code."""
-        self._out.read()
-        return self.process.wait(WAIT_S)
-
-    def close(self) -> None:
-        """End it at once, if it runs still."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self._in, self._out, self.err):
-            pipe.close()
+        while (said := self.line()) and int(said) < count:
+            pass
+        assert said, f"it ended before batch {count}: {self.log_line()}"
 
 
 StartWorker = Callable[..., Worker]
@@ -104,9 +76,7 @@ def start_worker(
     with ExitStack() as stack:
 
         def start(server: str, *arguments: str) -> Worker:
-            worker = Worker(tmp_path, server, *arguments)
-            stack.callback(worker.close)
-            return worker
+            return stack.enter_context(Worker(tmp_path, server, *arguments))
 
         yield start
 
@@ -154,9 +124,9 @@ def test_workers_reach_the_accuracy(
     for worker in workers:
         worker.until_ready()
     for worker in workers:
-        worker.go()
+        worker.tell("go")
 
-    codes = [worker.end() for worker in workers]
+    codes = [worker.finish()[0] for worker in workers]
 
     assert codes == [0] * count
     status = server.status()
@@ -216,9 +186,9 @@ def test_workers_reach_the_accuracy_with_less_on_the_way(
     for worker in workers:
         worker.until_ready()
     for worker in workers:
-        worker.go()
+        worker.tell("go")
 
-    codes = [worker.end() for worker in workers]
+    codes = [worker.finish()[0] for worker in workers]
 
     assert codes == [0, 0]
     assert server.status().counts.rejected == {}
@@ -243,22 +213,21 @@ def test_a_killed_worker_does_not_disturb_the_others(
     killed, *others = workers
     for worker in workers:
         worker.until_ready()
-        worker.go()
+        worker.tell("go")
     for worker in workers:
         worker.until_pushed(30)
 
-    killed.process.kill()
-    killed.process.wait(WAIT_S)
+    killed.end(signal.SIGKILL)
     before = {row.name: row.counts.judged for row in server.status().workers}
     for worker, name in zip(others, ("second", "third"), strict=True):
         worker.until_pushed(before[name] + 30)
     for worker in others:
-        worker.process.send_signal(signal.SIGTERM)
-    codes = [worker.end() for worker in others]
+        worker.send_signal(signal.SIGTERM)
+    codes = [worker.finish()[0] for worker in others]
 
     status = server.status()
     after = {row.name: row.counts.judged for row in status.workers}
-    assert killed.process.returncode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL
     assert codes == [0, 0]
     assert after["killed"] == before["killed"] >= 30
     # A push of the killed one may have been on its way.
@@ -278,13 +247,13 @@ def test_workers_that_come_before_the_server_wait_for_it(
         start_worker(address, "--shard", f"{index}/2", "--steps", "20")
         for index in range(2)
     ]
-    said = [worker.err.readline() for worker in workers]
+    said = [worker.log_line() for worker in workers]
 
     server = start_server(optax.sgd(0.1), port=port)
     for worker in workers:
         worker.until_ready()
-        worker.go()
-    codes = [worker.end() for worker in workers]
+        worker.tell("go")
+    codes = [worker.finish()[0] for worker in workers]
 
     waits = rf"psworker: waiting for the parameter server at {address}, \d+ of 60 s: "
     assert all(re.search(waits, line) for line in said)

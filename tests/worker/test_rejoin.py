@@ -16,6 +16,7 @@ import pytest
 
 import psworker
 from psserver.calls import Calls
+from psserver.commands import Commands
 from psserver.config import ServerConfig
 from psserver.grpcport import GrpcPort
 from psserver.samehost import SameHost
@@ -78,8 +79,9 @@ class Server:
         calls = Calls(self.store, lambda: self.now)
         self._near = SameHost(calls, self.store.incarnation)
         calls.same_host = self._near.path
-        config, asked = ServerConfig(port=port), threading.Event()
-        self._grpc = GrpcPort(ParameterServer(calls), asked, config)
+        commands = Commands(threading.Event(), None)
+        config = ServerConfig(port=port)
+        self._grpc = GrpcPort(ParameterServer(calls), commands, config)
         self.address = self._grpc.address
         self._grpc.start()
 
