@@ -19,6 +19,7 @@ ONLY_IN = {
         "pswire/errors.py",
         "pswire/_generated/parameter_server_pb2_grpc.py",
         "psserver/service.py",
+        "psserver/commands.py",
         "psserver/grpcport.py",
         "psserver/malformed.py",
         "psserver/admin.py",
@@ -35,6 +36,7 @@ ONLY_IN = {
         for name in ("families", "prometheus", "workerfamilies")
     },
     "orbax": {"psserver/durability/export.py"},
+    "fcntl": {"psserver/durability/lock.py"},
     "tensorboardX": {"psserver/metrics/tensorboard.py"},
 }
 CODE_FROM_OUTSIDE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
