@@ -36,7 +36,6 @@ ONLY_IN = {
         for name in ("families", "prometheus", "workerfamilies")
     },
     "orbax": {"psserver/durability/export.py"},
-    "fcntl": {"psserver/durability/lock.py"},
     "tensorboardX": {"psserver/metrics/tensorboard.py"},
 }
 CODE_FROM_OUTSIDE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
