@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 import psserver
 import psworker
 from kit.processes import Process, Served
-from psserver.checkpoint import Checkpoint
+from psserver.checkpoint import Checkpoint, Slots
 from psserver.cli import main
 from psserver.counters import Counters
 from psserver.decision import Session
@@ -204,8 +204,7 @@ def _checkpoint(
         generation=f"generation-{seed}",
         step=step,
         variables=Body.gather(Layout.of(variables), variables),
-        slots=slots,
-        weak=frozenset(list(slots)[:2]),
+        slots=Slots(slots, frozenset(list(slots)[:2])),
         initializer="s1",
         rule="adam(learning_rate=1e-3)",
         max_staleness=(None, 0, -1, 8)[seed % 4],

@@ -22,7 +22,7 @@ def test_the_library_reads_what_is_written_bit_for_bit(
 ) -> None:
     """Every dtype; scalars, empty and scattered arrays; names of any letters."""
     arrays: dict[str, Any] = {"": np.arange(3), '\\"\n🐌': np.ones((2, 2)).T}
-    arrays |= make_checkpoint(seed=3).slots
+    arrays |= make_checkpoint(seed=3).slots.arrays
 
     arrayfile.write(DISK, tmp_path / "a", arrays)
 
@@ -35,7 +35,11 @@ def test_the_library_reads_what_is_written_bit_for_bit(
 
 def test_every_array_begins_where_its_type_can_be_read(tmp_path: Path) -> None:
     """Other libraries map the file, and some refuse what is not aligned."""
-    arrays = {"c": np.ones(3, np.int8), "w": np.ones(1), "b": np.ones(1, np.float16)}
+    arrays: dict[str, Any] = {
+        "c": np.ones(3, np.int8),
+        "w": np.ones(1),
+        "b": np.ones(1, np.float16),
+    }
 
     digests = arrayfile.write(DISK, tmp_path / "a", arrays)
 

@@ -98,7 +98,7 @@ def test_show_tells_what_one_holds(
     assert ["ann", *map(str, counts(kept, "ann"))] in words
     assert (shown["step"], shown["max_staleness"]) == (step, kept.max_staleness)
     assert shown["sessions"]["s2"]["last_seq"] == 2**40
-    assert len(shown["arrays"]) == len(kept.variables) + len(kept.slots)
+    assert len(shown["arrays"]) == len(kept.variables) + len(kept.slots.arrays)
 
 
 def counts(kept: Checkpoint, worker: str) -> list[int]:

@@ -104,11 +104,11 @@ def told(checkpoint: Checkpoint | None) -> list[Any]:
     assert checkpoint is not None
     arrays = [
         [(name, a.dtype, a.shape, a.tobytes()) for name, a in mapping.items()]
-        for mapping in (checkpoint.variables, checkpoint.slots)
+        for mapping in (checkpoint.variables, checkpoint.slots.arrays)
     ]
     return [
         *(arrays, checkpoint.variables.layout),
-        *(checkpoint.generation, checkpoint.step, checkpoint.weak),
+        *(checkpoint.generation, checkpoint.step, checkpoint.slots.weak),
         *(checkpoint.initializer, checkpoint.rule, checkpoint.max_staleness),
         *(checkpoint.max_grad_norm, list(checkpoint.sessions.items())),
         keptcounters.to_json(checkpoint.counters),
@@ -144,7 +144,7 @@ def test_the_arrays_open_with_the_plain_library(
     path = checkpoints.save(kept)
 
     expected = {f"variables/{name}": array for name, array in kept.variables.items()}
-    expected |= kept.slots
+    expected |= kept.slots.arrays
     got = load_file(path / _ARRAYS)
     assert got.keys() == expected.keys()
     for name, array in expected.items():
