@@ -293,3 +293,17 @@ def test_a_joining_that_a_log_has_twice_makes_nobody_forget(server: Server) -> N
     again = server.recovered([joined, applied, joined])
 
     assert again.push("s0", 1, step_read=0) == Verdict(True, 0, 1, duplicate=True)
+
+
+def test_joinings_that_are_read_again_make_nobody_forget_the_newest(
+    server: Server,
+) -> None:
+    """More of one worker than are remembered, who all are in the checkpoint."""
+    sessions = [f"s{number}" for number in range(10)]
+    for session in sessions:
+        server.join("ann", session)
+    first = server.push("s9", 1, step_read=0)
+
+    again = server.recovered([Joined("ann", session) for session in sessions])
+
+    assert again.push("s9", 1, step_read=0) == first.repeated()
