@@ -110,7 +110,7 @@ def refusal(files: Files, after: int = 0, **settings: Any) -> str:
 
 @pytest.mark.parametrize("after", [0, 11, 23, STEP, 30, LAST])
 def test_what_came_after_a_step_is_read(after: int, files: Files) -> None:
-    """Who joined at the step itself is told of too: the checkpoint may be older."""
+    """Who joined at the step itself is told of too: it may be after a checkpoint."""
     wanted, step = [], 0
     for change in chain(*OLD, *NEW):
         step = step if isinstance(change, Joined) else change.step

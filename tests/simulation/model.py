@@ -122,11 +122,10 @@ class Model:
             if row.last_verdict and row.last_verdict.applied:
                 assert self.pushes[row.last_verdict.step - 1] == (name, row.last_seq)
         for step, (session, seq) in enumerate(self.pushes, 1):
-            known = kept.sessions.get(session)
-            if known is None:
-                assert session not in self.rows, f"{session} is forgotten"
-            else:
+            if known := kept.sessions.get(session):
                 assert seq <= known.last_seq or step <= known.since
+            elif lost := self.rows.get(session):
+                assert step <= lost.since, f"{session} is forgotten"
         self.rows = dict(kept.sessions)
 
     def restart(self, kept: Checkpoint, limit: int | None, now: float) -> None:

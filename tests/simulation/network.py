@@ -25,8 +25,10 @@ class Network(Generic[Message]):
         self._on_its_way.append((self._clock, message))
 
     def receive(self) -> Message | None:
-        """Return a message, whichever comes next; None: it has got lost."""
+        """Return a message, whichever comes next; None: there is none."""
         self._clock += 1
+        if not self._on_its_way:
+            return None
         messages, at = self._on_its_way, self._random.randrange(len(self))
         messages[at], messages[-1] = messages[-1], messages[at]
         sent, message = messages[-1]

@@ -40,6 +40,8 @@ class Worker:
         acked: The newest step of an applied push that any worker was told of, by
             generation; all workers share it.
         is_over: Whether a newer process has taken the name over.
+        call: What it waits for.
+        answers: How many it has got.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Worker:
     acked: dict[str, int]
     is_over: bool = False
     call: Call | None = None
+    answers: int = 0
     _seq: int = 0
     _has_joined: bool = False
     _rejoins: bool = False
@@ -76,6 +79,7 @@ class Worker:
         if call is not self.call:
             return
         self.call = None
+        self.answers += 1
         if isinstance(answer, ParameterServerError):
             self._hear_error(call.request, answer)
         elif isinstance(answer, Joined):
