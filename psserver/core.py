@@ -233,9 +233,14 @@ class Core:
         self.take()
         self.publish()
 
-    def end_replay(self) -> None:
-        """Go on alone: whoever had joined the other server has not joined this one."""
+    def end_replay(self, started: float) -> None:
+        """Go on alone: whoever had joined the other server has not joined this one.
+
+        Args:
+            started: When this one began, in seconds.
+        """
         self.sessions = Sessions(self.sessions.rows())
+        self.counters.go_on(started)
 
     def _tell(self, pending: Pending) -> None:
         worker = pending.before.worker
