@@ -229,6 +229,7 @@ class Server:
         archive = Archive(
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep
         )
+        self._data_dir.callback(archive.close)
         return Saver(
             archive,
             Every.parse(config.checkpoint_every),
