@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import runs, training
+from benchmarks import durability, runs, training
 from benchmarks.figures import Claim, Series, Target, at_least, at_most
 from benchmarks.rig import Rig
 from benchmarks.sites import FOUR_MODELS, PATHS
@@ -145,5 +145,6 @@ CASES = {
             for what, target in (("p99", at_most(10)), ("mean", None))
         ),
     ),
+    "durability": Case(durability.run, tuple(durability.claims())),
     "link": Case(training.run, tuple(training.claims())),
 }

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from statistics import median
 from typing import Any, Self
 
@@ -130,6 +131,11 @@ def interleave(rounds: int, bursts: Sequence[Burst]) -> Series:
             for name, value in burst().items():
                 series[name].append(value)
     return dict(series)
+
+
+def p99(times: Sequence[float]) -> float:
+    """Return what all but a hundredth of some times do not exceed."""
+    return sorted(times)[ceil(0.99 * len(times)) - 1]
 
 
 def _ratios(measured: list[float], limit: list[float]) -> list[float]:

@@ -89,6 +89,11 @@ class Child:
             raise self._failure(answer["error"])
         return answer["result"]
 
+    def has_answered(self) -> bool:
+        """Say whether `end` need not wait."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
     def read_line(self, timeout_s: float = _TIMEOUT_S) -> str:
         """Return the next line that it prints.
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import psworker
 from pswire.body import Body
 from pswire.layout import Layout
+from pswire.status import Durability
 from pswire.values import Snapshot
 
 RULES: dict[str, dict[str, float]] = {
@@ -71,6 +72,20 @@ def staleness(address: str) -> Mapping[int, int]:
     from psserver import admin
 
     return admin.status(address).staleness
+
+
+def durability(address: str) -> Durability:
+    """Return what a server has kept."""
+    from psserver import admin
+
+    return admin.status(address).durability
+
+
+def save(address: str) -> None:
+    """Have a server save a checkpoint."""
+    from psserver import admin
+
+    admin.save_checkpoint(address)
 
 
 def rule_step(rule: str, nbytes: int, count: int) -> Callable[[], None]:

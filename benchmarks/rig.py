@@ -44,6 +44,9 @@ class Rig:
     def memory(self) -> Child:
         return self._start("memory", "benchmarks.memory")
 
+    def disk(self) -> Child:
+        return self._start("disk", "benchmarks.disk")
+
     def host(self, place: Place = LOOPBACK) -> Child:
         """Start a process for several servers; see `lodge`."""
         return self._start("host", "benchmarks.servers", place)
@@ -189,7 +192,7 @@ class Rig:
         self._children.end_all()
 
 
-def lodge(host: Child, rule: str, place: Place = LOOPBACK, **options: bool) -> Server:
+def lodge(host: Child, rule: str, place: Place = LOOPBACK, **options: Any) -> Server:
     """Start a server in a process with others."""
     return Server(
         host, lambda: host.call("serve", rule=rule, host=place.host, **options)

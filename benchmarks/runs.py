@@ -4,10 +4,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from statistics import mean
 
-from benchmarks.figures import Burst, Series, interleave
+from benchmarks.figures import Burst, Series, interleave, p99
 from benchmarks.processes import Child, ChildError
 from benchmarks.rig import Rig, lodge
 from benchmarks.sites import MB, PATHS, Model, Site
@@ -252,14 +251,10 @@ def _tail(rig: Rig, measured: Site, loading: Site) -> Burst:
         if not loading.worker.call("halt_load"):
             raise ChildError(f"{name}: expected cycles of 100 MB beside it, got none")
         return {
-            f"{name}: p99 of a 4 KB cycle": _p99(idle),
-            f"{name}: p99 beside 100 MB cycles": _p99(loaded),
+            f"{name}: p99 of a 4 KB cycle": p99(idle),
+            f"{name}: p99 beside 100 MB cycles": p99(loaded),
             f"{name}: mean of a 4 KB cycle": mean(idle),
             f"{name}: mean beside 100 MB cycles": mean(loaded),
         }
 
     return run
-
-
-def _p99(times: list[float]) -> float:
-    return sorted(times)[ceil(0.99 * len(times)) - 1]

@@ -12,9 +12,20 @@ _folder = tempfile.TemporaryDirectory(prefix="asyncps-bench-")
 _servers: list[psserver.Server] = []
 
 
-def serve(rule: str, host: str, metrics: bool = False) -> str:
-    """Start one more server, with or without metrics, and return its address."""
+def serve(rule: str, host: str, metrics: bool = False, durability: str = "none") -> str:
+    """Start one more server, and return its address.
+
+    Args:
+        rule: Its rule, among `product.RULES`.
+        host: Where it listens.
+        metrics: Whether it has an HTTP port, and writes a history.
+        durability: What it keeps. By itself it saves the first checkpoint alone, and
+            others when the log gets long.
+    """
     settings: dict[str, Any] = {}
+    if durability != "none":
+        folder = Path(_folder.name) / f"{len(_servers)}"
+        settings = {"data_dir": folder, "checkpoint_every": 10**9}
     if metrics:
         sink = psserver.JsonLines(Path(_folder.name) / f"{len(_servers)}.jsonl")
         settings = {"http_port": 0, "sinks": (sink,)}
@@ -24,6 +35,7 @@ def serve(rule: str, host: str, metrics: bool = False) -> str:
         host=host,
         port=0,
         insecure=True,
+        durability=durability,
         **settings,
     )
     _servers.append(server)

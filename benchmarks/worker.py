@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -109,6 +110,22 @@ class _Worker:
             for _ in range(count):
                 client = product.connect(address, same_host=same_host)
                 product.pull(self._crowd.enter_context(client))
+
+    def push_together(
+        self, address: str, same_host: bool, count: int, seconds: float
+    ) -> int:
+        """Let many clients push at once, and return how many pushes there were."""
+        with ExitStack() as stack, _connections_of_their_own():
+            seats = [
+                _Seat(
+                    stack.enter_context(product.connect(address, same_host=same_host))
+                )
+                for _ in range(count)
+            ]
+            with ThreadPoolExecutor(count) as pool:
+                times = pool.map(lambda seat: timed(seat.push, seconds, 1), seats)
+                # The first of each is not counted among the times.
+                return sum(len(each) + 1 for each in times)
 
     def disperse(self) -> None:
         self._crowd.close()

@@ -8,7 +8,7 @@ T = TypeVar("T")
 _MAX_COUNT = 2**63 - 1
 
 
-def field(data: Any, name: str, kind: type[T]) -> T:
+def get(data: Any, name: str, kind: type[T]) -> T:
     """Return a field of an object.
 
     Raises:
@@ -25,7 +25,7 @@ def field(data: Any, name: str, kind: type[T]) -> T:
 def optional(data: Any, name: str, kind: type[T]) -> T | None:
     """Return a field of an object that may be null, or not there, likewise."""
     is_null = isinstance(data, dict) and data.get(name) is None
-    return None if is_null else field(data, name, kind)
+    return None if is_null else get(data, name, kind)
 
 
 def number(data: Any, name: str) -> float | None:
@@ -39,7 +39,7 @@ def number(data: Any, name: str) -> float | None:
 
 def count(data: Any, name: str) -> int:
     """Return a whole number of 0 or more, that fits in 64 bits, likewise."""
-    value = field(data, name, int)
+    value = get(data, name, int)
     if not 0 <= value <= _MAX_COUNT:
         raise ValueError(f"{name}: expected 0 to {_MAX_COUNT}, got {value}")
     return value
@@ -47,5 +47,5 @@ def count(data: Any, name: str) -> int:
 
 def counts(data: Any, name: str) -> dict[str, int]:
     """Return an object whose fields are all such numbers, likewise."""
-    found = field(data, name, dict)
+    found = get(data, name, dict)
     return {key: count(found, key) for key in found}

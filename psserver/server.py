@@ -224,7 +224,7 @@ class Server:
         self._data_dir = undo.enter_context(ExitStack())
         if config.data_dir is None:
             return None
-        folder = Path(config.data_dir)
+        folder = Path(config.data_dir).absolute()
         self._data_dir.enter_context(locked(folder))
         archive = Archive(
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep

@@ -54,6 +54,8 @@ class Archive:
         self._log_folder = folder / "log"
         self._keep = keep
         self._log: Log | None = None
+        self.saves = 0
+        """Checkpoints saved so far."""
 
     def recover(self, store: Recovering, rule: str, now: float) -> None:
         """Let a store go on where the last server ended, if there was one.
@@ -125,6 +127,7 @@ class Archive:
             OSError: It cannot be kept; all that was kept before still is.
         """
         path = self.checkpoints.save(checkpoint)
+        self.saves += 1
         self.checkpoints.prune(self._keep)
         good = self.checkpoints.good
         if self._log and len(good) > 1:

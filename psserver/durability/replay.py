@@ -98,10 +98,12 @@ def _changes(
             raise DataDirectoryError(
                 f"{where}: expected step {step}, got step {record.frame.step}"
             )
-        if isinstance(said, Start) is (record.offset > 0):
-            raise DataDirectoryError(
-                f"{where}: expected a START only at byte 0, got {type(said).__name__}"
-            )
+        is_start = isinstance(said, Start)
+        if is_start and record.offset:
+            raise DataDirectoryError(f"{where}: expected no START, got one")
+        if not is_start and not record.offset:
+            kind = type(said).__name__.upper()
+            raise DataDirectoryError(f"{where}: expected a START, got a {kind}")
         if not isinstance(said, Start):
             yield said
         elif said.generation != generation:

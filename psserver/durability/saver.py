@@ -71,7 +71,7 @@ class Saver:
         self._saving = threading.Lock()
         self._newest: Kept | None = None
         self._tried_at = time.monotonic()
-        self._saves = self._failures = 0
+        self._failures = 0
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
             target=self._run, name="psserver saver", daemon=True
@@ -114,7 +114,7 @@ class Saver:
             mode=self._archive.mode,
             saved_step=newest.step if newest else None,
             saved_s=time.monotonic() - newest.at if newest else None,
-            saves=self._saves,
+            saves=self._archive.saves,
             failures=self._failures,
             log_nbytes=self._archive.log_nbytes,
             log_syncs=self._archive.log_syncs,
@@ -160,7 +160,6 @@ class Saver:
             except OSError:
                 self._failures += 1
                 raise
-            self._saves += 1
             self._note(checkpoint)
         _log.info(
             "saved step %d: %s",

@@ -83,7 +83,9 @@ class Randomly:
         """Do one thing; return what came of it."""
         acts = (self._open, self._write, self._sync, self._close, self._cut)
         names = (self._look, self._read, self._move, self._drop, self._fold)
-        act = self._random.choice((*acts, *names, self._write, self._truncate))
+        act = self._random.choice(
+            (*acts, *names, self._write, self._truncate, self._again)
+        )
         try:
             return act()
         except OSError as error:
@@ -125,6 +127,9 @@ class Randomly:
 
     def _truncate(self) -> None:
         self._disk.truncate(self._path(), self._random.randrange(1000))
+
+    def _again(self) -> None:
+        self._disk.sync(self._path(), self._random.randrange(1000))
 
     def _look(self) -> list[str]:
         return self._disk.names(self._path())
@@ -344,6 +349,24 @@ def test_after_a_sync_that_failed_no_later_one_proves_anything() -> None:
 
     assert {"file": b""} in found
     assert {"file": NEW} in found
+
+
+def test_what_is_written_again_lasts_even_after_a_sync_that_failed() -> None:
+    """But not what comes before it."""
+
+    def make(disk: VirtualDisk) -> None:
+        writer = disk.create(HOME / "file")
+        disk.sync_folder(HOME)
+        writer.write([NEW])
+        disk.on_operation = failing(disk.operations + 1, OSError(errno.EIO, "broken"))
+        with pytest.raises(OSError, match="broken"):
+            writer.sync()
+        disk.sync(HOME / "file", 600)
+
+    found = [names["file"] for names in left(make, nothing)]
+
+    assert all(data[600:] == NEW[600:] for data in found)
+    assert {bytes({*data[:512]}) for data in found} == {b"n", b"\0"}
 
 
 def test_the_same_seed_loses_the_same() -> None:

@@ -155,6 +155,11 @@ class VirtualDisk:
         writer.truncate(nbytes)
         writer.sync()
 
+    def sync(self, path: Path, start: int) -> None:
+        file = self._volume.file(path)
+        with self.operation("sync", path):
+            file.write_again(start)
+
     def sync_folder(self, folder: Path) -> None:
         with self.operation("sync_folder", folder):
             self._volume.sync(self._volume.folder(folder))

@@ -48,6 +48,13 @@ class File:
         if not self.has_failed:
             del self.images[:-1]
 
+    def write_again(self, start: int) -> None:
+        """Write the bytes from `start` on once more, and sync them."""
+        data, start = self.data, min(start, len(self.data))
+        heads = [image[:start].ljust(start, b"\0") for image in self.images]
+        self.images = [head + data[start:] for head in heads]
+        self.sync()
+
     def lasting(self, random: Random) -> bytes:
         """Choose what a loss of power leaves."""
         if len(self.images) == 1:

@@ -14,14 +14,19 @@ _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 def show(status: Status, file: TextIO) -> None:
-    """Print a status: in colour on a terminal, as plain text elsewhere."""
+    """Print a status; see `put`."""
+    put(draw(status), file)
+
+
+def put(drawn: RenderableType, file: TextIO) -> None:
+    """Print what has been drawn: in colour on a terminal, as plain text elsewhere."""
     console = Console(
         file=file,
         highlight=False,
         # Where nobody looks at columns, nothing is folded to fit them.
         width=None if file.isatty() else _ENDLESS,
     )
-    console.print(draw(status))
+    console.print(drawn)
 
 
 def draw(status: Status) -> RenderableType:

@@ -1,0 +1,504 @@
+"""The log on the disk: what it has taken is there, what it has refused never was."""
+
+import errno
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kit.changes import (
+    FOLDER,
+    GENERATION,
+    applied,
+    batches,
+    data_disk,
+    facts,
+    replayed,
+    write_log,
+)
+from kit.virtualdisk import Crashed, Operation, VirtualDisk
+from psserver.changes import Applied, Change
+from psserver.durability.disk import RealDisk
+from psserver.durability.errors import DiskFailedError, DiskFullError
+from psserver.durability.log import Log
+from psserver.durability.records import encode
+from pswire.body import Body
+from pswire.encoding import BFLOAT16, Encoding
+from pswire.layout import Layout
+
+Size = Callable[[int, int], int]
+
+FIRST, FAILED, LATER = batches([4, 5, 3])
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+
+
+@pytest.fixture
+def disk() -> VirtualDisk:
+    """Make a disk with a data directory."""
+    return data_disk()
+
+
+def begun(disk: VirtualDisk, step: int = 0) -> Log:
+    """Make a log that has begun."""
+    log = Log(disk, FOLDER, GENERATION)
+    log.begin(step)
+    return log
+
+
+def calm(operation: Operation) -> None:
+    """Let everything succeed."""
+
+
+@contextmanager
+def failing_next(disk: VirtualDisk, kind: str, number: int) -> Iterator[None]:
+    """Let the next operation of a kind fail."""
+
+    def plan(operation: Operation) -> None:
+        if operation.kind == kind:
+            disk.on_operation = calm
+            raise OSError(number, "by plan")
+
+    disk.on_operation = plan
+    yield
+    disk.on_operation = calm
+
+
+# What is taken
+
+
+LAYOUT = Layout.of(
+    {
+        "w": np.zeros((3, 2), np.float32),
+        "half": np.zeros(3, np.float16),
+        "brain": np.zeros(5, ml_dtypes.bfloat16),
+        "none": np.zeros((0, 2), np.float32),
+        "scalar": np.zeros((), np.float64),
+    }
+)
+OTHER = Layout(LAYOUT.arrays[::-1])
+EMPTY = Layout.of({"none": np.zeros((2, 0), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("layout", "encoding"),
+    [
+        (None, Encoding()),
+        (None, Encoding(BFLOAT16)),
+        (None, Encoding(None, (2, 0, 5, 0, 1))),
+        (OTHER, Encoding(BFLOAT16, (0, 0, 1, 3, 6))),
+        (EMPTY, Encoding()),
+    ],
+    ids=["plain", "bf16", "top-k", "own layout", "empty"],
+)
+@pytest.mark.parametrize("value", [None, 0.5, float("inf")])
+def test_a_push_is_read_as_it_travelled(
+    layout: Layout | None, encoding: Encoding, value: float | None, disk: VirtualDisk
+) -> None:
+    """Bit for bit, in memory that JAX can use."""
+    travelled = encoding.layout(layout or LAYOUT)
+    data = np.frombuffer(Random(7).randbytes(travelled.nbytes), np.uint8).copy()
+    data[travelled.gaps] = 0
+    body = Body(travelled, [(0, data)])
+    push = applied(
+        1, body, session="ünï", layout=layout, value=value, encoding=encoding
+    )
+    write_log(disk, [[push]])
+
+    got = replayed(disk, trainable=LAYOUT)
+
+    assert facts(got) == facts([push])
+    assert isinstance(got[0], Applied)
+    for _, memory in got[0].body.runs:
+        assert memory.ctypes.data % 64 == 0
+        assert not memory.flags.writeable
+
+
+def test_what_only_the_caller_needs_is_left_out(disk: VirtualDisk) -> None:
+    """Times, and what the answer was to travel as."""
+    push = applied(1)
+    timed = Applied(
+        1,
+        replace(
+            push.header, served_at=1.0, held_s=2.0, snapshot_encoding=Encoding(BFLOAT16)
+        ),
+        push.body,
+    )
+
+    write_log(disk, [[timed]])
+
+    assert facts(replayed(disk)) == facts([push])
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_large_body_is_not_copied(runs: int) -> None:
+    """100 MB, in one run or in several."""
+    layout = Layout.of(
+        {name: np.zeros(25_000_000 // runs, np.float32) for name in "abc"[:runs]}
+    )
+    memory = np.zeros(layout.nbytes, np.uint8)
+    edges = [*layout.offsets, layout.nbytes]
+    body = Body(layout, [(start, memory[start:end]) for start, end in pairwise(edges)])
+
+    frame, *pieces = encode(applied(1, body), step=1, synced=0)
+
+    assert len(frame) < 1000
+    assert sum(map(len, pieces)) == layout.nbytes
+    copied = sum(
+        len(piece)
+        for piece in pieces
+        if not np.shares_memory(np.frombuffer(piece, np.uint8), memory)
+    )
+    assert copied <= 2**20 * (runs - 1)
+
+
+def test_a_batch_is_written_at_once_and_synced_once(disk: VirtualDisk) -> None:
+    """However many changes it has; nothing to write takes no sync."""
+    log = begun(disk)
+    syncs = log.syncs
+    kinds: list[str] = []
+    disk.on_operation = lambda operation: kinds.append(operation.kind)
+
+    log.write([applied(step) for step in range(1, 20)])
+    log.write([])
+
+    assert kinds == ["write", "sync"]
+    assert log.syncs == syncs + 1
+
+
+def test_it_tells_how_much_there_is_since_it_began(disk: VirtualDisk) -> None:
+    """In bytes, of whatever was written."""
+    log = begun(disk)
+    log.write(FIRST)
+    first = log.nbytes
+    log.write(FIRST)
+
+    assert log.nbytes == 2 * first > 0
+    log.begin(3)
+    assert log.nbytes == 0
+
+
+def test_on_a_real_disk_it_does_the_same(tmp_path: Path) -> None:
+    """A torn end, and a file that may grow no more, which is true of the next too."""
+    disk, folder = RealDisk(), tmp_path / "log"
+    path = write_log(disk, [FIRST], folder=folder)
+    with path.open("ab") as file:
+        file.write(b"torn")
+    assert facts(replayed(disk, folder=folder)) == facts(FIRST)
+
+    with closing(Log(disk, folder, GENERATION)) as log:
+        log.begin(3)
+        log.write(FAILED)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        written = (folder / "00000002-step-3.log").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (written + 50, hard))
+        try:
+            with pytest.raises(DiskFullError, match="File too large"):
+                log.write([applied(8), applied(9)])
+            with pytest.raises(DiskFullError, match="1048576 bytes"):
+                log.probe()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.probe()
+        log.write(LATER)
+
+    assert facts(replayed(disk, folder=folder)) == facts([*FIRST, *FAILED, *LATER])
+    assert sorted(each.name for each in folder.iterdir()) == [
+        "00000001-step-0.log",
+        "00000001-step-0.log.broken",
+        "00000002-step-3.log",
+        "00000003-step-7.log",
+    ]
+    assert {each.stat().st_mode & 0o777 for each in folder.iterdir()} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+# A full disk
+
+
+INSTEAD = batches([3], step=3)[0]
+"""What comes after the first batch when the one that failed did not."""
+
+
+def filled(room: int) -> tuple[VirtualDisk, Log]:
+    """Make a log of one batch, and a disk that has room for so many bytes more."""
+    disk = data_disk(room)
+    log = begun(disk)
+    log.write(FIRST)
+    sizes = [disk.nbytes(FOLDER / name) for name in disk.names(FOLDER)]
+    disk.capacity = sum(sizes) + room
+    return disk, log
+
+
+def test_a_full_disk_takes_a_batch_wholly_or_not_at_all() -> None:
+    """With room for any number of its bytes; nothing of it comes back after a crash."""
+    nbytes = sum(len(b) for c in FAILED for b in encode(c, step=0, synced=0))
+
+    for room in range(nbytes):
+        disk, log = filled(room)
+        with pytest.raises(DiskFullError, match=rf"room for {nbytes} bytes, got .*28"):
+            log.write(FAILED)
+        assert facts(replayed(disk.crash())) == facts(FIRST)
+
+        disk, log = filled(room)
+        with pytest.raises(DiskFullError, match=f"^{FOLDER}"):
+            log.write(FAILED)
+        with pytest.raises(DiskFullError, match="room for 1048576 bytes"):
+            log.probe()
+        disk.capacity = None
+        log.probe()
+        log.write(INSTEAD)
+        assert facts(replayed(disk.crash())) == facts([*FIRST, *INSTEAD])
+
+    disk, log = filled(nbytes)
+    log.write(FAILED)
+    assert facts(replayed(disk)) == facts([*FIRST, *FAILED])
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_the_log_goes_on_in_a_new_segment(number: int, disk: VirtualDisk) -> None:
+    """As the old one may be as large as a file can be."""
+    log = begun(disk)
+    log.write(FIRST)
+    with failing_next(disk, "write", number), pytest.raises(DiskFullError):
+        log.write(FAILED)
+
+    log.write(INSTEAD)
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+    assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
+
+
+def test_a_batch_that_never_fits_leaves_no_files_behind(disk: VirtualDisk) -> None:
+    """A segment that holds nothing yet is as good as a new one."""
+    log = begun(disk)
+    log.write(FIRST)
+    kinds = [""]
+
+    def plan(operation: Operation) -> None:
+        kinds.append(operation.kind)
+        if kinds[-2:] != ["create", "write"] and operation.kind == "write":
+            raise OSError(errno.EFBIG, "by plan")
+
+    disk.on_operation = plan
+    for _ in range(5):
+        with pytest.raises(DiskFullError):
+            log.write(FAILED)
+
+    disk.on_operation = calm
+    log.write(INSTEAD)
+    assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+    assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
+
+
+@pytest.mark.parametrize("kind", ["create", "write"])
+def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(
+    kind: str, disk: VirtualDisk
+) -> None:
+    """Nothing of it is left."""
+    log = begun(disk)
+    log.write(FIRST)
+
+    text = r"2-step-3\.log: expected room"
+    with (
+        failing_next(disk, kind, errno.ENOSPC),
+        pytest.raises(DiskFullError, match=text),
+    ):
+        log.begin(3)
+    log.write(INSTEAD)
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log"]
+    assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
+
+
+def test_a_probe_of_a_server_that_was_killed_is_in_nobodys_way(
+    disk: VirtualDisk,
+) -> None:
+    """It is removed, as is the probe itself."""
+    log = begun(disk)
+    disk.create(FOLDER / "probe").close()
+
+    log.probe()
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log"]
+
+
+# A disk that fails
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("sync", errno.EIO),
+        ("sync", errno.ENOSPC),
+        ("sync_folder", errno.EIO),
+        ("write", errno.EIO),
+        ("create", errno.EACCES),
+    ],
+)
+def test_a_failure_is_final(kind: str, number: int, disk: VirtualDisk) -> None:
+    """Whatever is tried afterwards is refused without a look at the disk."""
+    log = begun(disk)
+    log.write(FIRST)
+    text = "expected a disk that keeps all, got"
+    with failing_next(disk, kind, number), pytest.raises(DiskFailedError, match=text):
+        log.begin(3)
+    operations = disk.operations
+
+    calls: list[Callable[[], None]] = [
+        *(lambda: log.write(INSTEAD), lambda: log.begin(3), log.probe)
+    ]
+    for again in calls:
+        with pytest.raises(DiskFailedError, match="by plan"):
+            again()
+
+    assert disk.operations == operations
+
+
+@pytest.mark.parametrize("kind", ["truncate", "sync"])
+def test_a_batch_that_cannot_be_taken_back_is_a_failure(
+    kind: str, disk: VirtualDisk
+) -> None:
+    """Its bytes might come back."""
+    log = begun(disk)
+    log.write(FIRST)
+
+    def plan(operation: Operation) -> None:
+        if operation.kind in ("write", kind):
+            raise OSError(errno.ENOSPC, "by plan")
+
+    disk.on_operation = plan
+
+    with pytest.raises(DiskFailedError, match="by plan"):
+        log.write(FAILED)
+
+
+# Segments that are no longer needed
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (-1, [0, 3, 3, 5]),
+        (0, [0, 3, 3, 5]),
+        (2, [0, 3, 3, 5]),
+        (3, [3, 3, 5]),
+        (4, [3, 3, 5]),
+        (5, [5]),
+        (9, [5]),
+    ],
+)
+def test_what_a_checkpoint_covers_is_removed(
+    step: int, left: list[int], disk: VirtualDisk
+) -> None:
+    """Those who joined at its very step are in no older one."""
+    log = begun(disk)
+    log.write(FIRST)
+    log.begin(3)
+    log.begin(3)
+    log.write(INSTEAD)
+    log.begin(5)
+    whole = [facts(replayed(disk, after)) for after in range(6)]
+
+    log.remove_covered(step)
+
+    names = [f"{4 - n:08}" for n in range(len(left))][::-1]
+    assert disk.names(FOLDER) == [
+        f"{number}-step-{start}.log" for number, start in zip(names, left, strict=True)
+    ]
+    for after in range(max(0, step), 6):
+        assert facts(replayed(disk, after)) == whole[after]
+
+
+# Lives and deaths
+
+
+class Lives:
+    """Servers, one after another, that write a log on a disk that fails at random.
+
+    Attributes:
+        kept: What somebody was told of.
+        unsure: What a server was about to tell of when it died.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.kept: list[Change] = []
+        self.unsure: Sequence[Change] = ()
+        self._random = Random(seed)
+        self._disk = data_disk(seed)
+        write_log(self._disk, [])
+
+    def live(self) -> None:
+        """Live through one server's life."""
+        self._disk.on_operation = self._fail if self._random.random() < 0.9 else calm
+        with suppress(Crashed, OSError):
+            self._serve()
+        end = self._random.choice((VirtualDisk.kill, VirtualDisk.crash))
+        self._disk = end(self._disk)
+
+    def end(self) -> None:
+        """Read the log a last time."""
+        self._check(replayed(self._disk))
+
+    def _check(self, got: Sequence[Change]) -> None:
+        """All that was told of is there, and of the rest no more than its beginning."""
+        more = len(got) - len(self.kept)
+        assert 0 <= more <= len(self.unsure)
+        self.kept += self.unsure[:more]
+        assert facts(got) == facts(self.kept)
+        self.unsure = ()
+
+    def _serve(self) -> None:
+        self._check(replayed(self._disk))
+        log = Log(self._disk, FOLDER, GENERATION)
+        log.begin(self._step)
+        for _ in range(6):
+            with suppress(DiskFullError):
+                if self._random.random() < 0.2:
+                    log.begin(self._step)
+                self._write(log)
+
+    def _write(self, log: Log) -> None:
+        [batch] = batches([self._random.randrange(1, 5)], self._step)
+        self.unsure = batch
+        try:
+            log.write(batch)
+        except DiskFullError:
+            self.unsure = ()
+            raise
+        self.kept += batch
+        self.unsure = ()
+
+    @property
+    def _step(self) -> int:
+        return sum(isinstance(change, Applied) for change in self.kept)
+
+    def _fail(self, operation: Operation) -> None:
+        if self._random.random() < 0.03:
+            full = operation.kind in ("create", "write")
+            numbers = [errno.EIO, *(FULL if full else ())]
+            failures = [OSError(n, "by plan") for n in numbers]
+            raise self._random.choice([Crashed(), *failures])
+
+
+@pytest.mark.soak
+def test_nothing_that_was_told_of_is_lost_and_nothing_refused_comes_back(
+    size: Size,
+) -> None:
+    """Each seed: ten servers, killed or without power, on a disk full at times."""
+    written = 0
+
+    for seed in range(size(150, 10_000)):
+        lives = Lives(seed)
+        for _ in range(10):
+            lives.live()
+        lives.end()
+        written += len(lives.kept)
+
+    assert written > 20 * size(150, 10_000)
