@@ -220,7 +220,7 @@ class Server:
         self._calls = Calls(self._store)
 
     def _open_data_dir(self, config: ServerConfig, undo: ExitStack) -> Saver | None:
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._data_dir = undo.enter_context(ExitStack())
         if config.data_dir is None:
             return None
@@ -229,6 +229,7 @@ class Server:
         archive = Archive(
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep
         )
+        self._data_dir.callback(archive.close)
         return Saver(
             archive,
             Every.parse(config.checkpoint_every),
@@ -236,7 +237,7 @@ class Server:
             on_failure=self._fail,
         )
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Have the server end: what it acknowledged from now on might be lost."""
         _log.critical(
             "no push can be kept any more: %s",

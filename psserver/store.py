@@ -121,6 +121,11 @@ class Store:
         """Whether an applied push waits until it is kept."""
         return self._keeper.keeps_changes
 
+    @property
+    def refuses_pushes(self) -> bool:
+        """Whether no push is applied, because one could not be kept."""
+        return self._commits.refuses
+
     def join(
         self, worker: str, session: str, now: float, rejoin: bool = False
     ) -> Joined:
