@@ -17,6 +17,7 @@ import pytest
 import psserver
 import psworker
 from kit.chaos import ANSWERED, FLIGHT, REPLY, REQUEST, Chaos, DroppingCalls
+from kit.relay import Fate, TcpRelay
 from psserver.store import Store
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import SequenceError, SessionSupersededError, from_status
@@ -178,6 +179,37 @@ def test_of_a_server_that_drops_messages_each_push_is_applied_once(
     assert min(calls.dropped["push", REQUEST], calls.dropped["push", REPLY]) > 0
     counts = server.status().counts
     assert (counts.duplicate, counts.rejected) == (calls.dropped["push", REPLY], {})
+
+
+@pytest.mark.parametrize("what", ["requests", "replies"])
+def test_a_push_whose_connection_breaks_on_its_way_is_applied_once(
+    start_server: StartServer, mark: Mark, what: str
+) -> None:
+    """Its bytes were lost before, or those of its answer; nobody knows how far it came.
+
+    What is lost may also be what HTTP/2 has to say at that moment.
+    """
+    server = start_server(max_staleness=0)
+    with (
+        TcpRelay(server.address) as relay,
+        psworker.connect(relay.address, same_host=False) as client,
+        ThreadPoolExecutor(1, "test") as pool,
+    ):
+        client.initialize({"A": np.zeros(1, np.float32)})
+        snapshot = client.pull()
+        lose = getattr(relay, f"set_{what}")
+
+        lost = lose(Fate.SWALLOW)
+        pushing = pool.submit(client.push, {"A": mark(0, 1)}, snapshot)
+        assert lost.wait(TIMEOUT_S)
+        lose(Fate.PASS)
+        relay.cut()
+        verdict = pushing.result(TIMEOUT_S)
+
+        assert client.pull().params["A"].tolist() == [1.0]
+    first = Verdict(applied=True, staleness=0, step=1)
+    assert verdict in (first, first.repeated())
+    assert server.status().counts.duplicate == verdict.duplicate
 
 
 @pytest.mark.parametrize("limit", [0, None])
