@@ -223,7 +223,9 @@ class Core:
             now: Seconds.
         """
         if isinstance(change, Joined):
-            self.join(change.worker, change.session, now, rejoin=change.rejoin)
+            rejoin_at = self._newest.snapshot.step if change.rejoin else None
+            self.sessions.enter(change.worker, change.session, rejoin_at)
+            self.counters.join(change.worker, now)
         else:
             gradients = self.require_model().gradients(change.header, change.body)
             self.apply(change.header, gradients, change.body)
@@ -232,10 +234,6 @@ class Core:
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
-
-    def end_replay(self) -> None:
-        """Go on alone: whoever had joined the other server has not joined this one."""
-        self.sessions = Sessions(self.sessions.rows())
 
     def _tell(self, pending: Pending) -> None:
         worker = pending.before.worker

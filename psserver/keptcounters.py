@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from psserver.counters import Counters, Tally, WorkerRow
-from psserver.jsonfields import count, counts, field, number
+from psserver.jsonfields import count, counts, get, number
 from pswire.counts import STALENESS_BUCKETS
 
 
@@ -34,13 +34,13 @@ def from_json(data: Mapping[str, Any], now: float) -> Counters:
         ValueError: It is something else; the message begins with the field.
     """
     counters = Counters()
-    counters.total = _tally(field(data, "total", dict))
-    counters.unjoined = _tally(field(data, "unjoined", dict))
+    counters.total = _tally(get(data, "total", dict))
+    counters.unjoined = _tally(get(data, "unjoined", dict))
     staleness = counts(data, "staleness")
     counters.staleness = {int(age): pushes for age, pushes in staleness.items()}
     counters.staleness_sum = count(data, "staleness_sum")
-    workers = field(data, "workers", dict)
-    counters.rows = {name: _row(field(workers, name, dict), now) for name in workers}
+    workers = get(data, "workers", dict)
+    counters.rows = {name: _row(get(workers, name, dict), now) for name in workers}
     return counters
 
 
@@ -66,10 +66,10 @@ def _row_to_json(row: WorkerRow) -> dict[str, Any]:
 
 
 def _row(data: Mapping[str, Any], now: float) -> WorkerRow:
-    buckets = field(data, "staleness", dict)
+    buckets = get(data, "staleness", dict)
     return WorkerRow(
         last_seen=now,
-        tally=_tally(field(data, "tally", dict)),
+        tally=_tally(get(data, "tally", dict)),
         consecutive_drops=count(data, "consecutive_drops"),
         longest_drops=count(data, "longest_drops"),
         loss=number(data, "loss"),

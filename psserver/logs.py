@@ -24,14 +24,22 @@ def configure(style: str) -> None:
     logging.getLogger("psserver").setLevel(logging.INFO)
 
 
+def printable(text: str) -> str:
+    """Return a text that can neither end its line nor steer a terminal."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class _Human(logging.Formatter):
-    """Time, logger, text; no text can end its line, or steer a terminal."""
+    """Time, logger, printable text."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return "".join(map(_printable, super().formatMessage(record)))
+        return printable(super().formatMessage(record))
 
 
 class _Json(logging.Formatter):
@@ -50,12 +58,6 @@ class _Json(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
-
-
-def _printable(letter: str) -> str:
-    if letter.isprintable():
-        return letter
-    return letter.encode("unicode_escape").decode()
 
 
 def _utc(seconds: float) -> str:

@@ -76,7 +76,11 @@ class Sessions:
         _require_name("session", session, _MAX_SESSION_NBYTES)
         known = self.find(session)
         if known is None:
-            return self._enter(worker, session, rejoin_at)
+            newest = self._of.get(worker, [""])[-1]
+            if rejoin_at is not None and newest in self._here:
+                raise superseded(worker, session)
+            self._here.add(session)
+            return self.enter(worker, session, rejoin_at)
         if known.worker != worker:
             raise InvalidRequestError(
                 f"worker: expected {known.worker}, whose session {session} is, "
@@ -86,6 +90,28 @@ class Sessions:
             raise superseded(worker, session)
         self._here.add(session)
         return Entry.AGAIN
+
+    def enter(self, worker: str, session: str, rejoin_at: int | None = None) -> Entry:
+        """Make a session its worker's newest, as a server did that may have known less.
+
+        Args:
+            worker: See `join`.
+            session: See there; what is known of it stays so.
+            rejoin_at: See there.
+        """
+        row = self._rows.pop(session, Session(worker))
+        sessions = self._of.setdefault(worker, [])
+        if session in sessions:
+            sessions.remove(session)
+        entry = Entry.TAKEOVER if sessions else Entry.FIRST
+        if sessions:
+            previous = sessions[-1]
+            self._rows[previous] = replace(self._rows[previous], superseded=True)
+        self._rows[session] = replace(row, superseded=False, since=rejoin_at or 0)
+        sessions.append(session)
+        if len(sessions) > _MAX_SUPERSEDED + 1:
+            self._drop(sessions.pop(0))
+        return entry
 
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
         """Remember the verdict on a session's newest push."""
@@ -106,21 +132,6 @@ class Sessions:
         """Forget a worker's sessions."""
         for session in self._of.pop(worker, ()):
             self._drop(session)
-
-    def _enter(self, worker: str, session: str, rejoin_at: int | None) -> Entry:
-        sessions = self._of.setdefault(worker, [])
-        entry = Entry.TAKEOVER if sessions else Entry.FIRST
-        if sessions:
-            previous = sessions[-1]
-            if rejoin_at is not None and previous in self._here:
-                raise superseded(worker, session)
-            self._rows[previous] = replace(self._rows[previous], superseded=True)
-        self._rows[session] = Session(worker, since=rejoin_at or 0)
-        self._here.add(session)
-        sessions.append(session)
-        if len(sessions) > _MAX_SUPERSEDED + 1:
-            self._drop(sessions.pop(0))
-        return entry
 
     def _drop(self, session: str) -> None:
         del self._rows[session]

@@ -28,6 +28,7 @@ def loaded(*arguments: str) -> set[str]:
     [
         ("psserver", "--help"),
         ("psserver", "serve", "--help"),
+        ("psserver", "checkpoint", "export", "--help"),
         ("psserver", "--version"),
         ("psworker", "--help"),
         ("psworker", "run", "--help"),
@@ -57,6 +58,7 @@ def test_a_command_s_module_loads_little(module: str) -> None:
     [
         *("psserver", "psserver.admin", "psserver.config", "psserver.decision"),
         *("psserver.output", "psserver.watch"),
+        *("psserver.durability.export", "psserver.durability.listing"),
         *("psserver.metrics.jsonlines", "psserver.metrics.sinks"),
         *("psworker", "psworker.connection", "psworker.launcher", "psworker.overlap"),
         "psworker.task",

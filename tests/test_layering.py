@@ -19,6 +19,7 @@ ONLY_IN = {
         "pswire/errors.py",
         "pswire/_generated/parameter_server_pb2_grpc.py",
         "psserver/service.py",
+        "psserver/commands.py",
         "psserver/grpcport.py",
         "psserver/malformed.py",
         "psserver/admin.py",
@@ -26,13 +27,15 @@ ONLY_IN = {
     },
     "optax": {"psserver/rules.py", "psserver/rulespec.py", "psserver/server.py"},
     "click": {
-        *(f"psserver/cli/{n}.py" for n in ("__init__", "ask", "report", "serve")),
+        *(f"psserver/cli/{n}.py" for n in ("__init__", "ask", "checkpoint")),
+        *(f"psserver/cli/{n}.py" for n in ("report", "serve")),
         "psworker/cli.py",
     },
     "prometheus_client": {
         f"psserver/metrics/{name}.py"
         for name in ("families", "prometheus", "workerfamilies")
     },
+    "orbax": {"psserver/durability/export.py"},
     "tensorboardX": {"psserver/metrics/tensorboard.py"},
 }
 CODE_FROM_OUTSIDE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

@@ -5,7 +5,8 @@ JAX, optax and gRPC are imported by the commands that need them: `--help` is ins
 
 import click
 
-from psserver.cli.ask import health, metrics, status, stop
+from psserver.cli.ask import health, metrics, save, status, stop
+from psserver.cli.checkpoint import checkpoint
 from psserver.cli.report import write_report
 from psserver.cli.serve import serve
 
@@ -16,5 +17,6 @@ def main() -> None:
     """Keep the variables of a model that many workers train at once."""
 
 
-for _command in (serve, status, metrics, write_report, health, stop):
+checkpoint.add_command(save)
+for _command in (serve, status, metrics, write_report, checkpoint, health, stop):
     main.add_command(_command)

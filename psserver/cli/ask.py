@@ -89,6 +89,17 @@ def stop(address: str) -> None:
     click.echo(f"{address} is stopping")
 
 
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+def save(address: str) -> None:
+    """Have the server save a checkpoint now, and wait for that."""
+    from psserver import admin
+
+    with _clear_errors():
+        path, step = admin.save_checkpoint(address)
+    click.echo(f"step {step}: {path}")
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

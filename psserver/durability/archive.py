@@ -54,6 +54,8 @@ class Archive:
         self._log_folder = folder / "log"
         self._keep = keep
         self._log: Log | None = None
+        self.saves = 0
+        """Checkpoints saved so far."""
 
     def recover(self, store: Recovering, rule: str, now: float) -> None:
         """Let a store go on where the last server ended, if there was one.
@@ -125,6 +127,7 @@ class Archive:
             OSError: It cannot be kept; all that was kept before still is.
         """
         path = self.checkpoints.save(checkpoint)
+        self.saves += 1
         self.checkpoints.prune(self._keep)
         good = self.checkpoints.good
         if self._log and len(good) > 1:
@@ -134,6 +137,11 @@ class Archive:
     def seal(self, generation: str, step: int) -> None:
         """Write down that all there is, up to a step, is in a checkpoint."""
         Ending(self.mode, generation, step).write(self._disk, self._folder)
+
+    def close(self) -> None:
+        """Let go of the log."""
+        if self._log:
+            self._log.close()
 
     def _go_on(
         self, store: Recovering, kept: Checkpoint, ending: Ending | None, now: float

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from psserver.checkpoint import Checkpoint
 from psserver.durability import folder as files
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
+from psserver.durability.manifest import Manifest
 
 FOLDER = "checkpoints"
 """Where in a data directory they are."""
@@ -62,16 +62,34 @@ class Checkpoints:
         found = filter(_NAME.fullmatch, self._disk.names(self._folder))
         return sorted(found, key=_number)
 
+    def find(self, which: str | None) -> str:
+        """Return one's name.
+
+        Args:
+            which: That name, or a step; of several the newest. None: of all.
+
+        Raises:
+            DataDirectoryError: There is none.
+        """
+        for name in reversed(self.names()):
+            if which is None or which in (name, name.rpartition("-")[2]):
+                return name
+        known = " or ".join(self.names()) or "a checkpoint"
+        raise DataDirectoryError(
+            f"{self._folder}: expected {known}, got {which or 'none'}"
+        )
+
     def load(self, name: str, now: float) -> Checkpoint:
-        """Read one of `names()`; `now` is in seconds.
+        """Read one; `now` is in seconds.
 
         Raises:
             OSError: The disk does not give it.
             DataDirectoryError: There is none of this name, or a byte of it is not as
                 it was written.
         """
-        found = files.read(self._disk, self._path(name), now)
-        self._good[name] = found.step
+        path = self._path(name)
+        found = files.read(self._disk, path, now)
+        self._good[path.name] = found.step
         return found
 
     def load_newest(self, now: float) -> Checkpoint | None:
@@ -101,12 +119,12 @@ class Checkpoints:
         self._require_none(broken)
         return None
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """Return the fields of a manifest; see `load`."""
+    def describe(self, name: str) -> Manifest:
+        """Return what one is, without a look at its arrays; see `load`."""
         return files.describe(self._disk, self._path(name))
 
-    def verify(self, name: str) -> dict[str, Any]:
-        """Read all of one, and return the fields of its manifest; see `load`."""
+    def verify(self, name: str) -> Manifest:
+        """Return what one is, after a look at all of it; see `load`."""
         return files.verify(self._disk, self._path(name))
 
     def nbytes(self, name: str) -> int:
@@ -156,12 +174,7 @@ class Checkpoints:
             self._clean()
 
     def _path(self, name: str) -> Path:
-        if name not in self.names():
-            known = ", ".join(self.names()) or "none"
-            raise DataDirectoryError(
-                f"{self._folder}: expected a checkpoint of {known}, got {name!r}"
-            )
-        return self._folder / name
+        return self._folder / self.find(name)
 
     def _next_number(self) -> int:
         """Return one that nothing has, be it broken."""
@@ -185,15 +198,11 @@ class Checkpoints:
         self._disk.rename(self._folder / old, self._folder / new)
 
     def _put_aside(self, broken: Mapping[str, str]) -> None:
-        for name, error in broken.items():
+        for name, why in broken.items():
             _log.error(
                 "checkpoint %s is corrupt, and one before it is used: %s",
-                *(name, error),
-                extra={
-                    "event": "checkpoint_corrupt",
-                    "checkpoint": name,
-                    "error": error,
-                },
+                *(name, why),
+                extra={"event": "checkpoint_corrupt", "checkpoint": name, "error": why},
             )
             self._good.pop(name, None)
             self._rename(name, f"{name}{_BROKEN}")

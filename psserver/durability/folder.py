@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from psserver.checkpoint import Checkpoint
-from psserver.durability import arrayfile, manifest
+from psserver.durability import arrayfile, sealed
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
-from psserver.jsonfields import count
+from psserver.durability.manifest import Manifest
 from pswire.body import Arrays, Body
 from pswire.errors import VariableMismatchError
 from pswire.layout import ArraySpec, Layout
@@ -38,7 +38,7 @@ def write(disk: Disk, folder: Path, checkpoint: Checkpoint, saved: str) -> None:
     arrays = _named(checkpoint.variables, checkpoint.slots.arrays)
     digests = arrayfile.write(disk, folder / _ARRAYS, arrays)
     with closing(disk.create(folder / _MANIFEST)) as file:
-        file.write([manifest.encode(checkpoint, digests, saved)])
+        file.write([sealed.encode(Manifest(checkpoint, digests, saved).to_json())])
         file.sync()
     disk.sync_folder(folder)
 
@@ -52,8 +52,8 @@ def nbytes(disk: Disk, folder: Path) -> int:
     return sum(disk.nbytes(folder / name) for name in (_ARRAYS, _MANIFEST))
 
 
-def describe(disk: Disk, folder: Path) -> dict[str, Any]:
-    """Return the fields of a checkpoint's manifest; the arrays are not looked at.
+def describe(disk: Disk, folder: Path, now: float = 0.0) -> Manifest:
+    """Return what a checkpoint is; its arrays are not looked at.
 
     Raises:
         OSError: The disk does not give it.
@@ -65,26 +65,25 @@ def describe(disk: Disk, folder: Path) -> dict[str, Any]:
             f"{path}: expected at most {_MAX_MANIFEST_NBYTES} bytes, got {size}"
         )
     with _telling(path):
-        data = manifest.decode(disk.read(path, 0, size))
-        step = count(data, "step")
+        manifest = Manifest.from_json(sealed.decode(disk.read(path, 0, size)), now)
+        step = manifest.checkpoint.step
         if not folder.name.endswith(f"-step-{step}"):
             raise ValueError(f"step: expected that of the folder, got {step}")
-        return data
+    return manifest
 
 
-def verify(disk: Disk, folder: Path) -> dict[str, Any]:
-    """Read all of a checkpoint, keeping nothing, and return its manifest's fields.
+def verify(disk: Disk, folder: Path) -> Manifest:
+    """Read all of a checkpoint, keep nothing, and return what it is.
 
     Raises:
         OSError: The disk does not give it.
         DataDirectoryError: A byte of it is not as it was written.
     """
-    data = describe(disk, folder)
+    manifest = describe(disk, folder)
     with _telling(folder / _MANIFEST):
-        digests = manifest.digests(data)
-    for _ in arrayfile.read(disk, folder / _ARRAYS, digests):
-        pass
-    return data
+        for _ in arrayfile.read(disk, folder / _ARRAYS, manifest.digests):
+            pass
+    return manifest
 
 
 def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
@@ -94,18 +93,17 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
         OSError: The disk does not give it.
         DataDirectoryError: A byte of it is not as it was written.
     """
-    data = describe(disk, folder)
+    manifest = describe(disk, folder, now)
     with _telling(folder / _MANIFEST):
-        digests = manifest.digests(data)
         # Before memory is taken: this compares with the file's size.
-        pieces = arrayfile.read(disk, folder / _ARRAYS, digests)
-        variables, slots = _unwritten(digests)
+        pieces = arrayfile.read(disk, folder / _ARRAYS, manifest.digests)
+        variables, slots = _unwritten(manifest.digests)
         arrays = _named(variables, slots)
         for spec, at, piece in pieces:
             memory = arrayfile.bytes_of(arrays[spec.name])
             memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-        kept = dict(slots.freeze())
-        return manifest.checkpoint(data, variables.freeze(), kept, now)
+    kept = replace(manifest.checkpoint.slots, arrays=dict(slots.freeze()))
+    return replace(manifest.checkpoint, variables=variables.freeze(), slots=kept)
 
 
 def _named(variables: Arrays, slots: Arrays) -> Arrays:

@@ -1,18 +1,18 @@
 """All of a checkpoint but its arrays, as JSON."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import Any, Self
 
 from psserver import keptcounters
 from psserver.checkpoint import Checkpoint, Slots
 from psserver.decision import Session
-from psserver.durability import sealed
 from psserver.durability.arrayfile import DTYPES, Digests
-from psserver.jsonfields import count, field, number, optional
-from pswire.body import Arrays, Body
-from pswire.layout import ArraySpec
+from psserver.jsonfields import count, get, number, optional
+from pswire.body import Body
+from pswire.layout import ArraySpec, Layout
 from pswire.values import Reason, Verdict
 
 FORMAT = 1
@@ -21,106 +21,112 @@ FORMAT = 1
 _PACKAGES = ("asyncps", "jax", "optax", "numpy")
 
 
-def encode(checkpoint: Checkpoint, digests: Digests, saved: str) -> bytes:
-    """Write a checkpoint down.
+@cache
+def _versions() -> Mapping[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}
 
-    Args:
-        checkpoint: What is kept.
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint is.
+
+    Attributes:
+        checkpoint: All of it; of its arrays the manifest has digests alone, so one
+            that was read has none.
         digests: Of its arrays, by their specs in the file.
         saved: When, in UTC, for people.
-
-    Raises:
-        ValueError: A number is NaN or infinite.
+        versions: Of the packages that wrote it, by name.
     """
-    data = {
-        "format": FORMAT,
-        "saved": saved,
-        "versions": _versions(),
-        "generation": checkpoint.generation,
-        "step": checkpoint.step,
-        "rule": checkpoint.rule,
-        "max_staleness": checkpoint.max_staleness,
-        "max_grad_norm": checkpoint.max_grad_norm,
-        "initializer": checkpoint.initializer,
-        "sessions": {
-            name: _session_to_json(session)
-            for name, session in checkpoint.sessions.items()
-        },
-        "counters": keptcounters.to_json(checkpoint.counters),
-        "weak": sorted(checkpoint.slots.weak),
-        "arrays": [
-            {
-                "name": spec.name,
-                "dtype": spec.dtype.name,
-                "shape": list(spec.shape),
-                "sha256": digest,
-            }
-            for spec, digest in digests.items()
-        ],
+
+    checkpoint: Checkpoint
+    digests: Digests
+    saved: str
+    versions: Mapping[str, str] = field(default_factory=_versions)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], now: float) -> Self:
+        """Read what `to_json` has returned.
+
+        Args:
+            data: It, or anything else that JSON can say.
+            now: Seconds.
+
+        Raises:
+            ValueError: It is something else, or of another format; the message begins
+                with the field.
+        """
+        if (got := get(data, "format", int)) != FORMAT:
+            raise ValueError(
+                f"format: expected {FORMAT}, got {got}, of another asyncps"
+            )
+        versions = get(data, "versions", dict)
+        return cls(
+            checkpoint=_checkpoint(data, now),
+            digests=_digests(get(data, "arrays", list)),
+            saved=get(data, "saved", str),
+            versions={name: get(versions, name, str) for name in versions},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        kept = self.checkpoint
+        sessions = kept.sessions.items()
+        return {
+            "format": FORMAT,
+            "saved": self.saved,
+            "versions": dict(self.versions),
+            "generation": kept.generation,
+            "step": kept.step,
+            "rule": kept.rule,
+            "max_staleness": kept.max_staleness,
+            "max_grad_norm": kept.max_grad_norm,
+            "initializer": kept.initializer,
+            "sessions": {name: _session_to_json(session) for name, session in sessions},
+            "counters": keptcounters.to_json(kept.counters),
+            "weak": sorted(kept.slots.weak),
+            "arrays": [_digest_to_json(*pair) for pair in self.digests.items()],
+        }
+
+
+def _checkpoint(data: Mapping[str, Any], now: float) -> Checkpoint:
+    sessions = get(data, "sessions", dict)
+    return Checkpoint(
+        generation=get(data, "generation", str),
+        step=count(data, "step"),
+        variables=Body(Layout(()), ()),
+        slots=Slots({}, frozenset(map(str, get(data, "weak", list)))),
+        initializer=get(data, "initializer", str),
+        rule=get(data, "rule", str),
+        max_staleness=optional(data, "max_staleness", int),
+        max_grad_norm=number(data, "max_grad_norm"),
+        sessions={name: _session(get(sessions, name, dict)) for name in sessions},
+        counters=keptcounters.from_json(get(data, "counters", dict), now),
+    )
+
+
+def _digest_to_json(spec: ArraySpec, digest: str) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype.name,
+        "shape": list(spec.shape),
+        "sha256": digest,
     }
-    return sealed.encode(data)
 
 
-def decode(text: bytes) -> dict[str, Any]:
-    """Return a manifest's fields, which nobody has changed since it was written.
-
-    Raises:
-        ValueError: Somebody has, or it is of a newer format.
-    """
-    data = sealed.decode(text)
-    if (got := field(data, "format", int)) != FORMAT:
-        raise ValueError(f"format: expected {FORMAT}, got {got}, of another asyncps")
-    return data
-
-
-def digests(data: Mapping[str, Any]) -> Digests:
-    """Return the digests of a checkpoint's arrays, by their specs in the file.
-
-    Raises:
-        ValueError: An array is none, or there are two of a name.
-    """
-    found = dict(map(_digest, field(data, "arrays", list)))
-    if len({spec.name for spec in found}) != len(data["arrays"]):
+def _digests(data: list[Any]) -> Digests:
+    found = dict(map(_digest, data))
+    if len({spec.name for spec in found}) != len(data):
         raise ValueError("arrays: expected each name once, got one twice")
     return found
 
 
-def checkpoint(
-    data: Mapping[str, Any], variables: Body, slots: Arrays, now: float
-) -> Checkpoint:
-    """Read a checkpoint; `now` is in seconds.
-
-    Raises:
-        ValueError: A field is of another type.
-    """
-    sessions = field(data, "sessions", dict)
-    return Checkpoint(
-        generation=field(data, "generation", str),
-        step=count(data, "step"),
-        variables=variables,
-        slots=Slots(slots, frozenset(map(str, field(data, "weak", list)))),
-        initializer=field(data, "initializer", str),
-        rule=field(data, "rule", str),
-        max_staleness=optional(data, "max_staleness", int),
-        max_grad_norm=number(data, "max_grad_norm"),
-        sessions={name: _session(field(sessions, name, dict)) for name in sessions},
-        counters=keptcounters.from_json(field(data, "counters", dict), now),
-    )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _PACKAGES}
-
-
 def _digest(data: Any) -> tuple[ArraySpec, str]:
-    name, dtype = field(data, "name", str), field(data, "dtype", str)
+    name, dtype = get(data, "name", str), get(data, "dtype", str)
     if dtype not in DTYPES:
         raise ValueError(f"{name}: expected one of {', '.join(DTYPES)}, got {dtype}")
-    shape = tuple(field(data, "shape", list))
+    shape = tuple(get(data, "shape", list))
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{name}: expected dimensions of 0 or more, got {shape}")
-    return ArraySpec(name, DTYPES[dtype], shape), field(data, "sha256", str)
+    return ArraySpec(name, DTYPES[dtype], shape), get(data, "sha256", str)
 
 
 def _session_to_json(session: Session) -> dict[str, Any]:
@@ -137,10 +143,10 @@ def _session_to_json(session: Session) -> dict[str, Any]:
 def _session(data: Mapping[str, Any]) -> Session:
     verdict = optional(data, "last_verdict", dict)
     return Session(
-        worker=field(data, "worker", str),
+        worker=get(data, "worker", str),
         last_seq=count(data, "last_seq"),
         last_verdict=_verdict(verdict) if verdict else None,
-        superseded=field(data, "superseded", bool),
+        superseded=get(data, "superseded", bool),
         since=count(data, "since"),
     )
 
@@ -161,7 +167,7 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
             f"reason: expected {', '.join(Reason.__members__)}, got {reason}"
         )
     return Verdict(
-        applied=field(data, "applied", bool),
+        applied=get(data, "applied", bool),
         staleness=count(data, "staleness"),
         step=count(data, "step"),
         reason=None if reason is None else Reason[reason],

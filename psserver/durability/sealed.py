@@ -4,15 +4,23 @@ import json
 from hashlib import sha256
 from typing import Any
 
-_FIELD = b',\n "sha256": "'
+_LAST = b',\n "sha256": "'
 _END = b'"\n}\n'
 _NBYTES_FROM_DIGEST = 2 * sha256().digest_size + len(_END)
 
 
 def encode(data: dict[str, Any]) -> bytes:
-    """Write an object of one field or more; NaN and infinities are none of JSON's."""
-    text = json.dumps(data, indent=1, allow_nan=False)
-    return _close(text.encode().removesuffix(b"\n}") + _FIELD)
+    """Write an object, of one field or more, a line each.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON has no way to say.
+    """
+    # Line by line: with an indent of its own, the library takes four times as long.
+    fields = (
+        f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
+        for name, value in data.items()
+    )
+    return _close(b"{\n " + ",\n ".join(fields).encode() + _LAST)
 
 
 def decode(text: bytes) -> dict[str, Any]:
@@ -22,7 +30,7 @@ def decode(text: bytes) -> dict[str, Any]:
         ValueError: A byte of it is another.
     """
     head = text[:-_NBYTES_FROM_DIGEST]
-    if not head.endswith(_FIELD) or _close(head) != text:
+    if not head.endswith(_LAST) or _close(head) != text:
         raise ValueError("expected to end with the sha256 of all before, got another")
     try:
         return json.loads(text)

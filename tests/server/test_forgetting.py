@@ -3,6 +3,7 @@
 import logging
 import random
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import optax
 import pytest
 
+from psserver.changes import Applied, Change, Joined
 from psserver.decision import Session
 from psserver.sessions import Entry, Sessions
 from psserver.store import Store
+from pswire.body import Body
 from pswire.errors import (
     GenerationError,
     SessionSupersededError,
@@ -55,15 +58,21 @@ class Server:
             pass
         return True
 
+    def recovered(self, log: Sequence[Change]) -> "Server":
+        """Return a server that goes on from a checkpoint of this one and a log."""
+        again, checkpoint = open_store(), self.store.checkpoint()
+        assert checkpoint is not None
+        again.recover(checkpoint, log, self.now)
+        return Server(again, self.now)
+
     def variables(self) -> list[float]:
         variables: list[float] = self.store.pull("", self.now)[1].params["w"].tolist()
         return variables
 
 
-@pytest.fixture
-def server() -> Server:
-    """Make a server whose variables have been brought by somebody gone since then."""
-    store = Store(
+def open_store() -> Store:
+    """Make one without variables."""
+    return Store(
         optax.sgd(1.0),
         rule_name="sgd",
         limits=Limits(None, None, max_model_nbytes=1000, max_unary_nbytes=1000),
@@ -71,6 +80,12 @@ def server() -> Server:
         incarnation="i",
         now=0.0,
     )
+
+
+@pytest.fixture
+def server() -> Server:
+    """Make a server whose variables have been brought by somebody gone since then."""
+    store = open_store()
     store.join("first", "first", now=0.0)
     zeros = {"w": np.zeros(2, np.float32)}
     store.initialize("first", LAYOUT, lambda layout: zeros, now=0.0)
@@ -242,3 +257,39 @@ def test_a_session_that_joined_after_the_last_checkpoint_has_its_name_back() -> 
     assert sessions.get("s1") == Session("ann", since=9)
     with pytest.raises(SessionSupersededError, match=SUPERSEDED):
         sessions.join("ann", "s0", rejoin_at=9)
+
+
+@pytest.mark.parametrize(
+    ("joined", "newest"),
+    [
+        ([("s0", False), ("s1", True)], "s1"),
+        ([("s0", False), ("s1", False), ("s0", True)], "s0"),
+    ],
+    ids=[
+        "of a session that an earlier start did not know",
+        "of one that was forgotten",
+    ],
+)
+def test_a_log_s_joinings_are_what_they_were(
+    server: Server, joined: list[tuple[str, bool]], newest: str
+) -> None:
+    """Whoever reads them knows more than the server that wrote them did."""
+    log = [Joined("ann", session, rejoin) for session, rejoin in joined]
+
+    again = server.recovered(log)
+
+    (other,) = {"s0", "s1"} - {newest}
+    assert again.push(newest, 1, step_read=0).applied
+    with pytest.raises(SessionSupersededError, match=f"worker ann, got {other};"):
+        again.push(other, 1, step_read=0)
+
+
+def test_a_joining_that_a_log_has_twice_makes_nobody_forget(server: Server) -> None:
+    """A retry of what was applied between the two is known as one."""
+    header = PushHeader("s0", 1, "g", 0, LAYOUT.nbytes)
+    applied = Applied(1, header, Body.gather(LAYOUT, UP))
+    joined = Joined("ann", "s0")
+
+    again = server.recovered([joined, applied, joined])
+
+    assert again.push("s0", 1, step_read=0) == Verdict(True, 0, 1, duplicate=True)

@@ -1,0 +1,95 @@
+"""Checkpoints as a person reads them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from psserver.durability.checkpoints import Checkpoints
+from psserver.durability.errors import DataDirectoryError
+from psserver.durability.manifest import Manifest
+from psserver.logs import printable
+from pswire.counts import WorkerStatus
+from pswire.display import summary
+
+_COLUMNS = ("name", "step", "saved", "nbytes", "generation", "rule", "state")
+_COUNTS = ("applied", "dropped", "duplicate", "rejected")
+
+
+def rows(checkpoints: Checkpoints) -> Iterator[dict[str, Any]]:
+    """Read each checkpoint whole, oldest first, and say what it is.
+
+    What a corrupt one does not tell is None; "problem" is what is wrong with it.
+    """
+    for name in checkpoints.names():
+        row: dict[str, Any] = dict.fromkeys((*_COLUMNS, "problem")) | {"name": name}
+        try:
+            manifest = checkpoints.verify(name)
+            kept = manifest.checkpoint
+            row |= {
+                **{"step": kept.step, "generation": kept.generation, "rule": kept.rule},
+                **{"saved": manifest.saved, "nbytes": checkpoints.nbytes(name)},
+                "state": "good",
+            }
+        except (OSError, DataDirectoryError) as error:
+            if name not in checkpoints.names():
+                continue  # A running server has just pruned it.
+            row |= {"state": "corrupt", "problem": str(error)}
+        yield row
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """Draw `rows`, and below them what is wrong."""
+    listed = [*rows]
+    problems = [_text(row["problem"]) for row in listed if row["problem"]]
+    cells = ([row[column] for column in _COLUMNS] for row in listed)
+    return Group(_table(_COLUMNS, cells), *problems)
+
+
+def page(name: str, manifest: Manifest) -> RenderableType:
+    """Draw what a checkpoint is: its settings, its arrays, its workers."""
+    kept = manifest.checkpoint
+    limit = "off" if kept.max_staleness is None else f"{kept.max_staleness} steps"
+    written_by = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
+    head = (
+        name,
+        f"step {kept.step}, rule {kept.rule}, limit {limit}, "
+        f"generation {kept.generation}",
+        f"saved {manifest.saved} by {written_by}",
+        f"pushes: {summary.outcomes(kept.counters.total.freeze())}",
+        "",
+    )
+    arrays = ((s.name, s.dtype.name, str(s.shape)) for s in manifest.digests)
+    workers = map(_worker, kept.counters.workers(now=0.0, uptime_s=0.0))
+    return Group(
+        *map(_text, head),
+        _table(("array", "dtype", "shape"), arrays),
+        "",
+        _table(("worker", *_COUNTS), workers),
+    )
+
+
+def _worker(row: WorkerStatus) -> Iterable[Any]:
+    counts = row.counts
+    rejected = sum(counts.rejected.values())
+    return row.name, counts.applied, counts.dropped, counts.duplicate, rejected
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """Draw rows; numbers stand at the right."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
+def _text(value: Any) -> Text:
+    text = Text(printable("" if value is None else str(value)))
+    if isinstance(value, int):
+        text.justify = "right"
+    return text
