@@ -221,7 +221,7 @@ def test_a_server_killed_at_a_point_loses_and_doubles_no_push(
 
 
 def test_production_code_knows_nothing_of_this() -> None:
-    """No point, nothing of this folder, and no environment variable that is read."""
+    """No point, nothing of this folder, no environment variable but by an option."""
     home = {"pswire": ROOT / "proto", "psserver": ROOT, "psworker": ROOT}
     sources = [
         path
@@ -244,6 +244,8 @@ def read_from_environment(tree: ast.AST) -> Iterator[str]:
         match node:
             case ast.Attribute(attr="getenv" | "environb" as name):
                 yield name
+            case ast.ImportFrom(module="os", names=names):
+                yield from (alias.name for alias in names)
             case ast.Call(
                 func=ast.Attribute(attr="get", value=ast.Attribute(attr="environ"))
             ):
