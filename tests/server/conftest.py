@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 import psserver
 import psworker
 from kit.processes import Process, Served
+from kit.statuses import QUIET
 from psserver.checkpoint import Checkpoint, Slots
 from psserver.cli import main
 from psserver.counters import Counters
@@ -27,10 +29,8 @@ from psserver.decision import Session
 from psserver.durability.arrayfile import DTYPES
 from psserver.rulespec import resolve
 from pswire.body import Body
-from pswire.counts import Counts
 from pswire.errors import NonFiniteError
 from pswire.layout import Layout
-from pswire.status import Limits, Status
 from pswire.values import Reason, Verdict
 
 StartServer = Callable[..., psserver.Server]
@@ -148,27 +148,15 @@ def make_sample() -> Callable[..., dict[str, Any]]:
 
     Yields a function of the uptime in seconds and of a `Status`'s fields.
     """
-    limits = Limits(
-        max_staleness=8, max_grad_norm=None, max_model_nbytes=0, max_unary_nbytes=0
-    )
 
     def make(uptime_s: float, **fields: Any) -> dict[str, Any]:
-        counts = fields.pop("counts", Counts())
         staleness = fields.get("staleness", {})
-        known: dict[str, Any] = {
-            "generation": "history",
-            "incarnation": "start",
-            "step": counts.applied,
-            "limits": limits,
-            "rule": "sgd",
-            "initialized": True,
-            "pushes_per_s": 0.0,
-            "staleness": {},
+        known = {
+            "step": fields.get("counts", QUIET.counts).applied,
             "staleness_sum": sum(age * n for age, n in staleness.items()),
-            "workers": (),
         }
         time = fields.pop("time", 1e9 + uptime_s)
-        status = Status(uptime_s=uptime_s, counts=counts, **{**known, **fields})
+        status = replace(QUIET, uptime_s=uptime_s, **{**known, **fields})
         return {"time": time, **status.to_json()}
 
     return make
@@ -196,7 +184,7 @@ def _checkpoint(
     workers = ("ann", "bo", "Zoë \U0001f40c")
     sessions = {
         "s1": Session("ann", superseded=True),
-        "s2": Session("ann", 2**40, Verdict(True, 3, step)),
+        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step)),
         "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
         "s4": Session(workers[2]),
     }

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,11 +16,13 @@ import numpy.typing as npt
 import optax
 import pytest
 
+from kit.virtualdisk import VirtualDisk
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 Mark = Callable[[int, int], npt.NDArray[np.float32]]
+UseDisk = Callable[[VirtualDisk], None]
 MakePush = Callable[..., pb.PushRequest]
 JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
@@ -92,6 +95,19 @@ def in_parallel() -> InParallel:
         return [result.result() for result in results]
 
     return run
+
+
+@pytest.fixture
+def use_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UseDisk:
+    """Give the servers that start from now on a disk, on which `tmp_path` lasts."""
+
+    def use(disk: VirtualDisk) -> None:
+        disk.make_folder(tmp_path)
+        for folder in tmp_path.parents:
+            disk.sync_folder(folder)
+        monkeypatch.setattr("psserver.durability.disk.RealDisk", lambda: disk)
+
+    return use
 
 
 @pytest.fixture
