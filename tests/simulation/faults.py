@@ -7,8 +7,6 @@ from kit.virtualdisk import Crashed, Operation, Plan, VirtualDisk
 from simulation.server import FOLDER
 
 _WRITES = {"create", "rename", "remove", "sync", "sync_folder", "truncate", "write"}
-_ERRORS = 0.3
-_SOON, _LATE = 3, 60  # Operations.
 
 
 class Faults:
@@ -18,6 +16,7 @@ class Faults:
         disk: The one of the server that runs, or starts next.
         meanwhile: Is told each operation before it is done, unless it fails.
         troubles: How many faults there have been that a server may complain of.
+        has_struck: Whether an operation has failed as it was to.
     """
 
     def __init__(self, random: Random) -> None:
@@ -26,15 +25,19 @@ class Faults:
         self.disk.sync_folder(FOLDER.parent)
         self.meanwhile: Plan = lambda operation: None
         self.troubles = 0
+        self.has_struck = False
         self._random = random
-        self._fuse: tuple[int, BaseException] | None = None
+        self._fuse: tuple[int, Exception | Crashed] | None = None
 
-    def arm(self) -> None:
-        """Let one of the next operations fail, or be the last."""
-        failure: BaseException = Crashed()
-        if self._random.random() < _ERRORS:
-            failure = OSError(errno.EIO, "by plan")
-        ahead = self._random.randint(1, self._random.choice((_SOON, _LATE)))
+    def arm(self, ahead: int, *, is_last: bool) -> None:
+        """Let an operation fail, or be the last.
+
+        Args:
+            ahead: It is this one of those that follow. One that only reads does not
+                fail, but the next one that writes does.
+            is_last: Whether the process dies of it.
+        """
+        failure = Crashed() if is_last else OSError(errno.EIO, "by plan")
         self._fuse = self.disk.operations + ahead, failure
 
     def disarm(self) -> None:
@@ -49,13 +52,11 @@ class Faults:
         """Make room again."""
         self.disk.capacity = None
 
-    def end(self) -> str:
-        """Kill the process, or cut its power off; say which."""
-        is_killed = self._random.random() < 0.5
-        self.disk = self.disk.kill() if is_killed else self.disk.crash()
+    def end(self, *, cut_off: bool) -> None:
+        """End the process: kill it, or cut its power off."""
+        self.disk = self.disk.crash() if cut_off else self.disk.kill()
         self.disk.on_operation = self._watch
         self.disarm()
-        return "killed" if is_killed else "cut off"
 
     def damage(self) -> None:
         """Change a bit of the newest checkpoint."""
@@ -79,6 +80,7 @@ class Faults:
             failure = self._fuse[1]
             if isinstance(failure, Crashed) or operation.kind in _WRITES:
                 self.disarm()
+                self.has_struck = True
                 self.troubles += isinstance(failure, OSError)
                 raise failure
         self.meanwhile(operation)

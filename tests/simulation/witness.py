@@ -39,7 +39,7 @@ class Witness:
         self.has_failed = False
         self._faults = faults
         self._width = width
-        self._told: dict[tuple[str, int], bool] = {}
+        self._told: dict[int, bool] = {}
 
     # What is asked
 
@@ -49,7 +49,7 @@ class Witness:
             return None
         expected = self._expect(request, now)
         try:
-            answer = self.server.answer(request, sender, now)
+            answer = self.server.answer(request, (request, sender), now)
         except WaitingError as waiting:
             assert waiting.pending.verdict == expected
             return None
@@ -59,9 +59,15 @@ class Witness:
         self._hear(request, answer)
         return answer
 
+    @property
+    def waits(self) -> bool:
+        """Whether a server is to go on with something that waits."""
+        has_server = self.server is not None and not self.has_failed
+        return has_server and bool(self.server and self.server.waiting)
+
     def advance(self) -> Answers:
         """Let a server go on with what waits; return its answers, by sender."""
-        if self.server is None or self.has_failed or not self.server.waiting:
+        if self.server is None or not self.waits:
             return []
         answers = self.server.advance()
         if answers is None:
@@ -73,9 +79,9 @@ class Witness:
                 return []
             self._roll_back()
         self._see_step()
-        for call, answer in answers:
-            self._hear(call.request, answer)
-        return answers
+        for (request, _), answer in answers:
+            self._hear(request, answer)
+        return [(sender, answer) for (_, sender), answer in answers]
 
     def _expect(self, request: Request, now: float) -> Any:
         if isinstance(request, Join):
@@ -106,7 +112,8 @@ class Witness:
             assert answer.generation == self.model.generation
             self.model.require_state(answer.params, answer.step)
         elif isinstance(answer, Verdict) and isinstance(request, Push):
-            assert self._told.setdefault(request.name, answer.applied) == answer.applied
+            first = self._told.setdefault(request.number, answer.applied)
+            assert answer.applied == first, "another verdict than at first"
 
     def _initialize(self) -> None:
         if not self.model.is_initialized and self._mode == "log":
@@ -183,12 +190,11 @@ class Witness:
             self._require_trouble(error)
             self.end()
         else:
-            self._faults.disarm()
             self._go_on(self.server, now)
 
     def stop(self) -> None:
         """Stop the server with grace."""
-        while self.server and self.server.waiting and not self.has_failed:
+        while self.waits:
             self.advance()
         if self.server and not self.has_failed:
             try:
@@ -200,16 +206,16 @@ class Witness:
                     self.promise.stop(self.server.step)
         self.end()
 
-    def end(self) -> str:
-        """End the server at once; say how."""
+    def end(self, *, cut_off: bool = False) -> None:
+        """End the server at once; see `Faults.end`."""
         if self.server:
             self.promise.end(self.server)
         self.server, self.has_failed, self.model = None, False, self._kept
-        return self._faults.end()
+        self._faults.end(cut_off=cut_off)
 
     def _go_on(self, server: Server, now: float) -> None:
         # What was dropped may be forgotten, and be judged anew.
-        self._told = {name: True for name, applied in self._told.items() if applied}
+        self._told = {push: True for push, applied in self._told.items() if applied}
         kept, limit = server.checkpoint(), server.settings.limit
         if self._mode != "none":
             self.promise.require(kept, self.model)

@@ -54,7 +54,7 @@ class Worker:
     _seq: int = 0
     _has_joined: bool = False
     _rejoins: bool = False
-    _initializes: bool = False
+    _initializes: bool = True
     _snapshot: Snapshot[Any] | None = None
     _push: Push | None = None
     _known: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,8 @@ _LIMITS = (0, 1, 3, 8, None)
 _NAMES = ("ann", "bob", "cleo", "dora")
 _RETRIES = 0.15
 _MEANWHILE = 0.2
+_AHEAD = (3, 60)  # Operations.
+_ERRORS = 0.3
 _AN_HOUR_S = 3601.0
 _ROUNDS = 40
 
@@ -53,7 +55,7 @@ class World:
                 self._witness.probe: 1,
                 self._fill: 0.6,
                 self._faults.free: 0.6,
-                self._faults.arm: 0.4,
+                self._arm: 0.4,
                 self._end: 0.3,
                 self._stop: 0.3,
                 self._replace_worker: 0.8,
@@ -162,9 +164,15 @@ class World:
         if self._witness.model.is_initialized:  # Else little would happen.
             self._faults.fill()
 
+    def _arm(self) -> None:
+        ahead = self._random.randint(1, self._random.choice(_AHEAD))
+        self._faults.arm(ahead, is_last=self._random.random() > _ERRORS)
+
     def _end(self) -> None:
         self._saving = None
-        self.trace.append((self._witness.end(),))
+        cut_off = self._random.random() < 0.5
+        self.trace.append(("cut off" if cut_off else "killed",))
+        self._witness.end(cut_off=cut_off)
 
     def _stop(self) -> None:
         self._saving = None
@@ -174,8 +182,9 @@ class World:
         mode = self._random.choice(_MODES)
         limit, keep = self._random.choice(_LIMITS), self._random.choice((2, 3))
         if self._random.random() < 0.3:
-            self._faults.arm()
+            self._arm()
         self._start_as(Settings(mode, limit, keep))
+        self._faults.disarm()
 
     def _start_as(self, settings: Settings) -> None:
         self.trace.append((settings,))
@@ -189,16 +198,14 @@ class World:
     def _come_to_rest(self) -> None:
         self._faults.disarm()
         self._faults.free()
-        if self._witness.server is None:
-            self._start_as(Settings("log", None, 2))
-        assert self._witness.server
-        self._witness.probe()
         before = {worker: worker.answers for worker in self._workers}
         for _ in range(_ROUNDS):
+            if self._witness.server is None:
+                self._start_as(Settings("log", None, 2))
             for worker in self._workers:
                 self._send(worker)
-            while len(self._network) or self._witness.server.waiting:
-                self._deliver()
-                self._advance()
+            while len(self._network) or self._witness.waits:
+                for event in (self._deliver, self._advance, self._witness.probe):
+                    self._do(event)
         for worker in self._workers:
             assert worker.is_over or worker.answers > before[worker], worker
