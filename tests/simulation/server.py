@@ -1,5 +1,6 @@
 """One start of a server, without a thread: a real store, and a real archive."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ FOLDER = Path("/data")
 @contextmanager
 def simulated() -> Iterator[None]:
     """Take threads and JAX out of stores: nothing of them is left to chance."""
-    with patch.multiple("psserver.store", Commits=Turns, CompiledRule=NumpyRule):
+    with (
+        patch.multiple("psserver.store", Commits=Turns, CompiledRule=NumpyRule),
+        patch.object(logging.getLogger("psserver"), "disabled", True),
+    ):
         yield
 
 

@@ -1,6 +1,6 @@
 """A server that dies at any moment, the one after it, and the one after that."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -14,6 +14,7 @@ from simulation.server import Settings, simulated
 from simulation.witness import Witness
 
 WIDTH = 16
+FAULTS = ["killed", "cut off", "failing"]
 
 
 class Lives:
@@ -65,16 +66,17 @@ def _simulated() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("fault", ["killed", "cut off", "failing"])
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("mode", ["log", "checkpoint"])
 @pytest.mark.parametrize("before", ["log", "checkpoint", "none"])
 def test_whatever_moment_ends_a_server_the_next_ones_go_on(
-    before: str, mode: str, fault: str
+    before: str, mode: str, fault: str, size: Callable[[int, int], int]
 ) -> None:
     """Each operation on the disk is the last once; after the next life power fails."""
-    seed, is_over = 0, False
+    seed, is_over = size(FAULTS.index(fault) - 2, 0), False
     while not is_over:
-        seed += 1
+        seed += size(3, 1)
         print(f"{seed=}")
         lives = Lives(seed)
         lives.live(before)

@@ -15,7 +15,7 @@ from pswire.values import Snapshot, Verdict
 from simulation.faults import Faults
 from simulation.model import Model
 from simulation.promise import Promise
-from simulation.requests import Initialize, Join, Push, Request
+from simulation.requests import Initialize, Join, Pull, Push, Request
 from simulation.server import Server, Settings
 from simulation.turns import WaitingError
 
@@ -58,6 +58,11 @@ class Witness:
         self._compare(request, expected, answer)
         self._hear(request, answer)
         return answer
+
+    def look(self) -> None:
+        """Check what somebody sees who has not joined."""
+        assert self.server
+        self._hear(Pull(""), self.server.answer(Pull(""), None, 0.0))
 
     @property
     def waits(self) -> bool:

@@ -5,6 +5,8 @@ from random import Random
 from typing import Any
 
 from kit.virtualdisk import Crashed, Operation
+from psserver.store import Joined
+from pswire.values import Snapshot
 from simulation.faults import Faults
 from simulation.network import Network
 from simulation.requests import layout
@@ -29,7 +31,7 @@ class World:
     """One run: the same seed always does the same.
 
     Attributes:
-        trace: What has happened so far.
+        trace: What has happened so far: events, and requests with their answers.
     """
 
     def __init__(self, seed: int) -> None:
@@ -77,6 +79,10 @@ class World:
             (event,) = self._random.choices([*chances], [*chances.values()])
             self._do(event)
         self._come_to_rest()
+
+    def story(self) -> list[str]:
+        """Tell all that has happened, in a line each."""
+        return [": ".join(map(_told, entry)) for entry in self.trace]
 
     def _vary(self, chances: Mapping[Event, float]) -> dict[Event, float]:
         """Give each run its own troubles."""
@@ -209,3 +215,21 @@ class World:
                     self._do(event)
         for worker in self._workers:
             assert worker.is_over or worker.answers > before[worker], worker
+
+
+def play(seed: int, events: int) -> None:
+    """Run a world.
+
+    Raises:
+        AssertionError: Something is not as it must be; the message tells the seed.
+    """
+    try:
+        World(seed).run(events)
+    except Exception as error:
+        raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+
+def _told(part: Any) -> str:
+    if isinstance(part, Snapshot):
+        return f"step {part.step} of {part.generation}"
+    return f"joined {part.generation}" if isinstance(part, Joined) else str(part)
