@@ -63,14 +63,16 @@ class Faults:
         self.disk.on_operation = lambda operation: None
         self.free()
         folder = FOLDER / "checkpoints"
-        newest = max(n for n in self.disk.names(folder) if n.replace("-step-", "").isdigit())
+        newest = max(
+            n for n in self.disk.names(folder) if n.replace("-step-", "").isdigit()
+        )
         names = self.disk.names(folder / newest)
         path = folder / newest / self._random.choice(names)
         data = bytearray(self.disk.read(path, 0, self.disk.nbytes(path)))
         data[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
         self.disk.remove(path)
         writer = self.disk.create(path)
-        writer.write([data])
+        writer.write([bytes(data)])
         writer.sync()
         self.disk.sync_folder(path.parent)
         self.disk.on_operation = self._watch

@@ -120,7 +120,8 @@ class Model:
         del self.pushes[kept.step :], self._states[kept.step + 1 :]
         for name, row in kept.sessions.items():
             if row.last_verdict and row.last_verdict.applied:
-                assert self.pushes[row.last_verdict.step - 1] == (name, row.last_seq)
+                at = slice(row.last_verdict.step - 1, row.last_verdict.step)
+                assert self.pushes[at] == [(name, row.last_seq)], f"{name}: {row}"
         for step, (session, seq) in enumerate(self.pushes, 1):
             if known := kept.sessions.get(session):
                 assert seq <= known.last_seq or step <= known.since

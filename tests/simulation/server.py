@@ -91,9 +91,7 @@ class Server:
         self.waiting: list[tuple[Any, Pending]] = []
         self.archive: Archive | None = None
         if settings.mode != "none":
-            self.archive = Archive(
-                disk, FOLDER, mode=settings.mode, keep=settings.keep
-            )
+            self.archive = Archive(disk, FOLDER, mode=settings.mode, keep=settings.keep)
         self._width = width
         self._newest: Kept | None = None
         self._store = Store(

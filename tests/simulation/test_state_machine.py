@@ -27,6 +27,8 @@ from simulation.witness import Witness
 WIDTH = 16
 LIMITS = st.sampled_from([0, 1, 4, None])
 WORKERS = st.sampled_from(["ann", "bob"])
+AHEAD = st.just(0) | st.sampled_from([-99, -1, 1])
+Flaw = type[ParameterServerError] | None
 FLAWS = st.sampled_from([None, errors.NonFiniteError, errors.VariableMismatchError])
 
 
@@ -48,18 +50,13 @@ class Life(RuleBasedStateMachine):
     def begin(self, limit: int | None) -> None:
         self.start(limit)
 
-    @rule(worker=WORKERS)
-    def join_anew(self, worker: str) -> None:
-        """Of the sessions of a name all but the last are over."""
-        self.sessions[worker] = f"{worker}-{self.number()}"
-        self.ask(Join(worker, self.sessions[worker], rejoin=False))
-        self.ask(Initialize(self.sessions[worker]))
-
-    @precondition(lambda self: self.sessions)
-    @rule(worker=WORKERS)
-    def rejoin(self, worker: str) -> None:
-        if worker in self.sessions:
-            self.ask(Join(worker, self.sessions[worker], rejoin=True))
+    @rule(worker=WORKERS, is_new=st.booleans())
+    def join(self, worker: str, is_new: bool) -> None:
+        """A new session is the only one of its name that goes on."""
+        if is_new or worker not in self.sessions:
+            self.sessions[worker] = f"{worker}-{self.number()}"
+            self.snapshots.pop(worker, None)
+        self.ask(Join(worker, self.sessions[worker], rejoin=not is_new))
 
     @rule(worker=WORKERS)
     def pull(self, worker: str) -> None:
@@ -67,13 +64,12 @@ class Life(RuleBasedStateMachine):
         if isinstance(snapshot, Snapshot):
             self.snapshots[worker] = snapshot
 
-    @rule(worker=WORKERS, ahead=st.just(0) | st.sampled_from([-99, -1, 1]), flaw=FLAWS)
-    def push(
-        self, worker: str, ahead: int, flaw: type[ParameterServerError] | None
-    ) -> None:
-        """A good one, or one whose step or gradients are bad."""
+    @rule(worker=WORKERS)
+    def push(self, worker: str, ahead: int = 0, flaw: Flaw = None) -> None:
+        """What was computed from the last snapshot of whoever has the name."""
         if worker not in self.snapshots:
-            return
+            self.join(worker, False)
+            self.pull(worker)
         read = self.snapshots[worker]
         nbytes = layout(WIDTH).nbytes
         header = PushHeader(
@@ -86,16 +82,21 @@ class Life(RuleBasedStateMachine):
         self.pushes.append(Push(header, self.count, flaw))
         self.ask(self.pushes[-1])
 
+    @rule(worker=WORKERS, ahead=AHEAD, flaw=FLAWS)
+    def push_badly(self, worker: str, ahead: int, flaw: Flaw) -> None:
+        self.push(worker, ahead, flaw)
+
     @precondition(lambda self: self.pushes)
-    @rule(back=st.integers(1, 5))
+    @rule(back=st.just(1) | st.integers(1, 5))
     def push_again(self, back: int) -> None:
         """The last one, or one that was overtaken."""
         self.ask(self.pushes[-min(back, len(self.pushes))])
 
     @precondition(lambda self: self.witness.waits)
-    @rule()
-    def go_on(self) -> None:
-        self.witness.advance()
+    @rule(times=st.integers(1, 3))
+    def go_on(self, times: int) -> None:
+        for _ in range(times):
+            self.witness.advance()
 
     @rule()
     def save(self) -> None:
@@ -118,11 +119,13 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def what_is_seen_is_one_step(self) -> None:
         """Whoever looks, and whenever."""
-        if self.witness.server and self.witness.model.is_initialized:
-            self.witness.look()
+        self.witness.look()
 
     def start(self, limit: int | None) -> None:
         self.witness.start(Settings(self.mode, limit, 2), f"g{self.number()}", 0.0)
+        first = f"first-{self.number()}"
+        self.ask(Join("first", first, rejoin=False))
+        self.ask(Initialize(first))
 
     def ask(self, request: Request) -> Any:
         return self.witness.ask(request, None, 0.0)
@@ -133,10 +136,14 @@ class Life(RuleBasedStateMachine):
 
 
 class LifeWithCheckpoints(Life):
+    """The same, with checkpoints."""
+
     mode = "checkpoint"
 
 
 class LifeWithLog(Life):
+    """The same, with a log."""
+
     mode = "log"
 
 

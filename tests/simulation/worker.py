@@ -1,4 +1,4 @@
-"""A worker in the simulation: it asks, waits, asks again, and checks what it is told."""
+"""A simulated worker: it asks, waits, asks again, and checks what it is told."""
 
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -67,10 +67,7 @@ class Worker:
             random: Chooses what.
             number: Of the push, if it is one.
         """
-        if self.call:
-            request = self.call.request
-        else:
-            request = self._choose(random, number)
+        request = self.call.request if self.call else self._choose(random, number)
         self.call = Call(self, request, dict(self.acked))
         return self.call
 

@@ -1,6 +1,6 @@
 """A server, its workers, the network between them, and all that can go wrong."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -45,8 +45,8 @@ class World:
         self._acked: dict[str, int] = {}
         self._now = 0.0
         self._count = 0
-        self._saving: Generator[None] | None = None
-        self._is_interrupted = False
+        self._saving: Iterator[None] | None = None
+        self._is_interruptible = False
         self._workers = [self._worker(name) for name in _NAMES]
         self._up = self._vary(
             {
@@ -154,17 +154,20 @@ class World:
     def _save(self) -> None:
         """Go on with a checkpoint, or begin one."""
         self._saving = self._saving or self._witness.save()
-        self._is_interrupted = False
-        if next(self._saving, True):
+        self._is_interruptible = True
+        try:
+            is_over = next(self._saving, True)
+        finally:
+            self._is_interruptible = False
+        if is_over:
             self._saving = None
 
     def _meanwhile(self, operation: Operation) -> None:
         """Do something else in the midst of a checkpoint."""
-        is_saving = self._saving is not None and self._saving.gi_running
-        if is_saving and not self._is_interrupted and self._random.random() < _MEANWHILE:
-            self._is_interrupted = True
+        if self._is_interruptible and self._random.random() < _MEANWHILE:
+            self._is_interruptible = False
             self._random.choice((self._deliver, self._ask, self._advance))()
-            self._is_interrupted = False
+            self._is_interruptible = True
 
     def _fill(self) -> None:
         if self._witness.model.is_initialized:  # Else little would happen.
