@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_MAX_COUNT = 2**63 - 1
+_MAX_COUNT = 2**64 - 1  # As the contract has it.
 
 
 def get(data: Any, name: str, kind: type[T]) -> T:

@@ -184,7 +184,7 @@ def _checkpoint(
     workers = ("ann", "bo", "Zoë \U0001f40c")
     sessions = {
         "s1": Session("ann", superseded=True),
-        "s2": Session("ann", 2**40, Verdict(True, 3, step)),
+        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step)),
         "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
         "s4": Session(workers[2]),
     }

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from psserver.checkpoint import Checkpoint
 from psserver.durability import arrayfile
 from psserver.durability.disk import RealDisk
+from pswire.body import Arrays
 
 DISK = RealDisk()
 
@@ -35,11 +36,8 @@ def test_the_library_reads_what_is_written_bit_for_bit(
 
 def test_every_array_begins_where_its_type_can_be_read(tmp_path: Path) -> None:
     """Other libraries map the file, and some refuse what is not aligned."""
-    arrays: dict[str, Any] = {
-        "c": np.ones(3, np.int8),
-        "w": np.ones(1),
-        "b": np.ones(1, np.float16),
-    }
+    kinds = {"c": np.int8, "w": np.float64, "b": np.float16}
+    arrays: Arrays = {name: np.ones(1, kind) for name, kind in kinds.items()}
 
     digests = arrayfile.write(DISK, tmp_path / "a", arrays)
 

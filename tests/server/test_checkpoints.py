@@ -310,8 +310,8 @@ _TWICE = [{"name": "slots", "dtype": "int8", "shape": [], "sha256": ""}] * 2
     [
         (["step"], "8", "step: expected int, got str"),
         (["step"], True, "step: expected int, got bool"),
-        (["step"], -8, "step: expected 0 to 9223372036854775807, got -8"),
-        (["step"], 2**63, "step: expected 0 to 9223372036854775807, got "),
+        (["step"], -8, "step: expected 0 to 18446744073709551615, got -8"),
+        (["step"], 2**64, "step: expected 0 to 18446744073709551615, got "),
         (["rule"], None, "rule: expected str, got NoneType"),
         (["max_grad_norm"], "1", "max_grad_norm: expected float, got str"),
         (["max_staleness"], 1.5, "max_staleness: expected int, got float"),
