@@ -104,6 +104,11 @@ class Process(subprocess.Popen[str]):
         """Return how many files it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def resident_nbytes(self) -> int:
+        """Return how much memory it takes, in bytes."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def __enter__(self) -> Self:
         return self
 
