@@ -20,5 +20,5 @@ def options() -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # Else a server takes what it is asked so often for an attack.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", time_ms // 2),
+        ("grpc.http2.min_ping_interval_without_data_ms", time_ms // 2),
     )
