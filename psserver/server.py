@@ -250,8 +250,9 @@ class Server:
     def _listen(
         self, config: ServerConfig, sinks: Sequence[Sink], undo: ExitStack
     ) -> None:
+        first = self.status()  # Before anybody can call.
         history = History(self._store.incarnation)
-        self._web = self._open_web(config, history)
+        self._web = self._open_web(config, history, first)
         self.http_address = self._web.address if self._web else None
         """http://HOST:PORT/ of the live page and the metrics; None: off."""
         if self._web:
@@ -270,7 +271,7 @@ class Server:
         if self._saver:
             self._saver.start()
         self._grpc.start()
-        self._recorder = Recorder(self.status, sinks) if sinks else None
+        self._recorder = Recorder(self.status, sinks, first=first) if sinks else None
 
     def _tell_end(self) -> None:
         last = self.status()
@@ -282,10 +283,13 @@ class Server:
             extra={"event": "stopped", "step": last.step, **counts.to_json()},
         )
 
-    def _open_web(self, config: ServerConfig, history: History) -> Web | None:
+    def _open_web(
+        self, config: ServerConfig, history: History, first: Status
+    ) -> Web | None:
         if config.http_port is None or self._meter is None:
             return None
-        pages = make_pages(self.status, history, exposer(self.status, self._meter))
+        expose = exposer(self.status, self._meter, first=first)
+        pages = make_pages(self.status, history, expose)
         try:
             return Web(config.host, config.http_port, pages)
         except OSError as error:

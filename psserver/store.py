@@ -303,6 +303,7 @@ class Store:
         self._core.recover(kept, *started)
         for change in changes:
             self._core.replay(change, now)
+        self._core.counters.go_on(self._started)
 
     def begin_history(self, generation: str) -> None:
         """Let nothing be applied that was computed before; nobody may call yet."""
