@@ -44,7 +44,7 @@ class SlotNames:
         for path, leaf in tree_leaves_with_path(tree):
             named = dict(self._named(path, _array(leaf)))
             arrays |= named
-            if leaf.weak_type:
+            if _is_weak(leaf):
                 weak.update(named)
         return Slots(arrays, frozenset(weak))
 
@@ -81,7 +81,7 @@ class SlotNames:
             if all(
                 name in rest
                 and _form(view) == _form(rest[name])
-                and (name in slots.weak) == leaf.weak_type
+                and (name in slots.weak) == _is_weak(leaf)
                 for name, view in views.items()
             ):
                 for name, view in views.items():
@@ -114,6 +114,10 @@ def _is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
+def _is_weak(leaf: Any) -> bool:
+    return not _is_key(leaf) and bool(leaf.weak_type)
+
+
 def _array(leaf: Any) -> npt.NDArray[Any]:
     """Return a leaf's numbers; those of a random key are what it is made of."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
@@ -129,7 +133,7 @@ def _leaf(like: Any, memory: npt.NDArray[Any]) -> Any:
         return jax.random.wrap_key_data(
             jnp.asarray(memory), impl=jax.random.key_impl(like)
         )
-    if like.weak_type:
+    if _is_weak(like):
         return like.at[...].set(memory)
     return jax.device_put(memory, like.device, may_alias=True)
 

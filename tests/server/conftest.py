@@ -1,4 +1,4 @@
-"""What the server's tests share: rules for every law, raw channels, the command."""
+"""What the server's tests share: rules that call back, raw channels, the command."""
 
 import logging
 import os
@@ -19,7 +19,6 @@ import psserver
 import psworker
 from kit.processes import Process, Served
 from psserver.cli import main
-from psserver.rulespec import resolve
 from pswire.counts import Counts
 from pswire.errors import NonFiniteError
 from pswire.status import Limits, Status
@@ -28,33 +27,6 @@ StartServer = Callable[..., psserver.Server]
 
 _SGD = ("--rule", "sgd", "-a", "learning_rate=0.5")
 _PORTS = ("--port", "0", "--http-port", "0")
-
-
-def _count_in_plain_numbers() -> optax.GradientTransformation:
-    """Keep a Python number for a slot: an int at first, a float from then on."""
-    return optax.GradientTransformation(
-        lambda params: 0, lambda updates, count, params=None: (updates, count + 0.5)
-    )
-
-
-_RULES: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": lambda: optax.sgd(0.1),
-    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
-    "adam": lambda: optax.adam(0.1),
-    "adagrad": lambda: optax.adagrad(0.1),
-    "rmsprop": lambda: optax.rmsprop(0.1),
-    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
-    "by_name": lambda: resolve("adam", {"learning_rate": 0.1}),
-    "plain": lambda: optax.chain(optax.sgd(0.1), _count_in_plain_numbers()),
-    "scheduled": lambda: optax.sgd(optax.exponential_decay(0.5, 2, 0.5)),
-}
-
-
-@pytest.fixture(params=_RULES.values(), ids=list(_RULES))
-def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
-    """Make each rule of the table in turn."""
-    make: Callable[[], optax.GradientTransformation] = request.param
-    return make()
 
 
 class Hook:

@@ -1,10 +1,12 @@
 """What the tests of the whole system share: threads, a slow rule, raw pushes."""
 
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +25,7 @@ Mark = Callable[[int, int], npt.NDArray[np.float32]]
 MakePush = Callable[..., pb.PushRequest]
 JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
+LeftBehind = Callable[[Path], Path]
 SendHalf = Callable[
     [rpc.ParameterServerStub, pb.PushRequest], tuple[Any, Callable[[], None]]
 ]
@@ -195,3 +198,25 @@ def send_half() -> Iterator[SendHalf]:
     yield send
     for rest in rests:
         rest.set()
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> LeftBehind:
+    """Copy a data directory: it is what `kill -9` would leave of a server at rest."""
+
+    def copy(data_dir: Path) -> Path:
+        number = len(list(tmp_path.glob("left-behind-*")))
+        return Path(shutil.copytree(data_dir, tmp_path / f"left-behind-{number}"))
+
+    return copy
+
+
+@pytest.fixture
+def newest_arrays() -> Callable[[Path], bytes]:
+    """Read the variables and slots of a data directory's newest checkpoint."""
+
+    def read(data_dir: Path) -> bytes:
+        newest = max((data_dir / "checkpoints").iterdir())
+        return (newest / "arrays.safetensors").read_bytes()
+
+    return read
