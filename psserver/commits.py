@@ -35,6 +35,11 @@ class Commits:
         self._is_keeping = False
         self._refusal = ""
 
+    @property
+    def refuses(self) -> bool:
+        """Whether there is trouble."""
+        return bool(self._refusal)
+
     def require_room(self) -> None:
         """Check, with the lock, that there is no trouble.
 
@@ -80,6 +85,6 @@ class Commits:
         if failure is None:
             self._core.publish()
         else:
-            self._refusal = str(failure)
+            self._refusal = str(failure) or repr(failure)  # Some say nothing.
             self._core.roll_back(taken, self._refusal)
         self._settled.notify_all()

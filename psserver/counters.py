@@ -13,6 +13,7 @@ from pswire.values import Verdict
 _EXACT = 1000  # Steps.
 _LAST_TWENTY = 2**20 - 1
 _REMEMBERED_S = 3600.0
+_BEFORE_S = 1.0  # A start of the server, or more: nobody has noted it.
 
 
 @dataclass(slots=True)
@@ -132,6 +133,16 @@ class Counters:
         copy.recent = self.recent.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
         return copy
+
+    def go_on(self, started: float) -> None:
+        """Count on in another start of the server, which nobody has called yet.
+
+        Args:
+            started: When it began, in seconds.
+        """
+        self.recent = Recent()
+        for row in self.rows.values():
+            row.recent, row.last_seen = Recent(), started - _BEFORE_S
 
     def join(self, worker: str, now: float) -> None:
         """Start a worker's row, or find it again."""

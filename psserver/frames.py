@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from psserver.calls import Calls, Pulled
 from psserver.malformed import marking
 from psserver.metrics.meter import CallMeter
@@ -115,7 +113,7 @@ class FrameCalls:
 
     def _initialize(self, request: Frame) -> Frame:
         # Copied: the variables stay, and the worker could change its memory later.
-        pieces = map(_copied, self._pieces(methods.INITIALIZE, request))
+        pieces = self._pieces(methods.INITIALIZE, request, copies=True)
         reply = self._calls.initialize(pieces)
         return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
 
@@ -125,13 +123,13 @@ class FrameCalls:
         return _with_body(methods.PULL.reply.encode(piece), request, nbytes)
 
     def _push(self, request: Frame) -> Frame:
-        pieces = self._pieces(methods.PUSH, request)
+        pieces = self._pushed(methods.PUSH, request)
         _, verdict = self._calls.push(pieces, self._is_wanted)
         return Frame(Kind.ANSWER, methods.PUSH.reply.encode(verdict.to_proto()))
 
     def _exchange(self, request: Frame) -> Frame:
         header, verdict = self._calls.push(
-            self._pieces(methods.EXCHANGE, request),
+            self._pushed(methods.EXCHANGE, request),
             self._is_wanted,
             lambda header: self._require_room(
                 self._calls.snapshot_nbytes(header.session, header.snapshot_encoding),
@@ -148,8 +146,15 @@ class FrameCalls:
         )
         return Frame(Kind.ANSWER, methods.STATUS.reply.encode(status))
 
-    def _pieces(
+    def _pushed(
         self, method: Method[Piece[Any], Any], request: Frame
+    ) -> Iterator[Piece[Any]]:
+        # What a log keeps has to be what was applied, whatever the worker does to its
+        # memory in between.
+        return self._pieces(method, request, copies=self._calls.pushes_wait)
+
+    def _pieces(
+        self, method: Method[Piece[Any], Any], request: Frame, *, copies: bool
     ) -> Iterator[Piece[Any]]:
         """Yield a request's message, then its body if that lies in memory.
 
@@ -157,8 +162,8 @@ class FrameCalls:
         """
         yield marking(method.request.decode)(request.message)
         if request.upload:
-            memory = self._memory(request.upload).view()
-            yield Piece(None, 0, memory[: request.body_nbytes].data)
+            memory = self._memory(request.upload).view()[: request.body_nbytes]
+            yield Piece(None, 0, (copied(memory) if copies else memory).data)
 
     def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and how many bytes were written to memory."""
@@ -198,9 +203,3 @@ def _with_body(message: bytes, request: Frame, nbytes: int) -> Frame:
 
 def _nbytes(frame: Frame) -> int:
     return len(frame.message) + frame.body_nbytes
-
-
-def _copied(piece: Piece[Any]) -> Piece[Any]:
-    if piece.header is not None:
-        return piece
-    return Piece(None, 0, copied(np.frombuffer(piece.data, np.uint8)).data)

@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from psserver.config import ServerConfig
 from psserver.malformed import RefuseMalformed
 from psserver.service import ParameterServer
+from pswire import keepalive
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES
@@ -80,6 +81,7 @@ class GrpcPort:
                 ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
                 # Else a second server shares the port, and half of the workers.
                 ("grpc.so_reuseport", 0),
+                *keepalive.options(),
             ),
         )
         server.add_generic_rpc_handlers((service.handlers(),))

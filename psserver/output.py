@@ -16,6 +16,7 @@ COLUMNS = (
     *("time", "incarnation", "step", "scope", "worker", "state", "received", "applied"),
     *("dropped", "duplicate", "rejected", "drop_rate", "pushes_per_s", "loss"),
     *("consecutive_drops", "longest_drops", "last_seen_s"),
+    *("durability", "saved_step", "saved_s", "saves", "failures"),
 )
 """Of the CSV; what has no meaning for a row is empty there."""
 
@@ -46,7 +47,9 @@ def write(address: str, file: TextIO, *, style: str, follow: bool) -> None:
 def rows(taken: Sample) -> Iterator[dict[str, Any]]:
     """Return a sample as rows: the total, each worker, and what is no worker's."""
     common = {name: taken[name] for name in ("time", "incarnation", "step")}
-    parts = [("total", taken), *(("worker", each) for each in taken["workers"])]
+    kept = taken["durability"]
+    total = {**taken, **kept, "durability": kept["mode"]}
+    parts = [("total", total), *(("worker", each) for each in taken["workers"])]
     for scope, part in (*parts, ("unjoined", taken["unjoined"])):
         named = {"scope": scope, "worker": part.get("name")}
         rejected = sum(part["rejected"].values())

@@ -220,7 +220,7 @@ class Server:
         self._calls = Calls(self._store)
 
     def _open_data_dir(self, config: ServerConfig, undo: ExitStack) -> Saver | None:
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._data_dir = undo.enter_context(ExitStack())
         if config.data_dir is None:
             return None
@@ -229,6 +229,7 @@ class Server:
         archive = Archive(
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep
         )
+        self._data_dir.callback(archive.close)
         return Saver(
             archive,
             Every.parse(config.checkpoint_every),
@@ -236,7 +237,7 @@ class Server:
             on_failure=self._fail,
         )
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Have the server end: what it acknowledged from now on might be lost."""
         _log.critical(
             "no push can be kept any more: %s",
@@ -249,8 +250,9 @@ class Server:
     def _listen(
         self, config: ServerConfig, sinks: Sequence[Sink], undo: ExitStack
     ) -> None:
+        first = self.status()  # Before anybody can call.
         history = History(self._store.incarnation)
-        self._web = self._open_web(config, history)
+        self._web = self._open_web(config, history, first)
         self.http_address = self._web.address if self._web else None
         """http://HOST:PORT/ of the live page and the metrics; None: off."""
         if self._web:
@@ -269,7 +271,7 @@ class Server:
         if self._saver:
             self._saver.start()
         self._grpc.start()
-        self._recorder = Recorder(self.status, sinks) if sinks else None
+        self._recorder = Recorder(self.status, sinks, first=first) if sinks else None
 
     def _tell_end(self) -> None:
         last = self.status()
@@ -281,10 +283,13 @@ class Server:
             extra={"event": "stopped", "step": last.step, **counts.to_json()},
         )
 
-    def _open_web(self, config: ServerConfig, history: History) -> Web | None:
+    def _open_web(
+        self, config: ServerConfig, history: History, first: Status
+    ) -> Web | None:
         if config.http_port is None or self._meter is None:
             return None
-        pages = make_pages(self.status, history, exposer(self.status, self._meter))
+        expose = exposer(self.status, self._meter, first=first)
+        pages = make_pages(self.status, history, expose)
         try:
             return Web(config.host, config.http_port, pages)
         except OSError as error:

@@ -121,6 +121,11 @@ class Store:
         """Whether an applied push waits until it is kept."""
         return self._keeper.keeps_changes
 
+    @property
+    def refuses_pushes(self) -> bool:
+        """Whether no push is applied, because one could not be kept."""
+        return self._commits.refuses
+
     def join(
         self, worker: str, session: str, now: float, rejoin: bool = False
     ) -> Joined:
@@ -298,6 +303,7 @@ class Store:
         self._core.recover(kept, *started)
         for change in changes:
             self._core.replay(change, now)
+        self._core.counters.go_on(self._started)
 
     def begin_history(self, generation: str) -> None:
         """Let nothing be applied that was computed before; nobody may call yet."""

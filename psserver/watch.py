@@ -37,7 +37,7 @@ def watch(address: str, file: TextIO) -> None:
     found = admin.follow(address)
     first = next(found)
     assert isinstance(first, Status)  # Had it been an error, it would have been raised.
-    view = View(address, first, time.monotonic())
+    view = View(address, first, first, time.monotonic())
     console = Console(file=file, highlight=False)
     with (
         suppress(KeyboardInterrupt),
@@ -56,32 +56,25 @@ class View:
 
     Attributes:
         address: The server's.
-        status: Its last figures.
+        first: Its first figures.
+        status: Its last ones.
         answered: When they came, in the clock's seconds.
         failure: Why there are no newer ones; empty: it answers.
-        is_restarted: Whether it has been started anew since the first ones.
         clock: Tells the seconds.
     """
 
     address: str
+    first: Status
     status: Status
     answered: float
     failure: str = ""
-    is_restarted: bool = False
     clock: Callable[[], float] = time.monotonic
 
     def after(self, found: Status | ParameterServerError) -> "View":
         """Return the next view: of newer figures, or of a server that is away."""
         if isinstance(found, ParameterServerError):
             return replace(self, failure=str(found))
-        is_other = found.incarnation != self.status.incarnation
-        return replace(
-            self,
-            status=found,
-            answered=self.clock(),
-            failure="",
-            is_restarted=self.is_restarted or is_other,
-        )
+        return replace(self, status=found, answered=self.clock(), failure="")
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -101,9 +94,10 @@ class View:
         yield Text(
             summary.settings(status), style="dim", no_wrap=True, overflow="ellipsis"
         )
-        if self.is_restarted:
-            news = f"the server has restarted: all counters began anew {uptime} ago"
-            yield Text(news, style="yellow")
+        if status.incarnation != self.first.incarnation:
+            is_cut = status.generation != self.first.generation
+            what = "what no checkpoint had is lost" if is_cut else "no step is lost"
+            yield Text(f"the server restarted {uptime} ago: {what}", style="yellow")
         if self.failure:
             away = span(self.clock() - self.answered)
             yield Text(
@@ -132,6 +126,8 @@ def _figures(status: Status) -> Table:
     grid.add_row("pushes", summary.outcomes(status.counts))
     if status.staleness:
         grid.add_row("staleness", summary.quantiles(status))
+    if status.durability.mode != "none":
+        grid.add_row("kept", summary.kept(status.durability))
     return grid
 
 

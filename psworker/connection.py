@@ -295,7 +295,7 @@ class Connection:
                 failure = ServerUnavailableError(str(error))
             if self._closed.is_set():
                 raise CallCancelledError(f"{self.address}: closed") from failure
-            if near:
+            if near and near.has_ended:
                 # The same push has the same number whichever way it goes.
                 _log.info("going on over gRPC: %s", failure)
                 self._replace_near(near, None)

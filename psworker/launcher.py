@@ -138,14 +138,8 @@ class _Run:
             self._say(f"{self._address}: no answer, so there is no summary")
             return False
         summary.show(status, sys.stdout)
-        pushes, since = self._judged(status), "start-up included"
-        if self._before and self._before.incarnation == status.incarnation:
-            pushes -= self._judged(self._before)  # Of an earlier launch by this name.
-        elif self._before:
-            elapsed, since = status.uptime_s, "since the server was started anew"
         print(
-            f"{pushes} pushes of these workers in {elapsed:.1f} s, {since}: "
-            f"{pushes / elapsed:.1f} pushes/s; "
+            f"{self._pushes(status, elapsed)}; "
             f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
             flush=True,
         )
@@ -203,6 +197,21 @@ class _Run:
                 f"drop rate {status.counts.drop_rate:.1%}, {workers} workers"
             )
         self._say(f"{time.monotonic() - self._began:.0f} s: {news}")
+
+    def _pushes(self, status: Status, elapsed: float) -> str:
+        pushes, since = self._judged(status), "start-up included"
+        if self._before and self._before.generation == status.generation:
+            pushes -= self._judged(self._before)  # Of an earlier launch by this name.
+        elif self._before and status.durability.mode != "none":
+            return (
+                "pushes of these workers: not known, the server lost some of its counts"
+            )
+        elif self._before:
+            elapsed, since = status.uptime_s, "since the server was started anew"
+        return (
+            f"{pushes} pushes of these workers in {elapsed:.1f} s, {since}: "
+            f"{pushes / elapsed:.1f} pushes/s"
+        )
 
     def _judged(self, status: Status) -> int:
         ours = (worker for worker in status.workers if worker.name in self._names)

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from pswire import body, methods
+from pswire import body, keepalive, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES, Arrays
 from pswire.errors import InternalError, from_status
@@ -37,7 +37,9 @@ class Remote:
             address: HOST:PORT.
         """
         self._address = address
-        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._channel = grpc.insecure_channel(
+            address, (*_OPTIONS, *keepalive.options())
+        )
         self._calls = {m: self._prepare(m) for m in methods.METHODS}
 
     def close(self) -> None:

@@ -71,6 +71,11 @@ class SameHost:
             self._frames.close()
             raise OSError(f"{path}: {error}") from error
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether no call can be answered any more."""
+        return self._ended
+
     def close(self) -> None:
         self._ended = True
         # A thread that waits for an answer wakes up.

@@ -1,4 +1,4 @@
-"""What every test shares: rules, a real server on loopback, proof that nothing leaks."""
+"""What every test shares: rules, a server on loopback, proof that nothing leaks."""
 
 import os
 import shutil

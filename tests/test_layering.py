@@ -19,6 +19,7 @@ ONLY_IN = {
         "pswire/errors.py",
         "pswire/_generated/parameter_server_pb2_grpc.py",
         "psserver/service.py",
+        "psserver/commands.py",
         "psserver/grpcport.py",
         "psserver/malformed.py",
         "psserver/admin.py",

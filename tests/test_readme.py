@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def server(folder: Path) -> Iterator[str]:
-    """The server that the README starts, on a free port."""
-    (command,) = starting("psserver serve")
+def serving(*, durable: bool) -> str:
+    """Return the command that starts a server, with or without a data directory."""
+    (command,) = [c for c in starting("psserver serve") if ("data-dir" in c) == durable]
+    return command
+
+
+@contextmanager
+def started(
+    command: str, folder: Path
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Start a server on a free port, and yield its address and process."""
     process = subprocess.Popen(
         [BIN / "psserver", *command.split()[1:], "--port", "0", "--http-port", "0"],
         cwd=folder,
@@ -82,9 +90,17 @@ def server(folder: Path) -> Iterator[str]:
     with process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().removeprefix("listening on ").strip()
+            line = process.stdout.readline()
+            yield line.removeprefix("listening on ").strip(), process
         finally:
             process.terminate()
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    """The server that the README starts, on a free port."""
+    with started(serving(durable=False), folder) as (address, _):
+        yield address
 
 
 def test_the_code_for_one_process_runs() -> None:
@@ -99,7 +115,7 @@ def test_every_command_of_the_readme_is_run_here() -> None:
     tried = starting("psserver", "psworker", "make demo")
     setup = starting("python3 -m venv", "pip install")
 
-    assert len(tried) == 15
+    assert len(tried) == 20
     assert sorted(tried + setup) == sorted(commands())
 
 
@@ -107,7 +123,8 @@ def test_the_commands_for_a_server_and_its_workers_run(
     folder: Path, server: str
 ) -> None:
     """In the order in which they stand there; a report of it all is the last."""
-    asked = [c for c in commands() if ADDRESS in c and c not in watching()]
+    others = {*watching(), *starting("psserver checkpoint")}
+    asked = [c for c in commands() if ADDRESS in c and c not in others]
     typed = [c.replace(ADDRESS, server) for c in asked]
 
     printed = {command: run(command, folder) for command in typed}
@@ -121,6 +138,26 @@ def test_the_commands_for_a_server_and_its_workers_run(
     assert stopped == f"{server} is stopping\n"
     (report,) = starting("psserver report")
     assert run(report, folder) == "report: report.html\n"
+
+
+def test_a_server_goes_on_where_one_that_was_killed_had_ended(folder: Path) -> None:
+    """Between the two, the commands for checkpoints run, in the README's order."""
+    save, *offline = starting("psserver checkpoint")
+    (train, _) = starting("psworker launch")
+
+    with started(serving(durable=True), folder) as (address, process):
+        run(train.replace(ADDRESS, address).replace("500", "20"), folder)
+        saved = run(save.replace(ADDRESS, address), folder)
+        process.kill()
+    listed, shown, exported = (run(command, folder) for command in offline)
+    with started(serving(durable=True), folder) as (address, _):
+        after = json.loads(run(f"psserver status {address} --json", folder))
+
+    assert saved.startswith("step 2")  # 20, or one more of the other worker.
+    assert " good " in listed
+    assert "variables/w" in shown
+    assert exported.startswith("model.safetensors: 2 variables of step 2")
+    assert after["step"] == after["applied"] == int(saved.split()[1].rstrip(":"))
 
 
 def test_the_commands_for_watching_a_run_run(folder: Path, server: str) -> None:

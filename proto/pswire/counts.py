@@ -1,5 +1,6 @@
 """What became of pushes, in all and of one worker, and their messages."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -42,6 +43,15 @@ class Counts:
     def drop_rate(self) -> float:
         """Dropped pushes among the judged ones, 0 to 1; 0 if there are none."""
         return self.dropped / self.judged if self.judged else 0.0
+
+    def since(self, earlier: "Counts") -> "Counts":
+        """Return what has come since; a number that is less than before: nothing."""
+        return Counts(
+            applied=max(0, self.applied - earlier.applied),
+            dropped=max(0, self.dropped - earlier.dropped),
+            duplicate=max(0, self.duplicate - earlier.duplicate),
+            rejected=Counter(self.rejected) - Counter(earlier.rejected),
+        )
 
     @classmethod
     def from_proto(cls, message: pb.Counts) -> Self:

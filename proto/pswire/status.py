@@ -100,7 +100,7 @@ class WorkerState(enum.StrEnum):
     STARVED = "starved"
     """It pushes in vain: the drop rate of all does not explain so many drops of one."""
     SILENT = "silent"
-    """It has not called for a minute."""
+    """It has not called for a minute, or not this start of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Status:
         the last twenty, although with the drop rate of all so many drops would be
         chance only once in a thousand.
         """
-        if worker.last_seen_s > _SILENT_S:
+        if worker.last_seen_s > min(_SILENT_S, self.uptime_s):
             return WorkerState.SILENT
         drops = worker.consecutive_drops
         if worker.recent_drops >= _MOST_DROPS:  # One applied push ends no starvation.

@@ -138,6 +138,11 @@ class Archive:
         """Write down that all there is, up to a step, is in a checkpoint."""
         Ending(self.mode, generation, step).write(self._disk, self._folder)
 
+    def close(self) -> None:
+        """Let go of the log."""
+        if self._log:
+            self._log.close()
+
     def _go_on(
         self, store: Recovering, kept: Checkpoint, ending: Ending | None, now: float
     ) -> None:

@@ -62,8 +62,9 @@ def write(disk: Disk, path: Path, arrays: Arrays) -> Digests:
     """
     specs = [ArraySpec(n, array.dtype, array.shape) for n, array in arrays.items()]
     hashes = {spec: sha256() for spec in specs}
+    header = _header(specs)
     with closing(disk.create(path)) as file:
-        file.write([_header(specs)])
+        file.write([header])
         for pieces in _batches(_hashed(arrays, hashes)):
             file.write(pieces)
         file.sync()

@@ -74,9 +74,9 @@ class Checkpoints:
         for name in reversed(self.names()):
             if which is None or which in (name, name.rpartition("-")[2]):
                 return name
-        known = ", ".join(self.names()) or "none"
+        known = " or ".join(self.names()) or "a checkpoint"
         raise DataDirectoryError(
-            f"{self._folder}: expected one of {known}, got {which or 'nothing'}"
+            f"{self._folder}: expected {known}, got {which or 'none'}"
         )
 
     def load(self, name: str, now: float) -> Checkpoint:

@@ -47,10 +47,7 @@ def _to_npz(variables: Body, output: Path) -> None:
 
 
 def _to_safetensors(variables: Body, output: Path) -> None:
-    def put(disk: Disk, path: Path) -> None:
-        arrayfile.write(disk, path, variables)
-
-    _replace(output, put)
+    _replace(output, lambda disk, path: arrayfile.write(disk, path, variables))
 
 
 def _to_orbax(variables: Body, output: Path) -> None:
@@ -80,7 +77,7 @@ STYLES: dict[str, Callable[[Body, Path], None]] = {
 """What can be written, and how."""
 
 
-def _replace(output: Path, put: Callable[[Disk, Path], None]) -> None:
+def _replace(output: Path, put: Callable[[Disk, Path], object]) -> None:
     disk, aside = RealDisk(), output.with_name(f".{output.name}.part")
     with suppress(FileNotFoundError):
         disk.remove(aside)  # Of a command that was killed.

@@ -80,8 +80,9 @@ def verify(disk: Disk, folder: Path) -> Manifest:
         DataDirectoryError: A byte of it is not as it was written.
     """
     manifest = describe(disk, folder)
-    for _ in arrayfile.read(disk, folder / _ARRAYS, manifest.digests):
-        pass
+    with _telling(folder / _MANIFEST):
+        for _ in arrayfile.read(disk, folder / _ARRAYS, manifest.digests):
+            pass
     return manifest
 
 
@@ -93,9 +94,9 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
         DataDirectoryError: A byte of it is not as it was written.
     """
     manifest = describe(disk, folder, now)
-    # Before memory is taken: this compares with the file's size.
-    pieces = arrayfile.read(disk, folder / _ARRAYS, manifest.digests)
     with _telling(folder / _MANIFEST):
+        # Before memory is taken: this compares with the file's size.
+        pieces = arrayfile.read(disk, folder / _ARRAYS, manifest.digests)
         variables, slots = _unwritten(manifest.digests)
         arrays = _named(variables, slots)
         for spec, at, piece in pieces:

@@ -52,9 +52,6 @@ class Log:
     def begin(self, step: int) -> None:
         """Start a segment for what comes after a step.
 
-        What a checkpoint covers is told by segments, so one of the step is to be cut
-        just when this is called.
-
         Raises:
             DiskFullError: The log goes on as it was.
             DiskFailedError: It takes nothing any more.
@@ -65,7 +62,10 @@ class Log:
         self.nbytes = 0
 
     def turn(self) -> None:
-        """Have the next `write` begin a segment; any thread may ask for that."""
+        """Have the next `write` begin a segment; any thread may ask for that.
+
+        Who then cuts a checkpoint has all whom the segments from its step on may lack.
+        """
         self._turns = True
 
     def write(self, changes: Sequence[Change]) -> None:
@@ -161,6 +161,8 @@ class Log:
     def _remove(self, path: Path) -> None:
         if path.name in self._disk.names(self._folder):
             self._disk.remove(path)
+            # Else it may come back, with a step that the log has long gone past.
+            self._disk.sync_folder(self._folder)
 
     def _forget_batch(self) -> None:
         assert self._writer

@@ -1,7 +1,6 @@
 """The log read again: all that came after a step, in order, without a gap."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -62,10 +61,17 @@ def read(
 
 def is_empty(disk: Disk, folder: Path) -> bool:
     """Say whether a log has nothing but the beginnings of segments."""
-    readers = (Reader(disk, segment.path) for segment in segments(disk, folder))
-    with suppress(NotWholeError):  # A server was killed while it began.
-        return not any(r.offset for reader in readers for r in reader.records())
-    return True
+    return all(
+        _is_beginning(Reader(disk, segment.path)) for segment in segments(disk, folder)
+    )
+
+
+def _is_beginning(reader: Reader) -> bool:
+    try:
+        return not any(record.offset for record in reader.records())
+    except NotWholeError:
+        # A server was killed while it began, if nothing else was ever there.
+        return not reader.end and not reader.was_synced()
 
 
 def _read(

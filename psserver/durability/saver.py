@@ -30,6 +30,8 @@ class Saved(Recovering, Protocol):
 
     @property
     def step(self) -> int: ...
+    @property
+    def refuses_pushes(self) -> bool: ...
     def resume(self) -> None: ...
 
 
@@ -46,7 +48,7 @@ class Saver:
         every: Every,
         *,
         on_room: Callable[[bool], None],
-        on_failure: Callable[[OSError], None],
+        on_failure: Callable[[Exception], None],
     ) -> None:
         """Prepare to keep.
 
@@ -64,8 +66,7 @@ class Saver:
         self._on_failure = on_failure
         self._woken = threading.Event()
         self._stopped = threading.Event()
-        self._is_full = False
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         # Held while a checkpoint is written; guards all fields below.
         self._saving = threading.Lock()
         self._newest: Kept | None = None
@@ -91,7 +92,6 @@ class Saver:
         try:
             self._archive.keep(changes)
         except DiskFullError as error:
-            self._is_full = True
             self._on_room(False)
             _log.error(
                 "pushes are refused: %s",
@@ -99,7 +99,7 @@ class Saver:
                 extra={"event": "disk_full", "error": str(error)},
             )
             raise
-        except OSError as error:
+        except Exception as error:  # Of the last record there may be a part.
             self._failure = error
             self._on_failure(error)
             raise
@@ -193,7 +193,8 @@ class Saver:
         while not self._stopped.is_set():
             self._woken.wait(_POLL_S)
             self._woken.clear()
-            if self._is_full:
+            # Not before the store knows that there is none: else it learns too late.
+            if self._store.refuses_pushes and not self._failure:
                 self._look_for_room()
             if self._is_due() and not self._stopped.is_set():
                 self._try_save()
@@ -226,9 +227,8 @@ class Saver:
             self._archive.probe()
         except OSError:
             return
-        self._is_full = False
+        self._on_room(True)  # First: from the next push on it may be False again.
         self._store.resume()
-        self._on_room(True)
         _log.info("pushes are taken again", extra={"event": "disk_has_room"})
 
     def _note(self, kept: Checkpoint) -> None:

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+)
 
 
 def gauge(name: str, help_text: str, value: float | None) -> Metric:
@@ -12,6 +16,11 @@ def gauge(name: str, help_text: str, value: float | None) -> Metric:
     if value is not None:
         family.add_metric([], value)
     return family
+
+
+def counter(name: str, help_text: str, value: int) -> Metric:
+    """Return a counter without labels; Prometheus adds `_total` to its name."""
+    return CounterMetricFamily(name, help_text, value)
 
 
 def histogram(

@@ -13,8 +13,8 @@ class History:
     """A sink that keeps samples of the whole run, the more apart the longer it lasts.
 
     Whenever it is full, it forgets every second sample, and from then on keeps half as
-    many. All but the loss count from the server's start, so that the difference of two
-    samples tells all that happened between them.
+    many. All but the loss are counts, so that the difference of two samples tells all
+    that happened between them; the first one is of the server's start.
     """
 
     def __init__(self, incarnation: str, *, capacity: int = _CAPACITY) -> None:

@@ -16,11 +16,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from psserver.metrics.families import gauge, histogram
+from psserver.metrics.families import counter, gauge, histogram
 from psserver.metrics.meter import SECONDS, Durations, Meter, Readings
+from psserver.metrics.since import since
 from psserver.metrics.workerfamilies import WorkerFamilies
 from pswire.counts import STALENESS_BOUNDS
-from pswire.status import Status, WorkerState
+from pswire.status import Durability, Status, WorkerState
 
 _MAX_LABELS = 100
 _PUSH_PARTS = {
@@ -32,13 +33,20 @@ _PUSH_PARTS = {
 
 
 def exposer(
-    read: Callable[[], Status], meter: Meter, *, max_labels: int = _MAX_LABELS
+    read: Callable[[], Status],
+    meter: Meter,
+    *,
+    first: Status,
+    max_labels: int = _MAX_LABELS,
 ) -> Callable[[str], tuple[str, bytes]]:
     """Return what answers a scrape: of an Accept header, a content type and a body.
 
     Args:
         read: Returns the server's figures, all of one moment.
         meter: What measures its calls.
+        first: The figures that this start of the server began with. Prometheus takes a
+            counter that is lower than before for one that began from 0, so from 0 all
+            of them begin.
         max_labels: How many workers have a label of their own: the first ones.
     """
     registry = CollectorRegistry(auto_describe=False)
@@ -48,7 +56,7 @@ def exposer(
         "python": platform.python_version(),
     }
     Info("asyncps_build", "What runs.", registry=registry).info(build)
-    registry.register(_Figures(read, meter, WorkerFamilies(max_labels)))
+    registry.register(_Figures(read, meter, first, WorkerFamilies(max_labels)))
     ProcessCollector(registry=registry)
 
     def expose(accept: str) -> tuple[str, bytes]:
@@ -63,18 +71,25 @@ def exposer(
 
 class _Figures(Collector):
     def __init__(
-        self, read: Callable[[], Status], meter: Meter, workers: WorkerFamilies
+        self,
+        read: Callable[[], Status],
+        meter: Meter,
+        first: Status,
+        workers: WorkerFamilies,
     ) -> None:
         self._read = read
         self._meter = meter
+        self._first = first
         self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
         status = self._read()  # Once a scrape, so that all adds up.
+        counted = since(status, self._first)
         yield from _about(status)
-        yield from _totals(status)
-        yield _staleness(status)
-        yield from self._workers.of(status)
+        yield from _totals(counted)
+        yield _staleness(counted)
+        yield from self._workers.of(status, counted)
+        yield from _kept(status.durability)
         yield from _measured(self._meter.read())
 
 
@@ -83,6 +98,7 @@ def _about(status: Status) -> Iterator[Metric]:
         "generation": status.generation,
         "incarnation": status.incarnation,
         "rule": status.rule,
+        "durability": status.durability.mode,
     }
     limit = status.limits.max_staleness
     yield InfoMetricFamily(
@@ -127,6 +143,37 @@ def _staleness(status: Status) -> Metric:
     buckets = status.staleness_buckets
     family.add_metric([], *histogram(STALENESS_BOUNDS, buckets, status.staleness_sum))
     return family
+
+
+def _kept(durability: Durability) -> Iterator[Metric]:
+    if durability.mode == "none":
+        return
+    yield gauge(
+        "asyncps_checkpoint_step",
+        "The step of the newest checkpoint; absent: there is none.",
+        durability.saved_step,
+    )
+    yield gauge(
+        "asyncps_checkpoint_age_seconds",
+        "Time since it was saved, or the server went on from it.",
+        durability.saved_s,
+    )
+    yield counter("asyncps_checkpoint_saves", "Checkpoints saved.", durability.saves)
+    yield counter(
+        "asyncps_checkpoint_failures",
+        "Checkpoints that could not be saved.",
+        durability.failures,
+    )
+    yield gauge(
+        "asyncps_log_bytes",
+        "Of the log since the newest checkpoint was begun.",
+        durability.log_nbytes,
+    )
+    yield counter(
+        "asyncps_log_syncs",
+        "How often the log has waited for the disk.",
+        durability.log_syncs,
+    )
 
 
 def _measured(readings: Readings) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""The thread that shows every sink the server's figures, once a second."""
+"""The thread that shows every sink the server's figures: at first, and each second."""
 
 import logging
 import threading
@@ -53,6 +53,7 @@ class Recorder:
         read: Callable[[], Status],
         sinks: Sequence[Sink],
         *,
+        first: Status,
         every_s: float = _EVERY_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -61,10 +62,13 @@ class Recorder:
         Args:
             read: Returns the server's figures.
             sinks: Who gets them.
+            first: Those that this start of the server began with, shown at once: what
+                any later ones have more than these, it has counted itself.
             every_s: The time between two samples, in seconds.
             clock: Tells the time, in seconds since 1970.
         """
         self._read = read
+        self._first = sample(first, clock())
         self._reading = _Guard(self)
         self._sinks = [(sink, _Guard(sink)) for sink in sinks]
         self._every_s = every_s
@@ -91,15 +95,18 @@ class Recorder:
 
     def _run(self) -> None:
         try:
+            self._show(self._first)
             while not self._stopped.wait(self._every_s):
-                self._reading.attempt(self._show)
-            self._reading.attempt(self._show)
+                self._reading.attempt(self._show_newest)
+            self._reading.attempt(self._show_newest)
         finally:
             for sink, guard in self._sinks:
                 guard.attempt(sink.close)
 
-    def _show(self) -> None:
-        taken = sample(self._read(), self._clock())
+    def _show_newest(self) -> None:
+        self._show(sample(self._read(), self._clock()))
+
+    def _show(self, taken: Sample) -> None:
         for sink, guard in self._sinks:
             guard.attempt(partial(sink.write, taken))
 

@@ -6,7 +6,7 @@ from typing import Any
 from psserver.metrics.recorder import Sample
 
 _IDLE_S = 60.0
-_CLOCKS = frozenset({"time", "uptime_s", "last_seen_s"})
+_CLOCKS = frozenset({"time", "uptime_s", "last_seen_s", "saved_s"})
 
 
 class Sparse:
@@ -49,10 +49,7 @@ class Sparse:
         return (held,) if held else ()
 
 
-def _figures(sample: Sample) -> Any:
-    workers = [_timeless(worker) for worker in sample["workers"]]
-    return {**_timeless(sample), "workers": workers}
-
-
-def _timeless(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in table.items() if name not in _CLOCKS}
+def _figures(part: Any) -> Any:
+    if isinstance(part, Mapping):
+        return {k: _figures(v) for k, v in part.items() if k not in _CLOCKS}
+    return [*map(_figures, part)] if isinstance(part, list) else part

@@ -37,18 +37,26 @@ class WorkerFamilies:
         self._lock = threading.Lock()  # Guards `_labels`: scrapes may overlap.
         self._labels: set[str] = set()
 
-    def of(self, status: Status) -> Iterator[Metric]:
-        """Make them, all of one moment."""
+    def of(self, status: Status, counted: Status) -> Iterator[Metric]:
+        """Make them, all of one moment.
+
+        Args:
+            status: That moment's.
+            counted: The same, with the counts that are told.
+        """
+        workers, rows = self._by_label(status), self._by_label(counted)
+        rows.setdefault(OTHERS, []).append(_without_a_row(counted))
+        yield _pushes(rows)
+        yield _staleness(rows)
+        yield from _gauges(workers)
+        yield _starved(workers, status)
+
+    def _by_label(self, status: Status) -> dict[str, list[WorkerStatus]]:
         workers: dict[str, list[WorkerStatus]] = {}
         with self._lock:
             for worker in status.workers:
                 workers.setdefault(self._label(worker.name), []).append(worker)
-        others = [*workers.get(OTHERS, ()), _without_a_row(status)]
-        counted = {**workers, OTHERS: others}
-        yield _pushes(counted)
-        yield _staleness(counted)
-        yield from _gauges(workers)
-        yield _starved(workers, status)
+        return workers
 
     def _label(self, worker: str) -> str:
         # A counter that changed its meaning would be none: labels are never taken back.

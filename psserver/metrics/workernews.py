@@ -20,8 +20,11 @@ class WorkerNews:
     def write(self, sample: Sample) -> None:
         states, self._states = self._states, {}  # Not of who is forgotten.
         for worker in sample["workers"]:
-            before = states.get(worker["name"], WorkerState.ACTIVE)
-            now = self._states[worker["name"]] = worker["state"]
+            name, now = worker["name"], worker["state"]
+            self._states[name] = now
+            # Who is silent at first has not called since before the server's start.
+            is_silent = now == WorkerState.SILENT
+            before = states.get(name, now if is_silent else WorkerState.ACTIVE)
             if now != before:
                 _tell(worker, before)
 

@@ -24,13 +24,13 @@ def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]
     return {
         "starts": list(map(_start, starts, began)),
         "total": _total(starts),
-        "staleness": _staleness([start.last for start in starts]),
+        "staleness": _staleness([start.counted for start in starts]),
         "best_loss": min(losses, default=None),
         "last_loss": losses[-1] if losses else None,
         "curves": _curves(starts, began),
         "buckets": BUCKETS,
         "workers": workers(starts),
-        "unjoined": add_counts(start.last.unjoined for start in starts).to_json(),
+        "unjoined": add_counts(start.counted.unjoined for start in starts).to_json(),
         "targets": [asdict(reached(starts, x)) for x in targets or levels(starts)],
     }
 
@@ -57,8 +57,8 @@ def _start(start: Start, began_s: float) -> dict[str, Any]:
         "first_uptime_s": start.first.uptime_s,
         "is_whole": start.is_whole,
         "samples": start.samples,
-        "step": start.last.step,
-        **start.last.counts.to_json(),
+        "step": start.own_steps,
+        **start.counted.counts.to_json(),
     }
 
 
@@ -66,27 +66,26 @@ def _total(starts: Sequence[Start]) -> dict[str, Any]:
     return {
         "uptime_s": sum(start.last.uptime_s for start in starts),
         "samples": sum(start.samples for start in starts),
-        "step": sum(start.last.step for start in starts),
-        **add_counts(start.last.counts for start in starts).to_json(),
+        "step": sum(start.own_steps for start in starts),
+        **add_counts(start.counted.counts for start in starts).to_json(),
     }
 
 
 def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[Any]]:
-    """Return the points of all starts, one after the other, parted by an empty one."""
+    """Return the points of all starts, one after the other; a first one is empty."""
     every = -(-sum(start.samples for start in starts) // _POINTS)
     rows: list[tuple[Any, ...]] = []
     steps = 0
     for start, began_s in zip(starts, began, strict=True):
-        if rows:
-            rows.append((began_s, steps, None, None, None, None))
+        before = steps - start.first_step
         rows += (
             (
-                *(began_s + point.uptime_s, steps + point.step),
+                *(began_s + point.uptime_s, before + point.step),
                 *(point.drop_rate, point.steps_per_s, point.loss, point.staleness),
             )
             for point in start.points(every)
         )
-        steps += start.last.step
+        steps += start.own_steps
     names = ("seconds", "steps", "drop_rate", "steps_per_s", "loss", "staleness")
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 

@@ -33,7 +33,7 @@ class WorkerMoment:
     counts: Counts
     longest_drops: int
     loss: float | None
-    mean_staleness: float | None
+    staleness_sum: int
     staleness_buckets: tuple[int, ...]
 
     @classmethod
@@ -44,7 +44,7 @@ class WorkerMoment:
             counts=_counts(table),
             longest_drops=_count(table["longest_drops"]),
             loss=_loss(table["loss"]),
-            mean_staleness=_mean(table["mean_staleness"]),
+            staleness_sum=_staleness_sum(table),
             staleness_buckets=tuple(
                 _count(table["staleness"][name]) for name in STALENESS_BUCKETS
             ),
@@ -66,7 +66,7 @@ class Moment:
     uptime_s: float
     loss: float | None
     counts: Counts
-    mean_staleness: float | None
+    staleness_sum: int
     staleness: Mapping[int, int]
     unjoined: Counts
     workers: tuple[WorkerMoment, ...]
@@ -82,7 +82,7 @@ class Moment:
             uptime_s=_seconds(table["uptime_s"]),
             loss=_loss(table["loss"]),
             counts=_counts(table),
-            mean_staleness=_mean(table["mean_staleness"]),
+            staleness_sum=_staleness_sum(table),
             staleness={_count(age): _count(n) for age, n in table["staleness"].items()},
             unjoined=_counts(table["unjoined"]),
             workers=tuple(map(WorkerMoment.from_json, table["workers"])),
@@ -142,8 +142,11 @@ def _seconds(value: Any) -> float:
     return _within(float(value), 0.0, _MOST_S)
 
 
-def _mean(value: Any) -> float | None:
-    return None if value is None else _within(float(value), 0.0, float(_MOST_COUNT))
+def _staleness_sum(table: Mapping[str, Any]) -> int:
+    mean = table["mean_staleness"]
+    if mean is None:
+        return 0
+    return round(_within(float(mean), 0.0, _MOST_COUNT) * _counts(table).judged)
 
 
 def _loss(value: Any) -> float | None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from psserver.metrics.since import since
 from psserver.report.samples import Moment
 from pswire.status import WorkerState
 
@@ -21,7 +22,7 @@ class Point:
         step: The step then.
         drop_rate: Of the pushes since the point before, and in the last ten seconds at
             least, 0 to 1; None: none was judged.
-        steps_per_s: Over the same time; None: what was before is unknown.
+        steps_per_s: Over the same time; None: it is the first sample's.
         loss: The mean of the losses since the point before; None: none was told.
         staleness: The mean staleness of the pushes of the drop rate, in steps.
     """
@@ -36,13 +37,13 @@ class Point:
 
 @dataclass(slots=True)
 class Start:
-    """One start of the server, whose counters began from nothing.
+    """One start of the server, which may have gone on from where another had ended.
 
     Attributes:
-        first: Its first sample.
+        first: Its first sample, which the server takes before anybody calls.
         last: Its last sample.
-        uptimes: When the samples were taken, in seconds since the start. This column
-            and those below begin with the start itself.
+        is_whole: Whether that is so, and `first` has none of its counts.
+        uptimes: When the samples were taken, in seconds since the start.
         steps: The step then.
         judged: The pushes judged until then.
         dropped: Those among them that were dropped.
@@ -53,12 +54,13 @@ class Start:
 
     first: Moment
     last: Moment
-    uptimes: list[float] = field(default_factory=lambda: [0.0])
-    steps: list[int] = field(default_factory=lambda: [0])
-    judged: list[int] = field(default_factory=lambda: [0])
-    dropped: list[int] = field(default_factory=lambda: [0])
-    ages: list[int] = field(default_factory=lambda: [0])
-    losses: list[float | None] = field(default_factory=lambda: [None])
+    is_whole: bool
+    uptimes: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    ages: list[int] = field(default_factory=list)
+    losses: list[float | None] = field(default_factory=list)
     starved_s: defaultdict[str, float] = field(
         default_factory=lambda: defaultdict(float)
     )
@@ -66,12 +68,22 @@ class Start:
     @property
     def samples(self) -> int:
         """How many samples there are of it."""
-        return len(self.uptimes) - 1
+        return len(self.uptimes)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its samples begin with the start, not somewhere in mid-run."""
-        return self.first.uptime_s <= _SOON_S
+    def first_step(self) -> int:
+        """The step that its own steps count from."""
+        return self.first.step if self.is_whole else 0
+
+    @property
+    def own_steps(self) -> int:
+        """How many steps it has made."""
+        return self.last.step - self.first_step
+
+    @property
+    def counted(self) -> Moment:
+        """What it has counted itself, as of its last sample."""
+        return since(self.last, self.first) if self.is_whole else self.last
 
     def add(self, moment: Moment) -> None:
         """Take the next sample."""
@@ -84,32 +96,32 @@ class Start:
         self.steps.append(moment.step)
         self.judged.append(moment.counts.judged)
         self.dropped.append(moment.counts.dropped)
-        self.ages.append(round((moment.mean_staleness or 0.0) * moment.counts.judged))
+        self.ages.append(moment.staleness_sum)
         self.losses.append(moment.loss)
 
     def points(self, every: int) -> list[Point]:
         """Return a point for every so many samples, and one for the last."""
-        picked = [*range(every, self.samples, every), self.samples]
-        return list(map(self._point, [0, *picked], picked))
+        last = self.samples - 1
+        picked = [*range(0, last, every), last]
+        return list(map(self._point, [-1, *picked], picked))
 
     def _point(self, before: int, index: int) -> Point:
         uptime_s = self.uptimes[index]
-        window = bisect_right(self.uptimes, max(uptime_s - _WINDOW_S, 0.0)) - 1
-        since = min(before, window)
-        known = since > 0 or self.is_whole
+        window = bisect_right(self.uptimes, uptime_s - _WINDOW_S) - 1
+        begin = max(min(before, window), 0)
         dropped, judged, ages, steps = (
-            column[index] - column[since]
+            column[index] - column[begin]
             for column in (self.dropped, self.judged, self.ages, self.steps)
         )
-        span_s = max(uptime_s - self.uptimes[since], 1.0)
+        span_s = max(uptime_s - self.uptimes[begin], 1.0)
         told = [x for x in self.losses[before + 1 : index + 1] if x is not None]
         return Point(
             uptime_s=uptime_s,
             step=self.steps[index],
-            drop_rate=dropped / judged if known and judged else None,
-            steps_per_s=steps / span_s if known else None,
+            drop_rate=dropped / judged if judged else None,
+            steps_per_s=steps / span_s if index else None,
             loss=sum(told) / len(told) if told else None,
-            staleness=ages / judged if known and judged else None,
+            staleness=ages / judged if judged else None,
         )
 
 
@@ -117,7 +129,9 @@ def gather(moments: Iterable[Moment]) -> list[Start]:
     """Part the samples by the server's starts, in their order."""
     starts: dict[str, Start] = {}
     for moment in moments:
-        start = starts.setdefault(moment.incarnation, Start(moment, moment))
+        # Of the first start the full files with the first samples may be removed.
+        is_whole = bool(starts) or moment.uptime_s <= _SOON_S
+        start = starts.setdefault(moment.incarnation, Start(moment, moment, is_whole))
         start.add(moment)
     return list(starts.values())
 

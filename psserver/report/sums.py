@@ -1,4 +1,4 @@
-"""Sums over the starts of a server, whose counters each began from nothing."""
+"""Sums over the starts of a server."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,8 +31,7 @@ def add_tables(tables: Iterable[Mapping[Any, int]]) -> Counter[Any]:
 def mean_staleness(rows: Sequence[Moment] | Sequence[WorkerMoment]) -> float | None:
     """Return the mean staleness of all judged pushes, in steps; None: of none."""
     judged = sum(row.counts.judged for row in rows)
-    total = sum((row.mean_staleness or 0.0) * row.counts.judged for row in rows)
-    return total / judged if judged else None
+    return sum(row.staleness_sum for row in rows) / judged if judged else None
 
 
 def middle(numbers: Sequence[int]) -> int | None:

@@ -21,7 +21,7 @@ class Reached:
         start: The number of the server's start, from 0; None: it was never reached.
         uptime_s: Since that start, in seconds.
         step: The step then.
-        judged: The pushes judged since that start.
+        judged: The pushes judged until then.
         at_first_sight: Whether the file begins later, so that it may have been before.
     """
 
@@ -44,7 +44,7 @@ def reached(starts: Sequence[Start], loss: float) -> Reached:
                     uptime_s=start.uptimes[index],
                     step=start.steps[index],
                     judged=start.judged[index],
-                    at_first_sight=index == 1 and not start.is_whole,
+                    at_first_sight=index == 0 and not start.is_whole,
                 )
     return Reached(loss)
 

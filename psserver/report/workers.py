@@ -24,7 +24,7 @@ def workers(starts: Sequence[Start]) -> list[dict[str, Any]]:
     """Return a row for every worker of any start, by name."""
     rows: dict[str, list[WorkerMoment]] = {}
     for start in starts:
-        for worker in start.last.workers:
+        for worker in start.counted.workers:
             rows.setdefault(worker.name, []).append(worker)
     starved_s = {
         name: sum(start.starved_s.get(name, 0.0) for start in starts) for name in rows

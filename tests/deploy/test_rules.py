@@ -21,11 +21,11 @@ def test_the_rules_are_rules(promtool: Any) -> None:
     checked = promtool("check", "rules", str(RULES))
 
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert "10 rules found" in checked.stdout
+    assert "12 rules found" in checked.stdout
 
 
 def test_the_alerts_tell_bad_runs_from_good_ones(promtool: Any, tmp_path: Path) -> None:
-    """A starved worker, most work lost, no step, broken pushes, a restart."""
+    """A starved worker, most work lost, no step, broken pushes, a disk, a restart."""
     for file in (RULES, Path(__file__).parent / "rules_test.yml"):
         shutil.copy(file, tmp_path)
 
@@ -38,12 +38,14 @@ def test_every_metric_of_rules_and_documents_is_one_that_the_server_has(
     start_server: Callable[..., psserver.Server],
     connect: Callable[..., psworker.Client],
     scrape: Callable[[psserver.Server], dict[tuple[str, ...], float]],
+    tmp_path: Path,
 ) -> None:
     """A name that nobody exports makes an alert that never comes.
 
     And what is exported is documented.
     """
-    server = start_server(http_port=0, max_staleness=0)
+    settings: dict[str, Any] = {"durability": "log", "data_dir": tmp_path}
+    server = start_server(http_port=0, max_staleness=0, **settings)
     with connect(server.address) as client:
         client.initialize({"w": np.zeros(1, np.float32)})
         client.push({"w": np.ones(1, np.float32)}, client.pull(), value=1.0)

@@ -1,1 +1,1 @@
-"""What tests break things with: a disk, a network, processes, and points to fail at."""
+"""What tests are made with: what things break with, and values to begin from."""

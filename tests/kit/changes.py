@@ -75,7 +75,7 @@ def batches(sizes: Iterable[int], step: int = 0) -> list[Sequence[Change]]:
     made: list[Sequence[Change]] = []
     for size in sizes:
         steps = range(step + 1, step + size)
-        joined = Joined(f"worker {step}", f"session {step}")
+        joined = Joined(f"worker {step}", f"session {step}", rejoin=step > 0)
         made.append(
             [joined, *(applied(each, session=joined.session) for each in steps)]
         )

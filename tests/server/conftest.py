@@ -1,16 +1,19 @@
 """What the server's tests share: rules that call back, raw channels, the command."""
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import grpc
 import jax
 import numpy as np
+import numpy.typing as npt
 import optax
 import pytest
 from click.testing import CliRunner, Result
@@ -18,10 +21,16 @@ from click.testing import CliRunner, Result
 import psserver
 import psworker
 from kit.processes import Process, Served
+from kit.statuses import QUIET
+from psserver.checkpoint import Checkpoint, Slots
 from psserver.cli import main
-from pswire.counts import Counts
+from psserver.counters import Counters
+from psserver.decision import Session
+from psserver.durability.arrayfile import DTYPES
+from pswire.body import Body
 from pswire.errors import NonFiniteError
-from pswire.status import Limits, Status
+from pswire.layout import Layout
+from pswire.values import Reason, Verdict
 
 StartServer = Callable[..., psserver.Server]
 
@@ -111,27 +120,79 @@ def make_sample() -> Callable[..., dict[str, Any]]:
 
     Yields a function of the uptime in seconds and of a `Status`'s fields.
     """
-    limits = Limits(
-        max_staleness=8, max_grad_norm=None, max_model_nbytes=0, max_unary_nbytes=0
-    )
 
     def make(uptime_s: float, **fields: Any) -> dict[str, Any]:
-        counts = fields.pop("counts", Counts())
         staleness = fields.get("staleness", {})
-        known: dict[str, Any] = {
-            "generation": "history",
-            "incarnation": "start",
-            "step": counts.applied,
-            "limits": limits,
-            "rule": "sgd",
-            "initialized": True,
-            "pushes_per_s": 0.0,
-            "staleness": {},
+        known = {
+            "step": fields.get("counts", QUIET.counts).applied,
             "staleness_sum": sum(age * n for age, n in staleness.items()),
-            "workers": (),
         }
         time = fields.pop("time", 1e9 + uptime_s)
-        status = Status(uptime_s=uptime_s, counts=counts, **{**known, **fields})
+        status = replace(QUIET, uptime_s=uptime_s, **{**known, **fields})
         return {"time": time, **status.to_json()}
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Checkpoint]:
+    """Make checkpoints of small models, of a seed and at a step, that have it all."""
+    return _checkpoint
+
+
+def _checkpoint(
+    seed: int = 0, step: int = 7, dtypes: Iterable[np.dtype[Any]] = DTYPES.values()
+) -> Checkpoint:
+    draw = np.random.default_rng(seed)
+    variables = {
+        f"{dtype.name}/{shape}": _random_array(draw, dtype, shape)
+        for dtype in dtypes
+        for shape in ((), (0, 3), (3, 2))
+    }
+    slots = {
+        f"slots[0].mu['{name}']": array[..., ::-1] if array.ndim else array
+        for name, array in variables.items()
+    }
+    workers = ("ann", "bo", "Zoë \U0001f40c")
+    sessions = {
+        "s1": Session("ann", superseded=True),
+        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step)),
+        "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
+        "s4": Session(workers[2]),
+    }
+    return Checkpoint(
+        generation=f"generation-{seed}",
+        step=step,
+        variables=Body.gather(Layout.of(variables), variables),
+        slots=Slots(slots, frozenset(list(slots)[:2])),
+        initializer="s1",
+        rule="adam(learning_rate=1e-3)",
+        max_staleness=(None, 0, -1, 8)[seed % 4],
+        max_grad_norm=(None, 0.1, 3)[seed % 3],
+        sessions=sessions,
+        counters=_random_counters(draw, workers),
+    )
+
+
+def _random_array(
+    draw: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Draw any bits at all, NaN and its payload too; bools are 0 or 1."""
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    most = 2 if dtype == np.bool_ else 256
+    return draw.integers(0, most, nbytes, np.uint8).view(dtype).reshape(shape)
+
+
+def _random_counters(draw: np.random.Generator, workers: Sequence[str]) -> Counters:
+    counters = Counters()
+    for worker in workers:
+        counters.join(worker, now=0.0)
+    for number in range(50):
+        worker = workers[int(draw.integers(2))]  # The last one has no push at all.
+        applied, staleness = bool(draw.integers(2)), int(draw.integers(200)) ** 3
+        reason = None if applied else Reason.STALE
+        verdict = Verdict(applied, staleness, number, reason, number % 9 == 0)
+        loss = (None, float(draw.random()), math.nan, -1e300)[draw.integers(4)]
+        counters.judge(worker, verdict, loss, now=float(number))
+        counters.reject((worker, None)[number % 2], NonFiniteError("w: nan"))
+    return counters

@@ -25,7 +25,7 @@ import psserver
 import psworker
 from pswire.counts import Counts
 from pswire.errors import ParameterServerError
-from pswire.status import Limits, Status
+from pswire.status import Durability, Limits, Status
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
@@ -221,6 +221,7 @@ def test_the_status_for_scripts_has_every_number(
         "mean_staleness": 1.0,
         "staleness": {"0": 1, "1": 1, "2": 1},
         "unjoined": Counts().to_json(),
+        "durability": Durability().to_json(),
     }
     assert list(worker["staleness"].items())[:4] == [
         *(("0", 1), ("1", 1), ("2", 1)),

@@ -184,6 +184,25 @@ def test_it_tells_how_much_there_is_since_it_began(disk: VirtualDisk) -> None:
     assert log.nbytes == 0
 
 
+def test_a_segment_that_was_asked_for_begins_with_the_next_batch(
+    disk: VirtualDisk,
+) -> None:
+    """Once, and not before there is something to write."""
+    log = begun(disk)
+    log.write(FIRST)
+    log.turn()
+    log.write([])
+    assert disk.names(FOLDER) == ["00000001-step-0.log"]
+
+    log.write(FAILED)
+    nbytes = log.nbytes
+    log.write(LATER)
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+    assert 0 < nbytes < log.nbytes < 2 * nbytes
+    assert facts(replayed(disk, 3)) == facts([*FAILED, *LATER])
+
+
 def test_on_a_real_disk_it_does_the_same(tmp_path: Path) -> None:
     """A torn end, and a file that may grow no more, which is true of the next too."""
     disk, folder = RealDisk(), tmp_path / "log"
@@ -241,6 +260,7 @@ def test_a_full_disk_takes_a_batch_wholly_or_not_at_all() -> None:
     nbytes = sum(len(b) for c in FAILED for b in encode(c, step=0, synced=0))
 
     for room in range(nbytes):
+        print("room", room)
         disk, log = filled(room)
         with pytest.raises(DiskFullError, match=rf"room for {nbytes} bytes, got .*28"):
             log.write(FAILED)
@@ -298,23 +318,22 @@ def test_a_batch_that_never_fits_leaves_no_files_behind(disk: VirtualDisk) -> No
 
 
 @pytest.mark.parametrize("kind", ["create", "write"])
-def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(
-    kind: str, disk: VirtualDisk
-) -> None:
-    """Nothing of it is left."""
-    log = begun(disk)
-    log.write(FIRST)
-
+def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(kind: str) -> None:
+    """Nothing of it is left, nor comes back after a crash."""
     text = r"2-step-3\.log: expected room"
-    with (
-        failing_next(disk, kind, errno.ENOSPC),
-        pytest.raises(DiskFullError, match=text),
-    ):
-        log.begin(3)
-    log.write(INSTEAD)
+    for seed in range(20):
+        disk = data_disk(seed)
+        log = begun(disk)
+        log.write(FIRST)
 
-    assert disk.names(FOLDER) == ["00000001-step-0.log"]
-    assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
+        failing = failing_next(disk, kind, errno.ENOSPC)
+        with failing, pytest.raises(DiskFullError, match=text):
+            log.begin(3)
+        log.write(INSTEAD)
+
+        disk = disk.crash()
+        assert disk.names(FOLDER) == ["00000001-step-0.log"]
+        assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
 
 
 def test_a_probe_of_a_server_that_was_killed_is_in_nobodys_way(
@@ -495,6 +514,7 @@ def test_nothing_that_was_told_of_is_lost_and_nothing_refused_comes_back(
     written = 0
 
     for seed in range(size(150, 10_000)):
+        print("seed", seed)
         lives = Lives(seed)
         for _ in range(10):
             lives.live()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import pytest
 from click.testing import Result
 
 import psworker
+from kit.statuses import QUIET
 from psserver.metrics.workernews import WorkerNews
 from pswire.counts import Counts, WorkerStatus
-from pswire.status import Limits, Status
 
 Run = Callable[..., Result]
 Serve = Callable[..., AbstractContextManager[Any]]
@@ -175,19 +176,8 @@ def sample(last_seen_s: float, drops: int = 0, rate: float = 0.0) -> dict[str, A
     """Return what a recorder shows: one worker among others, at a drop rate of all."""
     counts = Counts(1, drops)
     worker = WorkerStatus("ann", counts, drops, last_seen_s, recent_drops=drops)
-    status = Status(
-        generation="g",
-        incarnation="i",
-        step=0,
-        limits=Limits(2, None, 1, 1),
-        rule="sgd",
-        initialized=True,
-        uptime_s=1.0,
-        pushes_per_s=0.0,
-        counts=Counts(round(1000 * (1 - rate)), round(1000 * rate)),
-        staleness={},
-        workers=(worker,),
-    )
+    total = Counts(round(1000 * (1 - rate)), round(1000 * rate))
+    status = replace(QUIET, counts=total, workers=(worker,))
     return {"time": 0.0, **status.to_json()}
 
 
@@ -205,10 +195,12 @@ FORGOTTEN = {**SILENT, "workers": []}
         ([ACTIVE, STARVED, HOPELESS], ["is starved: ", "is no longer starved"]),
         ([STARVED, ACTIVE, ACTIVE], ["is starved: ", "is no longer starved"]),
         (
-            [SILENT, SILENT, ACTIVE, SILENT],
+            [ACTIVE, SILENT, SILENT, ACTIVE, SILENT],
             ["has gone silent: its last call was 61 s ago", "is back", "has gone"],
         ),
-        ([SILENT, FORGOTTEN, ACTIVE], ["has gone silent"]),
+        ([SILENT, SILENT, STARVED], ["is starved: "]),
+        ([SILENT, ACTIVE], ["is back"]),
+        ([ACTIVE, SILENT, FORGOTTEN, ACTIVE], ["has gone silent"]),
         ([STARVED, SILENT, STARVED], ["is starved", "has gone silent", "is starved"]),
     ],
 )

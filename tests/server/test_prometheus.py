@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
+from kit.statuses import QUIET
 from psserver.metrics.meter import Meter
 from psserver.metrics.prometheus import exposer
 from pswire.counts import Counts, WorkerStatus
-from pswire.status import Limits, Status
+from pswire.status import Durability, Limits, Status
 
 Metrics = dict[tuple[str, ...], float]
 Read = Callable[[str], Metrics]
@@ -38,15 +39,10 @@ GONE = WorkerStatus(
     last_seen_s=100.0,
     staleness_buckets=(15, *(0,) * 15),
 )
-STATUS = Status(
-    generation="g",
-    incarnation="i",
+STATUS = replace(
+    QUIET,
     step=20,
     limits=Limits(4, None, 1, 1),
-    rule="sgd",
-    initialized=True,
-    uptime_s=60.0,
-    pushes_per_s=1.0,
     counts=Counts(20, 12, 1, {"NON_FINITE": 2, "SESSION_UNKNOWN": 3, "STEP_READ": 1}),
     staleness={0: 19, 1: 1, 3: 1, 100: 1, 200: 10},
     workers=(FAST, GONE, SLOW),
@@ -58,7 +54,8 @@ STATUS = Status(
 
 def text_of(status: Status, meter: Meter | None = None, accept: str = "") -> str:
     """Return the whole scrape."""
-    return exposer(lambda: status, meter or Meter())(accept)[1].decode()
+    expose = exposer(lambda: status, meter or Meter(), first=QUIET)
+    return expose(accept)[1].decode()
 
 
 def beginning(scrape: Metrics, *start: str) -> Metrics:
@@ -83,7 +80,7 @@ def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
     assert scrape["asyncps_max_staleness_steps",] == 4
     assert scrape["asyncps_drop_ratio",] == 12 / 32
     assert scrape["asyncps_loss",] == 0.25
-    assert scrape["asyncps_server_info", "g", "i", "sgd"] == 1
+    assert scrape["asyncps_server_info", "none", "g", "i", "sgd"] == 1
     assert beginning(scrape, "asyncps_workers") == {
         ("active",): 1,
         ("silent",): 1,
@@ -152,13 +149,13 @@ def test_only_so_many_workers_have_a_label_and_keep_it(read_metrics: Read) -> No
     """A name that comes first in the alphabet later on takes nobody's."""
     workers = [(GONE, SLOW), (FAST, GONE, SLOW)]
     states = iter([replace(STATUS, workers=each) for each in workers])
-    expose = exposer(lambda: next(states), Meter(), max_labels=1)
+    expose = exposer(lambda: next(states), Meter(), first=QUIET, max_labels=1)
 
     before, after = (read_metrics(expose("")[1].decode()) for _ in range(2))
 
-    for scrape, others in ((before, 11), (after, 12)):
+    for scrape in (before, after):
         dropped = beginning(scrape, "asyncps_worker_pushes_total", "dropped")
-        assert dropped == {("(others)",): others, ("gone",): 0}
+        assert dropped == {("(others)",): 12, ("gone",): 0}
     assert after["asyncps_worker_staleness_steps_count", "(others)"] == 17
     assert after["asyncps_worker_consecutive_drops", "(others)"] == 11
     assert after["asyncps_worker_starved", "(others)"] == 1
@@ -172,7 +169,7 @@ def test_a_worker_called_like_the_others_is_one_of_them(read_metrics: Read) -> N
     scrape = read_metrics(text_of(replace(STATUS, workers=(impostor,))))
 
     assert beginning(scrape, "asyncps_worker_pushes_total", "rejected") == {
-        ("(others)",): 3 + 2
+        ("(others)",): 2 + 4
     }
 
 
@@ -184,6 +181,77 @@ def test_what_is_not_there_is_left_out(read_metrics: Read) -> None:
 
     assert ("asyncps_max_staleness_steps",) not in scrape
     assert ("asyncps_loss",) not in scrape
+
+
+def test_counters_begin_from_0_with_every_start_of_the_server(
+    read_metrics: Read,
+) -> None:
+    """Else one that had been higher before would be taken for many pushes at once.
+
+    The sums over workers stay those of all, also if a worker was forgotten since.
+    """
+    more = Counts(8, 1, 2, {"NON_FINITE": 3, "STEP_READ": 1})
+    fast = replace(
+        FAST,
+        counts=more,
+        staleness_buckets=(6, 2, 0, 1, *(0,) * 12),
+        staleness_sum=5,
+    )
+    status = replace(
+        STATUS,
+        step=23,
+        counts=Counts(23, 12, 2, {**STATUS.counts.rejected, "NON_FINITE": 3}),
+        staleness={**STATUS.staleness, 0: 21, 1: 2},
+        staleness_sum=STATUS.staleness_sum + 1,
+        workers=(fast, replace(GONE, counts=Counts(applied=2)), SLOW),
+        unjoined=Counts(13, 0, 0, {"SESSION_UNKNOWN": 3}),
+    )
+    expose = exposer(lambda: status, Meter(), first=STATUS)
+
+    scrape = read_metrics(expose("")[1].decode())
+
+    pushes = beginning(scrape, "asyncps_pushes_total")
+    assert {key: n for key, n in pushes.items() if n} == {
+        ("applied", ""): 3,
+        ("duplicate", ""): 1,
+        ("rejected", "NON_FINITE"): 1,
+    }
+    assert scrape["asyncps_drop_ratio",] == 0
+    assert scrape["asyncps_staleness_steps_count",] == 3
+    assert scrape["asyncps_staleness_steps_sum",] == 1
+    workers = beginning(scrape, "asyncps_worker_pushes_total")
+    assert {key: n for key, n in workers.items() if n} == {
+        ("applied", "fast"): 3,
+        ("duplicate", "fast"): 1,
+        ("rejected", "fast"): 2,
+    }
+    assert scrape["asyncps_step",] == 23
+    assert scrape["asyncps_worker_consecutive_drops", "slow"] == 11
+    assert scrape["asyncps_worker_starved", "slow"] == 1
+
+
+def test_what_outlasts_the_server_is_told(read_metrics: Read) -> None:
+    """Where nothing does, there is no such metric; without a checkpoint no age."""
+    kept = Durability("log", 1200, 34.5, saves=3, failures=2, log_nbytes=7, log_syncs=9)
+
+    none, some, first = (
+        read_metrics(text_of(replace(STATUS, durability=durability)))
+        for durability in (Durability(), kept, Durability("checkpoint"))
+    )
+
+    parts = ("asyncps_checkpoint", "asyncps_log")
+    assert {key[0]: n for key, n in some.items() if key[0].startswith(parts)} == {
+        "asyncps_checkpoint_step": 1200,
+        "asyncps_checkpoint_age_seconds": 34.5,
+        "asyncps_checkpoint_saves_total": 3,
+        "asyncps_checkpoint_failures_total": 2,
+        "asyncps_log_bytes": 7,
+        "asyncps_log_syncs_total": 9,
+    }
+    assert some["asyncps_server_info", "log", "g", "i", "sgd"] == 1
+    assert not [key for key in none if key[0].startswith(parts)]
+    assert ("asyncps_checkpoint_age_seconds",) not in first
+    assert first["asyncps_checkpoint_failures_total",] == 0
 
 
 def test_calls_and_bytes_are_told_by_path_and_method(read_metrics: Read) -> None:
@@ -242,7 +310,7 @@ def test_any_name_of_a_worker_comes_through(
 )
 def test_the_text_is_what_was_asked_for(accept: str, content_type: str) -> None:
     """The old format, or the one that has become a standard."""
-    said, body = exposer(lambda: STATUS, Meter())(accept)
+    said, body = exposer(lambda: STATUS, Meter(), first=QUIET)(accept)
 
     assert said.startswith(content_type)
     if "openmetrics" in said:

@@ -1,7 +1,7 @@
 """Sinks that fail or hang: the others, and the server, go on."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import psserver
-from psserver.metrics.recorder import Recorder, Sample
+from kit.statuses import QUIET
+from psserver.metrics.recorder import Recorder, Sample, Sink
 from pswire.status import Status
 
 StartServer = Callable[..., psserver.Server]
@@ -64,6 +65,11 @@ class Stuck(Kept):
         self.may_return.wait(_TIMEOUT_S)
 
 
+def record(read: Callable[[], Status], sinks: Sequence[Sink]) -> Recorder:
+    """Record a thousand times a second."""
+    return Recorder(read, sinks, first=QUIET, every_s=0.001)
+
+
 def lost(caplog: pytest.LogCaptureFixture) -> list[Any]:
     """Return the sink and the error of each warning."""
     told = [vars(record) for record in caplog.records]
@@ -75,7 +81,7 @@ def test_a_sink_that_fails_is_named_once_and_harms_no_other(
 ) -> None:
     """Whatever kind of object it is, and also while it is closed."""
     kept = Kept()
-    recorder = Recorder(start_server().status, [Failing(), kept], every_s=0.001)
+    recorder = record(start_server().status, [Failing(), kept])
 
     assert kept.has_three.wait(_TIMEOUT_S)
     recorder.stop(_TIMEOUT_S)
@@ -97,7 +103,7 @@ def test_figures_that_cannot_be_read_are_read_again(
             raise faults.pop()
         return status()
 
-    recorder = Recorder(read, [kept], every_s=0.001)
+    recorder = record(read, [kept])
     assert kept.has_three.wait(_TIMEOUT_S)
     recorder.stop(_TIMEOUT_S)
 
@@ -109,7 +115,7 @@ def test_sinks_are_closed_however_the_recorder_ends(start_server: StartServer) -
     """A sink may call for its end."""
     leaving, kept = Leaving(), Kept()
 
-    Recorder(start_server().status, [leaving, kept]).stop(_TIMEOUT_S)
+    record(start_server().status, [leaving, kept]).stop(_TIMEOUT_S)
 
     assert (leaving.closed, kept.closed) == (1, 1)
 

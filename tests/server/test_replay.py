@@ -28,7 +28,7 @@ from psserver.durability.errors import DataDirectoryError
 from psserver.durability.frame import FRAME_NBYTES, Frame, framed
 from psserver.durability.log import Log
 from psserver.durability.records import Kind, Start, encode
-from psserver.durability.replay import read
+from psserver.durability.replay import is_empty, read
 from pswire.body import Body
 from pswire.layout import Layout
 
@@ -199,6 +199,7 @@ def test_any_byte_that_is_changed_is_found(files: Files) -> None:
     last_batch = edges[-4]
 
     for place in range(len(data)):
+        print("byte", place)
         damaged = bytearray(data)
         damaged[place] ^= random.randrange(1, 256)
         count = sum(start <= place for start in edges) - 1
@@ -321,6 +322,24 @@ def test_what_was_read_lasts_though_it_had_not_been_synced(
 
         assert got == told(made)
         assert facts(replayed(disk.crash())) == got
+
+
+def test_a_log_is_empty_if_nothing_was_ever_written_but_its_beginning(
+    files: Files,
+) -> None:
+    """Cut short or not; one whose beginning is damaged is not empty."""
+    data = files[LAST_NAME]
+    edges = starts(data)
+    damaged = b"?" + data[1:]
+
+    beginnings = (b"", data[:1], data[: edges[1] - 1], data[: edges[1]], bytes(50))
+    for beginning in beginnings:
+        assert is_empty(disk_of({LAST_NAME: beginning}), FOLDER)
+    for more in (data, data[: edges[1] + 1], damaged):
+        assert not is_empty(disk_of({LAST_NAME: more}), FOLDER)
+        second = {FIRST_NAME: data[: edges[1]], LAST_NAME: more}
+        assert not is_empty(disk_of(second), FOLDER)
+    assert is_empty(data_disk(), FOLDER)
 
 
 # What is refused

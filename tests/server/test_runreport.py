@@ -53,11 +53,23 @@ def run(path: Path, output: Path) -> Run:
 
 
 @pytest.fixture
-def report(path: Path, output: Path, run: Run) -> Report:
-    """Report some samples, and return the figures that the page shows."""
+def report(path: Path, output: Path, run: Run, make_sample: MakeSample) -> Report:
+    """Report some samples, and return the figures that the page shows.
+
+    As a server does, it begins each start with a sample of its own: by default that of
+    one that begins from nothing.
+    """
 
     def make(samples: Sequence[Any], *options: str) -> dict[str, Any]:
-        path.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+        written: list[Any] = []
+        for sample in samples:
+            name, uptime_s = sample["incarnation"], sample["uptime_s"]
+            is_known = any(each["incarnation"] == name for each in written)
+            if 0 < uptime_s <= 60 and not is_known:
+                began = sample["time"] - uptime_s
+                written.append(make_sample(0.0, time=began, incarnation=name))
+            written.append(sample)
+        path.write_text("".join(f"{json.dumps(sample)}\n" for sample in written))
         result = run(*options)
         assert (result.exit_code, result.stderr) == (0, "")
         return _data(output)
@@ -118,7 +130,7 @@ def test_a_report_says_what_the_server_counted(
 def test_the_starts_of_a_server_are_told_apart_and_added_up(
     report: Report, make_sample: MakeSample
 ) -> None:
-    """Each began to count from nothing; the time between them is nobody's."""
+    """Each has begun to count from nothing; the time between them is nobody's."""
     ann = Counts(applied=6, dropped=2, duplicate=1)
     bob = Counts(applied=2, dropped=2, rejected={"NON_FINITE": 1})
     again = Counts(applied=1, dropped=3)
@@ -150,7 +162,7 @@ def test_the_starts_of_a_server_are_told_apart_and_added_up(
     assert (first["began_s"], second["began_s"]) == (0.0, 100.0)
     assert data["total"] == {
         "uptime_s": 30.0,
-        "samples": 2,
+        "samples": 4,
         "step": 9,
         "received": 18,
         "applied": 9,
@@ -169,6 +181,57 @@ def test_the_starts_of_a_server_are_told_apart_and_added_up(
     assert workers["ann"]["drop_rate"] == 5 / 12
     assert workers["ann"]["longest_drops"] == 5
     assert (workers["ann"]["state"], workers["bob"]["state"]) == ("active", None)
+
+
+def test_what_a_start_went_on_from_is_not_its_own(
+    report: Report, make_sample: MakeSample
+) -> None:
+    """It begins with fewer pushes than the start before had counted, or with as many.
+
+    So every push is counted once, also one that the restart undid.
+    """
+
+    def moment(start: str, uptime_s: float, done: int, **fields: Any) -> Any:
+        counts = Counts(done, done // 2)
+        zero, two = done, done // 2
+        worker = _worker(
+            "ann",
+            counts,
+            staleness_buckets=_buckets(upto_0=zero, upto_2=two),
+            staleness_sum=2 * two,
+        )
+        return make_sample(
+            uptime_s,
+            incarnation=start,
+            counts=Counts(done, done // 2, rejected={"SESSION_UNKNOWN": done}),
+            staleness={0: zero, 2: two},
+            workers=(worker,),
+            unjoined=Counts(rejected={"SESSION_UNKNOWN": done}),
+            **fields,
+        )
+
+    rows = [
+        moment("killed", 10.0, 100, time=1010.0),
+        moment("cut", 0.0, 80, time=1020.0),
+        moment("cut", 10.0, 90, time=1030.0),
+        moment("whole", 0.0, 90, time=1040.0),
+        moment("whole", 10.0, 120, time=1050.0),
+    ]
+
+    data = report(rows)
+
+    assert [start["applied"] for start in data["starts"]] == [100, 10, 30]
+    assert [start["step"] for start in data["starts"]] == [100, 10, 30]
+    assert data["total"]["step"] == 140
+    assert data["total"]["dropped"] == 70
+    assert data["unjoined"]["rejected"] == {"SESSION_UNKNOWN": 140}
+    assert data["staleness"]["counts"] == {"0": 140, "2": 70}
+    assert data["staleness"]["mean"] == 2 / 3
+    (ann,) = data["workers"]
+    assert (ann["applied"], ann["mean_staleness"]) == (140, 2 / 3)
+    assert ann["staleness"] == [*_buckets(upto_0=140, upto_2=70)]
+    assert data["curves"]["steps"] == [0, 100, 100, 110, 110, 140]
+    assert data["curves"]["steps_per_s"] == [None, 10.0, None, 1.0, None, 3.0]
 
 
 def test_the_staleness_of_a_worker_is_that_of_all_its_starts(
@@ -241,12 +304,12 @@ def test_a_point_tells_of_the_last_ten_seconds(
     curves = report(rows)["curves"]
 
     assert curves == {
-        "seconds": [2.0, 10.0, 20.0, 40.0],
-        "steps": [4, 10, 10, 10],
-        "drop_rate": [0.0, 0.0, 1.0, None],
-        "steps_per_s": [2.0, 1.0, 0.0, 0.0],
-        "loss": [None, 2.0, 1.5, None],
-        "staleness": [2.0, 2.0, 1009.0, None],
+        "seconds": [0.0, 2.0, 10.0, 20.0, 40.0],
+        "steps": [0, 4, 10, 10, 10],
+        "drop_rate": [None, 0.0, 0.0, 1.0, None],
+        "steps_per_s": [None, 2.0, 1.0, 0.0, 0.0],
+        "loss": [None, None, 2.0, 1.5, None],
+        "staleness": [None, 2.0, 2.0, 1009.0, None],
     }
 
 
@@ -261,9 +324,9 @@ def test_curves_are_parted_where_the_server_was_restarted(
 
     curves = report(rows)["curves"]
 
-    assert curves["seconds"] == [5.0, 5.0, 10.0]
-    assert curves["steps"] == [50, 50, 60]
-    assert curves["steps_per_s"] == [10.0, None, 2.0]
+    assert curves["seconds"] == [0.0, 5.0, 5.0, 10.0]
+    assert curves["steps"] == [0, 50, 50, 60]
+    assert curves["steps_per_s"] == [None, 10.0, None, 2.0]
 
 
 def test_a_long_run_is_thinned_and_no_drop_is_lost(
@@ -279,8 +342,8 @@ def test_a_long_run_is_thinned_and_no_drop_is_lost(
 
     assert 900 <= len(curves["seconds"]) <= 1001
     assert curves["seconds"][-1] == 20_000.0
-    assert {rate for rate in curves["drop_rate"] if rate} == {7 / 27}
-    assert set(curves["loss"]) == {1.0}
+    assert {rate for rate in curves["drop_rate"] if rate} == {7 / 28}
+    assert set(curves["loss"][1:]) == {1.0}
 
 
 def test_a_file_that_begins_in_mid_run_guesses_nothing(
@@ -294,7 +357,7 @@ def test_a_file_that_begins_in_mid_run_guesses_nothing(
 
     data = report(rows, "--target", "0.5")
 
-    assert data["curves"]["steps_per_s"] == [None, None, 1.0]
+    assert data["curves"]["steps_per_s"] == [None, 1.0, 1.0]
     assert data["total"]["applied"] == 7212
     assert data["starts"][0]["is_whole"] is False
     assert data["targets"][0]["at_first_sight"] is True

@@ -190,7 +190,7 @@ def test_tensorboard_gets_the_figures_at_each_step(
     )
     sink.close()
 
-    first, second = _events(tmp_path / "start")
+    first, second = _events(tmp_path / "i")
     assert (first.step, first.wall_time) == (0, 1e9 + 1)
     assert {value.tag for value in first.summary.value} == {
         *("drop_rate", "steps_per_s", "applied", "dropped")

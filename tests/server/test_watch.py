@@ -25,10 +25,11 @@ from rich.console import Console
 
 import psserver
 import psworker
+from kit.statuses import QUIET
 from psserver.watch import View
 from pswire.counts import Counts, WorkerStatus
 from pswire.errors import ServerUnavailableError
-from pswire.status import Limits, Status
+from pswire.status import Durability, Limits, Status
 
 StartServer = Callable[..., psserver.Server]
 Run = Callable[..., Result]
@@ -44,29 +45,28 @@ def status(workers: int = 3, **changes: Any) -> Status:
     ]
     starved = WorkerStatus("host-9999-0", Counts(0, 93), 93, 0.4, 93, 2.7)
     return replace(
-        Status(
-            generation="g",
-            incarnation="first",
-            step=1330,
-            limits=Limits(6, None, 1, 1),
-            rule="sgd(learning_rate=0.01)",
-            initialized=True,
-            uptime_s=35.0,
-            pushes_per_s=41.3,
-            counts=Counts(1330, 93),
-            staleness={0: 300, 2: 900, 6: 130, 9: 93},
-            workers=(*rows, starved),
-            steps_per_s=38.6,
-            recent_drop_rate=0.064,
-            loss=0.123456,
-        ),
-        **changes,
+        QUIET,
+        **{
+            "incarnation": "first",
+            "step": 1330,
+            "limits": Limits(6, None, 1, 1),
+            "rule": "sgd(learning_rate=0.01)",
+            "uptime_s": 35.0,
+            "pushes_per_s": 41.3,
+            "counts": Counts(1330, 93),
+            "staleness": {0: 300, 2: 900, 6: 130, 9: 93},
+            "workers": (*rows, starved),
+            "steps_per_s": 38.6,
+            "recent_drop_rate": 0.064,
+            "loss": 0.123456,
+            **changes,
+        },
     )
 
 
 def view(of: Status, clock: Callable[[], float] = lambda: 0.0) -> View:
     """Return the first view of a server."""
-    return View("127.0.0.1:7070", of, clock(), clock=clock)
+    return View("127.0.0.1:7070", of, of, clock(), clock=clock)
 
 
 def drawn(what: View, width: int = 80, height: int = 25) -> list[str]:
@@ -171,16 +171,33 @@ def test_a_server_that_is_away_is_said_with_the_time_since() -> None:
 
 
 def test_a_restart_is_said_from_then_on() -> None:
-    """The counters of the new server have nothing to do with those before."""
-    again = status(incarnation="second", uptime_s=2.0, initialized=False)
+    """In another generation steps may be lost, in the same one none are."""
+    cut = status(
+        incarnation="second", generation="other", uptime_s=2.0, initialized=False
+    )
+    whole = status(incarnation="second", uptime_s=70.0)
 
-    lines = drawn(view(status()).after(again).after(replace(again, uptime_s=70.0)))
+    lines = drawn(view(status()).after(cut).after(replace(cut, uptime_s=70.0)))
 
     assert lines[2:4] == [
-        "the server has restarted: all counters began anew 1 min ago",
+        "the server restarted 1 min ago: what no checkpoint had is lost",
         "no variables yet: the first worker brings them",
     ]
+    assert drawn(view(status()).after(whole))[2:4] == [
+        "the server restarted 1 min ago: no step is lost",
+        "",
+    ]
     assert drawn(view(status()).after(status()))[2] == ""
+
+
+def test_a_view_tells_what_outlasts_the_server() -> None:
+    """Where anything does; what could not be saved cannot be overlooked."""
+    durability = Durability("log", saved_step=1300, saved_s=12.0, failures=1)
+
+    lines = drawn(view(status(durability=durability)))
+
+    assert lines[7] == "kept       log, step 1300 saved 12 s ago, 1 failed to be saved"
+    assert not any(line.startswith("kept") for line in drawn(view(status())))
 
 
 # In a terminal
@@ -284,7 +301,7 @@ def test_a_terminal_shows_a_server_live(
     away = terminal.until("no answer for [1-9]")
     second = start_server(port=int(first.address.rpartition(":")[2]))
     push(second.address, 2)
-    restarted = terminal.until("the server has restarted.*(.*\n)*step +2,")
+    restarted = terminal.until("the server restarted.*(.*\n)*step +2,")
     terminal.process.send_signal(signal.SIGINT)
     written = terminal.finish()
 

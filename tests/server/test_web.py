@@ -531,7 +531,7 @@ def test_a_server_whose_last_step_fails_closes_all(
 ) -> None:
     """Both its ports, and all threads."""
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("psserver.server.Recorder", fail)

@@ -17,15 +17,22 @@ import numpy.typing as npt
 import optax
 import pytest
 
+import psserver
+import psworker
+from kit.virtualdisk import VirtualDisk
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 
+ConnectNear = Callable[..., psworker.Client]
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+Kept = Callable[..., dict[str, Any]]
 Mark = Callable[[int, int], npt.NDArray[np.float32]]
+StartServer = Callable[..., psserver.Server]
+Succeed = Callable[..., psserver.Server]
+UseDisk = Callable[[VirtualDisk], None]
 MakePush = Callable[..., pb.PushRequest]
 JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
-LeftBehind = Callable[[Path], Path]
 SendHalf = Callable[
     [rpc.ParameterServerStub, pb.PushRequest], tuple[Any, Callable[[], None]]
 ]
@@ -95,6 +102,19 @@ def in_parallel() -> InParallel:
         return [result.result() for result in results]
 
     return run
+
+
+@pytest.fixture
+def use_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UseDisk:
+    """Give the servers that start from now on a disk, on which `tmp_path` lasts."""
+
+    def use(disk: VirtualDisk) -> None:
+        disk.make_folder(tmp_path)
+        for folder in tmp_path.parents:
+            disk.sync_folder(folder)
+        monkeypatch.setattr("psserver.durability.disk.RealDisk", lambda: disk)
+
+    return use
 
 
 @pytest.fixture
@@ -201,14 +221,50 @@ def send_half() -> Iterator[SendHalf]:
 
 
 @pytest.fixture
-def left_behind(tmp_path: Path) -> LeftBehind:
-    """Copy a data directory: it is what `kill -9` would leave of a server at rest."""
+def connect_near() -> Iterator[ConnectNear]:
+    """Connect clients that close with the test; they go past gRPC if they can."""
+    with ExitStack() as stack:
+        yield lambda address, **settings: stack.enter_context(
+            psworker.connect(address, **settings)
+        )
 
-    def copy(data_dir: Path) -> Path:
-        number = len(list(tmp_path.glob("left-behind-*")))
-        return Path(shutil.copytree(data_dir, tmp_path / f"left-behind-{number}"))
 
-    return copy
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """Make the settings of servers of one data directory, one after another.
+
+    They save a checkpoint when they are told to, and at their end.
+    """
+
+    def make(durability: str, **settings: Any) -> dict[str, Any]:
+        place = {"data_dir": tmp_path / "data", "checkpoint_every": 10**9}
+        where = {} if durability == "none" else place
+        return {"durability": durability, **where, **settings}
+
+    return make
+
+
+@pytest.fixture
+def succeed(start_server: StartServer) -> Succeed:
+    """End a server that is at rest, and start another in its place.
+
+    Yields a function of the server, of how it ends, and of the settings of the next
+    one. It is "stopped", or "killed": then all that it does to its data directory in
+    the end is undone.
+    """
+
+    def replace(server: psserver.Server, end: str, **settings: Any) -> psserver.Server:
+        folder = settings.get("data_dir")
+        if end == "killed" and folder:
+            left = folder.with_name("left")
+            shutil.copytree(folder, left)
+            server.stop()
+            shutil.rmtree(folder)
+            left.rename(folder)
+        server.stop()
+        return start_server(port=int(server.address.rpartition(":")[2]), **settings)
+
+    return replace
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
-"""A checkpoint has all that training needs: variables, slots, who had joined, counts."""
+"""Training goes on from a checkpoint as if there had been no break, bit for bit."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +14,22 @@ import pytest
 import psserver
 import psworker
 from psserver import admin
-from pswire.errors import SequenceError, SessionSupersededError, from_status
-from pswire.values import Reason, Verdict
 
 StartServer = Callable[..., psserver.Server]
-JoinRaw = Callable[..., Any]
-Mark = Callable[[int, int], npt.NDArray[np.float32]]
-LeftBehind = Callable[[Path], Path]
 NewestArrays = Callable[[Path], bytes]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 SEED = 12
-TIMEOUT_S = 30.0
 NEVER = 10**9  # Steps, to the next checkpoint that nobody asks for.
 
 FLOATS = {"w": np.ones((3, 5), np.float32), "b": np.zeros(7, np.float32)}
-MIXED = {
+MIXED: Arrays = {
     "brain": np.ones((3, 3), ml_dtypes.bfloat16),
     "count": np.arange(5, dtype=np.int32),
     "double": np.ones(4, np.float64),
     "half": np.ones(7, np.float16),
     "mask": np.array([True, False, True]),
-    "scalar": np.float32(1.0),
+    "scalar": np.array(1.0, np.float32),
     "single": np.zeros((2, 9), np.float32),
 }
 LONG = {
@@ -101,15 +92,20 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(
     assert_goes_on(long_rule, FLOATS, 200)
 
 
-def test_every_rule_goes_on_with_a_model_of_many_types(
+def test_every_rule_goes_on(
     rule: optax.GradientTransformation, assert_goes_on: AssertGoesOn
 ) -> None:
-    """What is not trained is kept, and a slot that has changed its type keeps that."""
-    assert_goes_on(rule, MIXED, 10)
+    """Also one with a slot that has changed its type."""
+    assert_goes_on(rule, FLOATS, 5)
+
+
+def test_a_model_of_many_types_goes_on(assert_goes_on: AssertGoesOn) -> None:
+    """What is not trained is kept."""
+    assert_goes_on(optax.adam(0.1), MIXED, 5)
 
 
 def test_a_rule_goes_on_with_its_random_numbers(assert_goes_on: AssertGoesOn) -> None:
     """Its key is one of the slots."""
     noisy = optax.chain(optax.add_noise(0.1, 0.5, SEED), optax.sgd(0.1))
 
-    assert_goes_on(noisy, FLOATS, 10)
+    assert_goes_on(noisy, FLOATS, 5)

@@ -244,6 +244,7 @@ def test_the_page_shows_what_the_server_has_counted(
         "rule": "sgd(learning_rate=1)",
         "limit": "2 steps",
         "initialized": "initialized",
+        "kept": "nothing",
         "generation": status.generation,
     }.items():
         assert texts(browser, f"#{name}") == [shown], name
@@ -354,8 +355,8 @@ def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None
             const ages = Array.from({ length: 200000 }, (_, age) => [age, 1]);
             const staleness = Object.fromEntries(ages);
             view.show({ staleness, limit: 8, applied: 200000, dropped: 0, workers: [],
-                rejected: {}, unjoined: {} }, { time: [], recentDropRate: [],
-                dropRate: [], stepRate: [], loss: [] });
+                rejected: {}, unjoined: {}, durability: {} }, { time: [], stepRate: [],
+                recentDropRate: [], dropRate: [], loss: [] });
             return charts.gather(staleness, 8).at(-1).last;
         })()"""
     )
@@ -409,7 +410,9 @@ def test_the_page_sees_a_server_go_and_another_come(
     assert re.fullmatch(r"no answer since \d\d:\d\d:\d\d", away[0])
     assert texts(browser, "#connection") == ["live"]
     (news,) = texts(browser, "#restarted")
-    assert news.startswith("The server has restarted: its counters began anew at ")
+    assert re.fullmatch(
+        r"The server has restarted at [\d:]+: what no checkpoint had is lost\.", news
+    )
     assert texts(browser, "#step") == ["1"]
     assert texts(browser, "#workers th") == ["anew"]
     assert "since the start" in texts(browser, "figure:nth-of-type(2) .summary")[0]

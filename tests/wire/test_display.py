@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kit.statuses import QUIET
 from pswire.counts import Counts, WorkerStatus
 from pswire.display import summary
-from pswire.status import Limits, Status
+from pswire.status import Durability, Limits, Status
 
 ROW = re.compile(
     r" *staleness +(\d+)(?:-(\d+))? +[█▏▎▍▌▋▊▉…]* +(\d+) (applied|dropped)"
@@ -25,21 +26,6 @@ def plain_terminal() -> Any:
         for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)
         yield
-
-
-QUIET = Status(
-    generation="g",
-    incarnation="i",
-    step=0,
-    limits=Limits(2, None, 1, 1),
-    rule="sgd",
-    initialized=True,
-    uptime_s=1.0,
-    pushes_per_s=0.0,
-    counts=Counts(),
-    staleness={},
-    workers=(),
-)
 
 
 def lines(status: Status) -> list[str]:
@@ -112,6 +98,24 @@ def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
         "drop rate 0.0% of 0 judged pushes",
         "last 10 s: no push was judged",
     ]
+
+
+@pytest.mark.parametrize(
+    ("durability", "told"),
+    [
+        (Durability("checkpoint"), "checkpoint, no checkpoint yet"),
+        (Durability("log", 0, 59.6), "log, step 0 saved 60 s ago"),
+        (
+            Durability("checkpoint", 1200, 7300.0, saves=3, failures=2),
+            "checkpoint, step 1200 saved 2 h ago, 2 failed to be saved",
+        ),
+    ],
+)
+def test_what_outlasts_the_server_is_told(durability: Durability, told: str) -> None:
+    """Where anything does, with the age of the newest checkpoint."""
+    got = lines(replace(QUIET, durability=durability))
+
+    assert got[-1] == f"kept: {told}"
 
 
 @settings(deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from pswire.counts import Counts, WorkerStatus
 from pswire.layout import ArraySpec, Layout
-from pswire.status import Limits, Status
+from pswire.status import Durability, Limits, Status
 from pswire.values import PushHeader, Reason, Verdict
 
 LIMITS = Limits(
@@ -54,6 +54,7 @@ BUSY = Status(
     recent_drop_rate=0.5,
     loss=0.125,
     staleness_sum=16,
+    durability=Durability("log", 4, 3.45678, 2, 1, 4096, 3),
 )
 
 
@@ -235,6 +236,15 @@ def test_a_status_is_json() -> None:
             },
         ],
         "unjoined": {**none, "received": 1, "rejected": {"SESSION_UNKNOWN": 1}},
+        "durability": {
+            "mode": "log",
+            "saved_step": 4,
+            "saved_s": 3.457,
+            "saves": 2,
+            "failures": 1,
+            "log_nbytes": 4096,
+            "log_syncs": 3,
+        },
     }
 
 
@@ -259,9 +269,20 @@ def test_a_worker_is_starved_if_its_drops_cannot_be_chance(
 ) -> None:
     """Ten drops in a row are none where most of all pushes are dropped."""
     worker = WorkerStatus("a", Counts(), drops, last_seen_s)
-    status = replace(BUSY, counts=Counts(applied, dropped), workers=(worker,))
+    total = Counts(applied, dropped)
+    status = replace(BUSY, counts=total, workers=(worker,), uptime_s=100.0)
 
     assert status.state(worker) == state
+
+
+@pytest.mark.parametrize(("last_seen_s", "state"), [(2.9, "starved"), (3.1, "silent")])
+def test_a_worker_is_silent_until_it_calls_this_start_of_the_server(
+    last_seen_s: float, state: str
+) -> None:
+    """What it did before says nothing of what it is up to."""
+    worker = WorkerStatus("a", Counts(), 20, last_seen_s)
+
+    assert replace(BUSY, uptime_s=3.0).state(worker) == state
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from rich.text import Text
 
 from pswire.counts import Counts
 from pswire.display import bars, workertable
-from pswire.status import Status
+from pswire.display.workertable import span
+from pswire.status import Durability, Status
 
 _ENDLESS = 10_000
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
@@ -61,6 +62,16 @@ def rates(status: Status) -> str:
     return f"{status.pushes_per_s:.1f} pushes/s, {status.steps_per_s:.1f} steps/s{loss}"
 
 
+def kept(durability: Durability) -> Text:
+    """Say what outlasts the server; its mode is not `none`."""
+    newest = "no checkpoint yet"
+    if durability.saved_s is not None:
+        newest = f"step {durability.saved_step} saved {span(durability.saved_s)} ago"
+    failures = durability.failures
+    failed = f", {failures} failed to be saved" if failures else ""
+    return Text.assemble(f"{durability.mode}, {newest}", (failed, "bold red"))
+
+
 def quantiles(status: Status) -> str:
     """Say how stale the judged pushes were; there is one."""
     texts = [f"{n} {status.staleness_quantile(q)}" for n, q in _QUANTILES.items()]
@@ -69,7 +80,7 @@ def quantiles(status: Status) -> str:
 
 def _headline(status: Status) -> Text:
     counts = status.counts
-    lines = [
+    lines: list[str | Text] = [
         f"step {status.step}, {settings(status)}, generation {status.generation}",
         f"pushes: {outcomes(counts)}",
         f"drop rate {counts.drop_rate:.1%} of {counts.judged} judged pushes",
@@ -79,7 +90,9 @@ def _headline(status: Status) -> Text:
         lines.insert(1, "no variables yet: the first worker brings them")
     if status.staleness:
         lines.append(f"staleness: {quantiles(status)}")
-    return Text("\n".join(lines))
+    if status.durability.mode != "none":
+        lines.append(Text("kept: ") + kept(status.durability))
+    return Text("\n").join(Text() + line for line in lines)
 
 
 def _recently(status: Status) -> str:

@@ -10,7 +10,7 @@
   const KEPT = ["time", "step", "applied", "dropped", "loss"];
   const TOLD = [...KEPT, "recent_drop_rate", "steps_per_s"];
 
-  let incarnation = null; // Of the server that answered last.
+  let known = null; // What the server that answered last is: its incarnation and generation.
   let points = []; // Of this incarnation, by time; empty: to be fetched anew.
   let awaySince = null;
 
@@ -22,14 +22,12 @@
     return answer.json();
   }
 
-  /** The history so far; its first point is the server's start, when all was 0. None: ask again. */
+  /** The history so far; its first point is the server's start. None: ask again. */
   async function fetchPoints(status) {
     const history = await get("history.json").catch(missAnswer);
     if (history?.incarnation !== status.incarnation) return []; // Away, or restarted just now.
-    const start = { time: status.time - status.uptime_s, step: status.step - status.applied,
-      applied: 0, dropped: 0, loss: null };
     const rows = history.time.map((_, i) => pick(KEPT, (name) => history[name][i]));
-    return [start, ...rows.filter((row) => row.time < status.time)];
+    return rows.filter((row) => row.time < status.time);
   }
 
   /** Turn points into the columns of the charts: rates as told, or from two counts. */
@@ -48,16 +46,21 @@
         loss: point.loss,
       };
     });
-    return pick(Object.keys(rows[0]), (name) => rows.map((row) => row[name]));
+    const [first, last] = [points[0], points.at(-1)];
+    return {
+      ...pick(Object.keys(rows[0]), (name) => rows.map((row) => row[name])),
+      meanStepRate: (last.applied - first.applied) / (last.time - first.time),
+    };
   }
 
   function welcome(status) {
-    if (incarnation !== null && incarnation !== status.incarnation) {
-      view.notice("restarted", "The server has restarted: its counters began anew at "
-        + `${charts.format.clock(status.time - status.uptime_s)}.`);
+    if (known && known.incarnation !== status.incarnation) {
+      const lost = known.generation === status.generation ? "no step" : "what no checkpoint had";
+      view.notice("restarted", "The server has restarted at "
+        + `${charts.format.clock(status.time - status.uptime_s)}: ${lost} is lost.`);
     }
-    if (incarnation !== status.incarnation) points = [];
-    incarnation = status.incarnation;
+    if (known?.incarnation !== status.incarnation) points = [];
+    known = pick(["incarnation", "generation"], (name) => status[name]);
     awaySince = null;
     document.body.classList.remove("away");
     view.write("connection", "live");

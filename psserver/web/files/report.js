@@ -114,8 +114,8 @@
       }
     }
     if (many) {
-      note(place("charts-time").parentElement, "A dashed line is a restart of the server: "
-        + "its counters and its variables began anew. Steps of all starts are added up.");
+      note(place("charts-time").parentElement, "A dashed line is a restart of the server. "
+        + "Steps of all starts are added up, also those that went with the start.");
     }
   }
 
@@ -138,7 +138,8 @@
       rows: targets,
     });
     note(place("targets"), "The recent loss is the mean of what workers told last, twenty "
-      + `times or more if 10 s have so many. Time, steps and pushes count from the server's ${many ? "own " : ""}start.`);
+      + `times or more if 10 s have so many. Time is since the server's ${many ? "own " : ""}start; steps and `
+      + "pushes are as the server counts them, which in a data directory outlast a start.");
   }
 
   function ages() {
@@ -217,7 +218,7 @@
     const label = (row) => (row === total ? "all starts, added up"
       : `${many ? `start ${starts.indexOf(row) + 1}, ` : ""}${day(row.time)}`);
     table(place("outcomes-table"), {
-      caption: many ? "By start of the server: the counters begin from 0 each time"
+      caption: many ? "By start of the server: what each has counted itself"
         : "Since the server's start",
       kind: "names",
       columns: [

@@ -14,7 +14,7 @@ const view = (() => {
   }
 
   function notice(id, text) {
-    write(id, text);
+    write(id, text || "");
     find(id).hidden = !text;
   }
 
@@ -62,6 +62,13 @@ const view = (() => {
     notice("starved", names.length && `Starved, nearly all recent pushes dropped: ${shown}${more}`);
   }
 
+  function tellKept({ mode, saved_step: step, saved_s: age, failures }) {
+    const newest = step === null ? "no checkpoint yet"
+      : `step ${format.count(step)} saved ${format.duration(age)} ago`;
+    write("kept", mode === "none" ? "nothing" : `${mode}, ${newest}`);
+    notice("unsaved", failures && `${plural(failures, "checkpoint")} could not be saved: see the server's log.`);
+  }
+
   function drawCurves(status, curves) {
     const judged = status.applied + status.dropped;
     const known = (values) => values.filter((value) => value !== null);
@@ -70,7 +77,7 @@ const view = (() => {
         + `${format.percent(status.drop_rate)} of all.` : "No push yet.");
     stepRate.show([curves.time, curves.stepRate],
       `${format.rate(status.steps_per_s)} steps/s in the last 10 s, `
-      + `${format.rate(status.applied / status.uptime_s)} since the start.`);
+      + `${format.rate(curves.meanStepRate)} since the start.`);
     const losses = known(curves.loss);
     loss.show([curves.time, curves.loss], losses.length
       ? `The mean of what workers told last: ${format.loss(losses.at(-1))} at last, `
@@ -143,6 +150,7 @@ const view = (() => {
     show(status, curves) {
       headline(status);
       tellStarved(status);
+      tellKept(status.durability);
       drawCurves(status, curves);
       drawStaleness(status);
       fillTable(status.workers);

@@ -1,0 +1,207 @@
+"""Pushes that wait until what they changed is kept, many for one turn of the disk."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psserver.changes import Applied, Change, Joined
+from psserver.checkpoint import Checkpoint
+from psserver.keeper import KeepNothing
+from psserver.store import Store
+from pswire.errors import ServerUnavailableError
+from pswire.layout import Layout
+from pswire.status import Limits
+from pswire.values import PushHeader, Reason, Verdict
+
+TIMEOUT_S = 30.0
+PUSHERS = 16
+LIMIT = PUSHERS - 1
+GRADIENT = {"w": np.full(2, -1.0, np.float32)}
+LAYOUT = Layout.of(GRADIENT)
+NAMES = [f"w{number}" for number in range(PUSHERS)]
+
+
+class SlowDisk(KeepNothing):
+    """Keeps changes when it is let, or fails to."""
+
+    keeps_changes = True
+
+    def __init__(self) -> None:
+        self.is_open = threading.Event()
+        self.reached = threading.Semaphore(0)
+        self.kept: list[Sequence[Change]] = []
+        self.error: OSError | None = None
+
+    def keep(self, changes: Sequence[Change]) -> None:
+        self.reached.release()
+        assert self.is_open.wait(TIMEOUT_S)
+        if self.error:
+            raise self.error
+        self.kept.append(changes)
+
+    def begin(self, first: Checkpoint) -> None:
+        if self.error:
+            raise self.error
+
+    def steps(self) -> list[list[int]]:
+        return [
+            [c.step for c in changes if isinstance(c, Applied)] for changes in self.kept
+        ]
+
+
+@dataclass
+class Pushers:
+    """Workers of a store of two zeros, with SGD of a rate of 1; each has a thread."""
+
+    store: Store
+    pool: ThreadPoolExecutor
+    applied: threading.Semaphore
+
+    def push(self, worker: int, seq: int = 1, step_read: int = 0) -> "Future[Verdict]":
+        header = PushHeader(NAMES[worker], seq, "g", step_read, LAYOUT.nbytes)
+        return self.pool.submit(self.store.push, header, lambda _: GRADIENT, 0.0)
+
+    def apply(self, *workers: int, **more: int) -> list["Future[Verdict]"]:
+        """Push, and return once all are applied, though nobody may see that yet."""
+        pushes = [self.push(worker, **more) for worker in workers]
+        for _ in workers:
+            assert self.applied.acquire(timeout=TIMEOUT_S)
+        self.store.status(0.0)  # Whoever applies has the lock until it waits.
+        return pushes
+
+    def seen(self) -> tuple[int, float]:
+        """Return the step that pulls see, and the variables' value there."""
+        snapshot = self.store.pull("", now=0.0)[1]
+        return snapshot.step, float(snapshot.params["w"][0])
+
+
+@pytest.fixture
+def disk() -> SlowDisk:
+    """Make a disk that is not let yet."""
+    return SlowDisk()
+
+
+def _open_store(rule: Any, disk: SlowDisk) -> Store:
+    return Store(
+        rule,
+        rule_name="sgd",
+        limits=Limits(LIMIT, None, 2**20, 2**20),
+        generation="g",
+        incarnation="i",
+        now=0.0,
+        keeper=disk,
+    )
+
+
+@pytest.fixture
+def pushers(disk: SlowDisk, hook: Any) -> Iterator[Pushers]:
+    """Start a store and 16 workers, all of which may push at once."""
+    store = _open_store(hook.rule, disk)
+    for name in NAMES:
+        store.join(name, name, now=0.0)
+    zeros = {"w": np.zeros(2, np.float32)}
+    store.initialize(NAMES[0], LAYOUT, lambda layout: zeros, now=0.0)
+    applied = threading.Semaphore(0)
+    hook.run = applied.release
+    with ThreadPoolExecutor(2 * PUSHERS, "test") as pool:
+        yield Pushers(store, pool, applied)
+        disk.is_open.set()
+
+
+def test_all_that_wait_are_kept_in_one_turn(pushers: Pushers, disk: SlowDisk) -> None:
+    """The first has a turn of its own; 15 come meanwhile, and share the next one."""
+    pushes = pushers.apply(0)
+    assert disk.reached.acquire(timeout=TIMEOUT_S)
+
+    pushes += pushers.apply(*range(1, PUSHERS))
+    disk.is_open.set()
+    verdicts = [push.result(TIMEOUT_S) for push in pushes]
+
+    assert disk.steps() == [[1], [*range(2, PUSHERS + 1)]]
+    assert sorted(verdict.step for verdict in verdicts) == [*range(1, PUSHERS + 1)]
+    assert pushers.seen() == (PUSHERS, float(PUSHERS))
+    joined = [c for c in disk.kept[0] if isinstance(c, Joined)]
+    assert [each.session for each in joined] == NAMES
+
+
+def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
+    """Neither a pull, nor the counters, nor a checkpoint, nor who joins."""
+    first, second = pushers.apply(0, 1)
+
+    kept, status = pushers.store.checkpoint(), pushers.store.status(0.0)
+
+    assert pushers.seen() == (0, 0.0)
+    assert (status.step, status.counts.applied) == (0, 0)
+    assert kept
+    assert (kept.step, kept.variables["w"].tolist()) == (0, [0.0, 0.0])
+    assert {row.last_seq for row in kept.sessions.values()} == {0}
+    assert pushers.store.join("late", "late", now=0.0).step == 0
+    assert not any(push.done() for push in (first, second))
+    disk.is_open.set()
+    assert {first.result(TIMEOUT_S).step, second.result(TIMEOUT_S).step} == {1, 2}
+
+
+def test_a_verdict_waits_for_the_steps_that_it_tells_of(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """A duplicate of a push that waits, and a drop for steps that nobody has seen."""
+    waiting = pushers.apply(*range(PUSHERS))
+
+    told = [pushers.push(3), pushers.push(6, seq=2)]
+
+    for verdict in told:
+        with pytest.raises(TimeoutError):
+            verdict.result(0.1)
+    disk.is_open.set()
+    repeated, dropped = (verdict.result(TIMEOUT_S) for verdict in told)
+    assert repeated == waiting[3].result(TIMEOUT_S).repeated()
+    assert dropped == Verdict(False, PUSHERS, PUSHERS, Reason.STALE)
+
+
+def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) -> None:
+    """Those that were being kept, and those that waited: all can come again."""
+    pushes = pushers.apply(0)
+    assert disk.reached.acquire(timeout=TIMEOUT_S)
+    pushes += pushers.apply(*range(1, PUSHERS))
+    disk.error = OSError("no room")
+
+    disk.is_open.set()
+
+    for push in pushes:
+        with pytest.raises(ServerUnavailableError, match="no room"):
+            push.result(TIMEOUT_S)
+    assert pushers.seen() == (0, 0.0)
+    with pytest.raises(ServerUnavailableError, match="no room"):
+        pushers.push(0).result(TIMEOUT_S)
+    disk.error = None
+    pushers.store.resume()
+    verdicts = [pushers.push(i).result(TIMEOUT_S) for i in range(PUSHERS)]
+    assert [v.step for v in verdicts] == [*range(1, PUSHERS + 1)]
+    assert not any(verdict.duplicate for verdict in verdicts)
+    assert pushers.seen() == (PUSHERS, float(PUSHERS))
+    status = pushers.store.status(0.0)
+    assert status.counts.applied == PUSHERS
+    assert status.counts.rejected == {"SERVER_UNAVAILABLE": PUSHERS + 1}
+    joined = [c for changes in disk.kept for c in changes if isinstance(c, Joined)]
+    assert [each.session for each in joined] == NAMES
+
+
+def test_a_first_model_that_cannot_be_kept_is_not_there(
+    disk: SlowDisk, hook: Any
+) -> None:
+    """Whoever brought it may bring it again."""
+    store = _open_store(hook.rule, disk)
+    store.join("w0", "w0", now=0.0)
+    disk.error = OSError("no room")
+
+    with pytest.raises(ServerUnavailableError, match="no room"):
+        store.initialize("w0", LAYOUT, lambda layout: GRADIENT, now=0.0)
+
+    assert not store.status(0.0).initialized
+    disk.error = None
+    assert store.initialize("w0", LAYOUT, lambda layout: GRADIENT, now=0.0)

@@ -1,0 +1,128 @@
+"""A disk that fails: nobody is told that a push is kept which may not be."""
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+import psserver
+import psworker
+from kit.virtualdisk import Operation, VirtualDisk
+from pswire.errors import ServerUnavailableError
+
+StartServer = Callable[..., psserver.Server]
+Connect = Callable[..., psworker.Client]
+UseDisk = Callable[[VirtualDisk], None]
+
+SEED = 5
+ZEROS = {"w": np.zeros(2, np.float32)}
+UP = {"w": np.full(2, -1.0, np.float32)}
+
+
+@contextmanager
+def on_event(event: str, run: Callable[[], object]) -> Iterator[None]:
+    """Run a function in the midst of what the server does when it logs an event."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "event", None) == event:
+                run()
+
+    handler = Handler()
+    logging.getLogger("psserver").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("psserver").removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failure", "told"),
+    [
+        ("sync", OSError(errno.EIO, "no luck"), r"a disk that keeps all.* no luck"),
+        ("write", OSError(errno.EIO, "no luck"), r"a disk that keeps all.* no luck"),
+        ("write", MemoryError(), r"MemoryError"),
+    ],
+)
+def test_a_log_that_fails_ends_the_server_and_is_not_tried_again(
+    start_server: StartServer,
+    connect: Connect,
+    use_disk: UseDisk,
+    tmp_path: Path,
+    kind: str,
+    failure: Exception,
+    told: str,
+) -> None:
+    """What was acknowledged before has lasted, though power is lost then."""
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    settings = {"durability": "log", "data_dir": tmp_path, "checkpoint_every": "9s"}
+    server = start_server(**settings)
+    client = connect(server.address, outage_s=0.0)
+    client.initialize(ZEROS)
+    for _ in range(3):
+        client.push(UP, client.pull())
+    later: list[Operation] = []
+
+    def fail(operation: Operation) -> None:
+        if operation.path.suffix == ".log":
+            later.append(operation)
+            if operation.kind == kind:
+                raise failure
+
+    disk.on_operation = fail
+    with pytest.raises(ServerUnavailableError, match=told):
+        client.push(UP, client.pull())
+    failed = len(later)
+    with pytest.raises(ServerUnavailableError, match=told):
+        client.push(UP, client.pull())
+    with pytest.raises(type(failure)):
+        server.wait()
+    last = client.pull()
+    server.stop()
+
+    assert len(later) == failed
+    assert (last.step, last.params["w"].tolist()) == (3, [3.0, 3.0])
+    use_disk(disk.crash())
+    again = connect(start_server(**settings).address).pull()
+    assert again.step in (3, 4)
+    assert again.params["w"].tolist() == [again.step] * 2
+
+
+def test_a_disk_that_has_room_again_at_once_does_not_stay_full(
+    start_server: StartServer,
+    connect: Connect,
+    use_disk: UseDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It has before the push is refused for which there was none."""
+    monkeypatch.setattr("psserver.durability.saver._POLL_S", 0.01)
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    server = start_server(durability="log", data_dir=tmp_path)
+    client = connect(server.address, outage_s=5.0)
+    client.initialize(ZEROS)
+    probed = threading.Event()
+
+    def note(operation: Operation) -> None:
+        if operation.path.name == "probe":
+            probed.set()
+
+    def free() -> None:
+        disk.capacity = None
+        probed.wait(0.3)  # It should not be: there is nothing to be undone yet.
+
+    disk.on_operation = note
+    disk.capacity = 1
+    with on_event("disk_full", free):
+        verdict = client.push(UP, client.pull())
+
+    assert verdict.applied
+    assert probed.is_set()
