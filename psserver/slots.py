@@ -87,9 +87,11 @@ class SlotNames:
                 for name, view in views.items():
                     view[...] = rest.pop(name)
                 return _leaf(leaf, memory)
-        name, view = next(iter(self._named(path, _array(forms[0]))))
-        got = _form(rest[name]) if name in rest else "none"
-        raise ValueError(f"{name}: expected {_form(view)}, got {got}")
+        for name, view in self._named(path, _array(forms[0])):
+            got = _form(rest[name]) if name in rest else "none"
+            if got != _form(view):
+                raise ValueError(f"{name}: expected {_form(view)}, got {got}")
+        raise ValueError(f"{keystr(path)}: expected slots of the types that it has")
 
     def _named(
         self, path: Path, array: npt.NDArray[Any]

@@ -23,6 +23,10 @@ def test_a_server_is_safe_as_it_comes() -> None:
         http_port=None,
         insecure=False,
         reflection=False,
+        durability="none",
+        data_dir=None,
+        checkpoint_every="60s",
+        keep=3,
     )
 
 
@@ -37,6 +41,15 @@ def test_a_server_is_safe_as_it_comes() -> None:
         ({"port": 65536}, r"port: expected 0 to 65535, got 65536"),
         ({"http_port": -1}, r"http_port: expected 0 to 65535, got -1"),
         ({"http_port": 65536}, r"http_port: expected 0 to 65535, got 65536"),
+        ({"durability": "all"}, r"durability: expected one of none, .*, got 'all'"),
+        ({"durability": "log"}, r"data_dir: expected a folder for .* log, got none"),
+        ({"data_dir": "d"}, r"durability: expected checkpoint or log .*, got none"),
+        ({"checkpoint_every": "5m"}, r"checkpoint_every: expected .*, got '5m'"),
+        ({"keep": 0}, r"keep: expected 1 checkpoints or more, got 0"),
+        (
+            {"durability": "log", "data_dir": "d", "keep": 1},
+            r"keep: expected 2 checkpoints or more, got 1",
+        ),
         *[
             ({"host": host}, rf"host: expected a loopback address, got {host}; .*")
             for host in (
