@@ -11,6 +11,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import jax
+import numpy as np
 import optax
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -56,6 +57,30 @@ def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
     """Make each rule of the table in turn."""
     make: Callable[[], optax.GradientTransformation] = request.param
     return make()
+
+
+class Hook:
+    """A rule that runs a function of the test's in the middle of an update."""
+
+    def __init__(self) -> None:
+        self.run: Callable[[], None] = lambda: None
+        self.rule = optax.chain(
+            optax.sgd(1.0),
+            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
+        )
+
+    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
+        def call(numbers: Any) -> Any:
+            self.run()
+            return jax.tree.map(np.asarray, numbers)
+
+        return jax.pure_callback(call, updates, updates), state
+
+
+@pytest.fixture
+def hook() -> Hook:
+    """Make a rule that runs what the test sets as `run`."""
+    return Hook()
 
 
 def _threads() -> set[threading.Thread]:

@@ -1,4 +1,4 @@
-"""What the server's tests share: rules that call back, raw channels, the command."""
+"""What the server's tests share: raw channels, checkpoints, the command."""
 
 import logging
 import math
@@ -11,10 +11,8 @@ from functools import partial
 from typing import Any
 
 import grpc
-import jax
 import numpy as np
 import numpy.typing as npt
-import optax
 import pytest
 from click.testing import CliRunner, Result
 
@@ -36,30 +34,6 @@ StartServer = Callable[..., psserver.Server]
 
 _SGD = ("--rule", "sgd", "-a", "learning_rate=0.5")
 _PORTS = ("--port", "0", "--http-port", "0")
-
-
-class Hook:
-    """A rule that runs a function of the test's in the middle of an update."""
-
-    def __init__(self) -> None:
-        self.run: Callable[[], None] = lambda: None
-        self.rule = optax.chain(
-            optax.sgd(1.0),
-            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
-        )
-
-    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
-        def call(numbers: Any) -> Any:
-            self.run()
-            return jax.tree.map(np.asarray, numbers)
-
-        return jax.pure_callback(call, updates, updates), state
-
-
-@pytest.fixture
-def hook() -> Hook:
-    """Make a rule that runs what the test sets as `run`."""
-    return Hook()
 
 
 @pytest.fixture
