@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+import psworker
 
 TIMEOUT_S = 60.0
 _TESTS = Path(__file__).parents[1]
@@ -104,6 +107,11 @@ class Process(subprocess.Popen[str]):
         """Return how many files it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def resident_nbytes(self) -> int:
+        """Return how much memory it takes, in bytes."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def __enter__(self) -> Self:
         return self
 
@@ -179,3 +187,10 @@ class Successors:
         )
         self._first = self._first or server
         return server
+
+
+def wait_until(is_so: Callable[[], bool], client: psworker.Client) -> None:
+    """Wait for what no event of this process tells; the server has turns meanwhile."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_so() and time.monotonic() < deadline:
+        client.status()

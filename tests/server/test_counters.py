@@ -308,6 +308,24 @@ def test_a_worker_that_joins_again_keeps_its_counts() -> None:
     assert (row.counts.dropped, row.consecutive_drops, row.last_seen_s) == (1, 1, 0.0)
 
 
+def test_another_start_goes_on_with_the_counts_and_nothing_else() -> None:
+    """What was judged lately was judged by another server; nobody has called this."""
+    counters = _counters("ann", "bob")
+    _add(counters, "ann", _APPLIED, now=500.0, value=0.5)
+    _add(counters, "ann", _DROPPED, now=500.0)
+
+    counters.go_on(started=500.0)
+    counters.see("bob", now=501.0)
+
+    ann, bob = counters.workers(now=502.0, uptime_s=2.0)
+    recent = counters.recent.rates(now=502.0, uptime_s=2.0)
+    assert ann.counts == counters.total.freeze() == Counts(1, 1)
+    assert (ann.consecutive_drops, ann.loss) == (1, 0.5)
+    assert ann.pushes_per_s == recent.pushes_per_s == 0
+    assert (recent.drop_rate, recent.loss) == (None, None)
+    assert ann.last_seen_s > 2.0 > bob.last_seen_s
+
+
 @pytest.mark.parametrize(("now", "names"), [(3600.0, ["ann"]), (3600.1, [])])
 def test_who_has_not_called_for_an_hour_is_forgotten_but_for_the_counts(
     now: float, names: list[str]

@@ -13,6 +13,7 @@ import psserver
 import psworker
 from psserver.metrics.jsonlines import files
 from pswire.counts import Counts
+from pswire.status import Durability
 
 MakeSample = Callable[..., dict[str, Any]]
 StartServer = Callable[..., psserver.Server]
@@ -113,11 +114,12 @@ def test_a_single_line_may_be_longer_than_a_file(
 def test_an_idle_server_writes_a_line_a_minute_and_the_last_one(
     path: Path, make_sample: MakeSample
 ) -> None:
-    """The time that passes is no news."""
+    """The time that passes is no news, nor is how old a checkpoint has become."""
     sink = psserver.JsonLines(path)
 
     for second in range(1, 131):
-        sink.write(make_sample(float(second)))
+        kept = Durability("log", saved_step=0, saved_s=second - 0.5)
+        sink.write(make_sample(float(second), durability=kept))
     sink.close()
 
     assert _uptimes(path) == [1.0, 61.0, 121.0, 130.0]

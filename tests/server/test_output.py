@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from click.testing import Result
 import psserver
 import psworker
 from kit.processes import Process
+from kit.statuses import QUIET
 from psserver import output
+from psserver.metrics import recorder
 from psserver.output import COLUMNS
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.errors import ServerUnavailableError
+from pswire.status import Durability
 
 StartServer = Callable[..., psserver.Server]
 Run = Callable[..., Result]
@@ -62,6 +66,18 @@ def test_json_is_one_line_with_every_figure_of_the_status(
     assert sample.keys() - status.keys() == {"time"}
     assert lasting(sample) == lasting(status)
     assert sample["time"] > 1.7e9
+
+
+def test_what_outlasts_the_server_is_a_figure_of_the_total() -> None:
+    """Its names are those of the JSON, but for the mode, which has none of its own."""
+    durability = Durability("log", 1200, 34.5678, saves=3, failures=2)
+    sample = recorder.sample(replace(QUIET, durability=durability), 1.7e9)
+
+    total, unjoined = output.rows(sample)
+
+    told = ("durability", "saved_step", "saved_s", "saves", "failures")
+    assert [total[c] for c in told] == ["log", 1200, 34.568, 3, 2]
+    assert not unjoined.keys() & {*told}
 
 
 def test_csv_has_a_row_for_the_total_each_worker_and_who_never_joined(
@@ -202,6 +218,7 @@ def test_every_key_and_column_is_documented_and_no_other(
     (worker,) = sample["workers"]
     assert documented("JSON") == sample.keys()
     assert documented("JSON", 1) == worker.keys() - counts
+    assert documented("JSON", 2) == sample["durability"].keys()
     assert counts < worker.keys()
     assert documented("CSV") == set(COLUMNS)
 

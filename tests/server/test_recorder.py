@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optax
 import pytest
 
 import psserver
+import psworker
 from kit.statuses import QUIET
 from psserver.metrics.recorder import Recorder, Sample, Sink
 from pswire.status import Status
@@ -88,6 +91,31 @@ def test_a_sink_that_fails_is_named_once_and_harms_no_other(
 
     assert kept.closed == 1
     assert lost(caplog) == [("Failing", "the disk is full")]
+
+
+def test_the_first_sample_is_what_the_server_began_with(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """All that later ones have more was counted by this start of the server."""
+    gradient = {"w": np.ones(2, np.float32)}
+    settings = {"durability": "checkpoint", "data_dir": tmp_path / "data"}
+    before, after = Kept(), Kept()
+    first = start_server(sinks=[before], **settings)
+    with psworker.connect(first.address, name="ann") as client:
+        client.initialize(gradient)
+        client.push(gradient, client.pull())
+    first.stop()
+
+    second = start_server(sinks=[after], **settings)
+    with psworker.connect(second.address, name="bob") as client:
+        client.push(gradient, client.pull())
+    second.stop()
+
+    sinks = (before, after)
+    assert [sink.samples[0]["applied"] for sink in sinks] == [0, 1]
+    assert [sink.samples[-1]["applied"] for sink in sinks] == [1, 2]
+    (ann,) = after.samples[0]["workers"]
+    assert (ann["applied"], ann["state"]) == (1, "silent")
 
 
 def test_figures_that_cannot_be_read_are_read_again(

@@ -24,6 +24,7 @@ import pytest
 
 import psserver
 import psworker
+from kit.audit import require_not_ahead, require_order
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
@@ -274,23 +275,15 @@ def test_every_call_sees_what_had_been_answered_before_it_was_sent(
     history: History,
 ) -> None:
     """The calls of all clients fit one order that keeps to the clock."""
-    calls = sorted(history.calls, key=lambda call: call.returned)
-    returned = np.array([call.returned for call in calls])
-    newest = np.maximum.accumulate([call.step for call in calls])
-
-    for call in calls:
-        answered = int(np.searchsorted(returned, call.sent))
-        seen = int(newest[answered - 1]) if answered else 0
-        own = isinstance(call, Pushed) and call.verdict.applied
-        assert call.step >= seen + own, call
+    require_order(
+        history.calls,
+        lambda call: isinstance(call, Pushed) and call.verdict.applied,
+    )
 
 
 def test_no_call_sees_more_steps_than_pushes_had_been_sent(history: History) -> None:
     """The step is a counter: it never runs ahead of who could have raised it."""
-    sent = np.sort([push.sent for push in history.pushes])
-
-    for call in history.calls:
-        assert call.step <= int(np.searchsorted(sent, call.returned)), call
+    require_not_ahead(history.calls, history.pushes)
 
 
 def test_the_counters_are_the_sum_of_the_clients_logs(history: History) -> None:

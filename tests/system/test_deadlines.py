@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import optax
@@ -18,6 +20,7 @@ import pytest
 
 import psserver
 import psworker
+from kit.virtualdisk import Operation, VirtualDisk
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import DeadlineError, from_status
 from pswire.values import Verdict
@@ -29,6 +32,8 @@ Mark = Callable[[int, int], npt.NDArray[np.float32]]
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
 SendHalf = Callable[..., tuple[Any, Callable[[], None]]]
+UseDisk = Callable[[VirtualDisk], None]
+Size = Callable[[int, int], int]
 
 TIMEOUT_S = 30.0
 
@@ -140,20 +145,75 @@ def test_a_half_sent_push_holds_nobody_up_and_can_be_sent_again(
     assert client.pull().params["A"].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("way", ["cancelled", "expired"])
+def test_a_push_that_ends_while_the_disk_takes_it_is_applied(
+    start_server: StartServer,
+    connect: Connect,
+    join_raw: JoinRaw,
+    mark: Mark,
+    use_disk: UseDisk,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """It is a duplicate when it comes again; nobody is shown it before it is kept."""
+    disk = VirtualDisk(random.Random(0))
+    use_disk(disk)
+    server = start_server(durability="log", data_dir=tmp_path)
+    client = connect(server.address)
+    client.initialize({"A": np.zeros(2, np.float32)})
+    stub, make = join_raw(server.address, "s")
+    request = make(1, mark(0, 2), step_read=0)
+    reached, opened = threading.Event(), threading.Event()
+
+    def wait(operation: Operation) -> None:
+        if operation.kind == "sync" and operation.path.suffix == ".log":
+            reached.set()
+            assert opened.wait(TIMEOUT_S)
+
+    disk.on_operation = wait
+    with ThreadPoolExecutor(1) as pool:
+        timeout = TIMEOUT_S if way == "cancelled" else 0.5
+        pushed = stub.Push.future(request, timeout=timeout)
+        assert reached.wait(TIMEOUT_S)
+        if way == "cancelled":
+            pushed.cancel()
+        else:
+            assert pushed.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        meanwhile = client.pull()
+        other = pool.submit(client.push, {"A": mark(1, 2)}, meanwhile)
+        again = stub.Push.future(request, timeout=TIMEOUT_S)
+        assert stub.Pull(pb.PullRequest(), timeout=TIMEOUT_S).header.step == 0
+        opened.set()
+
+        retry = Verdict.from_proto(again.result())
+        verdict = other.result()
+
+    assert (meanwhile.step, meanwhile.params["A"].tolist()) == (0, [0.0, 0.0])
+    assert retry == Verdict(applied=True, staleness=0, step=1, duplicate=True)
+    assert verdict == Verdict(applied=True, staleness=1, step=2)
+    assert client.pull().params["A"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("durability", ["none", "log"])
 def test_with_deadlines_of_0_to_2_latencies_the_variables_are_as_acknowledged(
     start_server: StartServer,
     connect: Connect,
     join_raw: JoinRaw,
     mark: Mark,
     in_parallel: InParallel,
+    size: Size,
+    tmp_path: Path,
+    durability: str,
 ) -> None:
-    """300 pushes by 6 workers, each repeated with its own id until it is answered."""
-    workers, probes, pushes = 6, 10, 50
+    """By 6 workers, each push repeated with its own id until it is answered."""
+    workers, probes, pushes = 6, 10, size(50, 200)
     each = probes + pushes
-    size = workers * each
-    server = start_server(max_staleness=4)
+    elements = workers * each
+    data_dir = tmp_path if durability == "log" else None
+    server = start_server(max_staleness=4, durability=durability, data_dir=data_dir)
     client = connect(server.address)
-    client.initialize({"A": np.zeros(size, np.float32)})
+    client.initialize({"A": np.zeros(elements, np.float32)})
 
     def work(worker: int) -> list[tuple[int, int, Verdict]]:
         stub, make = join_raw(server.address, f"{worker}")
@@ -162,7 +222,7 @@ def test_with_deadlines_of_0_to_2_latencies_the_variables_are_as_acknowledged(
         log, latencies, step = [], list[float](), 0
         for seq in range(1, each + 1):
             number = worker * each + seq - 1
-            request = make(seq, mark(number, size), step_read=step)
+            request = make(seq, mark(number, elements), step_read=step)
             if seq <= probes:
                 deadline, began = TIMEOUT_S, time.perf_counter()
             else:
@@ -179,7 +239,7 @@ def test_with_deadlines_of_0_to_2_latencies_the_variables_are_as_acknowledged(
     server.stop()  # What expired may have come late: now it is done.
 
     log = [entry for worker_log in logs for entry in worker_log]
-    expected = np.zeros(size, np.float32)
+    expected = np.zeros(elements, np.float32)
     for number, expired, verdict in log:
         expected[number] = verdict.applied
         assert expired or not verdict.duplicate
@@ -187,7 +247,7 @@ def test_with_deadlines_of_0_to_2_latencies_the_variables_are_as_acknowledged(
     applied = sorted(verdict.step for _, _, verdict in log if verdict.applied)
     assert applied == list(range(1, final.step + 1))
     status = server.status()
-    assert (status.counts.applied, status.counts.judged) == (final.step, size)
+    assert (status.counts.applied, status.counts.judged) == (final.step, elements)
     assert status.staleness == Counter(verdict.staleness for _, _, verdict in log)
     assert set(status.counts.rejected) <= {"CALL_CANCELLED", "SEQUENCE"}
 

@@ -426,6 +426,65 @@ def test_the_page_sees_a_server_go_and_another_come(
     browser.complaints.clear()
 
 
+def test_a_server_that_goes_on_makes_no_jump(
+    browser: Browser, serve: Serve, join: Join, tmp_path: Path
+) -> None:
+    """What it had counted before is where its curves begin, not their first step."""
+    kept = {"durability": "checkpoint", "data_dir": tmp_path / "data"}
+    first = serve(**kept)
+    train(first, join)
+    visit(browser, first)
+    assert texts(browser, "#kept")[0].startswith("checkpoint, step 0 saved ")
+    first.stop()
+    browser.evaluate(
+        """void (({ show }) => {
+            view.show = (status, curves) => show(status, window.shown = curves);
+        })(view)"""
+    )
+
+    second = serve(http_port=urlsplit(first.http_address or "").port, **kept)
+    browser.wait("!document.getElementById('restarted').hidden")
+    join(second, "anew")(40, loss=1.0)
+    browser.wait("document.getElementById('step').textContent === '41'")
+
+    (news,) = texts(browser, "#restarted")
+    assert re.fullmatch(r"The server has restarted at [\d:]+: no step is lost\.", news)
+    assert texts(browser, "#kept")[0].startswith("checkpoint, step 40 saved ")
+    fastest, steps = browser.evaluate(
+        """(({ time, stepRate, meanStepRate }) => [Math.max(...stepRate),
+            meanStepRate * (time.at(-1) - time[0])])(window.shown)"""
+    )
+    assert fastest <= 1
+    assert round(steps) == 1
+    browser.complaints.clear()  # Of a server that is away.
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_told_aloud(
+    browser: Browser, serve: Serve, join: Join
+) -> None:
+    """Beside what is kept, which goes on to be told."""
+    server = serve()
+    join(server, "one")(0, loss=1.0)
+    visit(browser, server)
+
+    told = browser.evaluate(
+        """fetch("status.json").then((answer) => answer.json()).then((status) => {
+            const durability = { mode: "log", saved_step: 1200, saved_s: 34.5 };
+            return [0, 1].flatMap((failures) => {
+                status.durability = { ...durability, failures };
+                view.show(status, { time: [], recentDropRate: [], dropRate: [],
+                    stepRate: [], loss: [] });
+                return [...document.querySelectorAll("#kept, #unsaved")]
+                    .map((place) => place.hidden ? "" : place.textContent).sort();
+            });
+        })"""
+    )
+
+    kept = "log, step 1,200 saved 34 s ago"
+    loud = "1 checkpoint could not be saved: see the server's log."
+    assert told == ["", kept, loud, kept]
+
+
 # Who looks at it
 
 

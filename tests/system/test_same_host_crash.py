@@ -3,7 +3,6 @@
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import psworker
-from kit.processes import TIMEOUT_S, Process, Served
+from kit.processes import Process, Served, wait_until
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Verdict
 
@@ -84,24 +83,10 @@ def serve(home: Path) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture
-def connect_near() -> Iterator[ConnectNear]:
-    """Connect clients that close with the test."""
-    with ExitStack() as stack:
-        yield lambda address: stack.enter_context(psworker.connect(address))
-
-
 def memories(process: Process) -> int:
     """Return how many mappings of shared memory a process has."""
     lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
     return sum("memfd:asyncps" in line for line in lines)
-
-
-def wait_until(is_so: Callable[[], bool], client: psworker.Client) -> None:
-    """Wait for what no event of this process tells; the server has turns meanwhile."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_so() and time.monotonic() < deadline:
-        client.status()
 
 
 def test_a_worker_that_is_killed_leaves_nothing_in_the_server(

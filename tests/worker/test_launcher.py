@@ -274,11 +274,27 @@ def test_a_second_launch_sums_up_its_own_pushes(
     assert server.status().counts.applied == 5
 
 
-def test_a_launch_that_outlives_its_server_says_since_when_it_sums_up(
-    psworker: Callable[..., Command], meet: Meet, start_server: Any
+@pytest.mark.parametrize(
+    ("folders", "summary"),
+    [
+        ((), r"{} pushes of .* s, since the server was started anew: "),
+        (("one", "one"), r"6 pushes of .* s, start-up included: "),
+        (("one", "other"), r"pushes of these workers: not known, .*; 0 restarts, "),
+    ],
+    ids=["begins_anew", "goes_on", "goes_back"],
+)
+def test_a_launch_that_outlives_its_server_says_what_it_sums_up(
+    folders: tuple[str, ...],
+    summary: str,
+    psworker: Callable[..., Command],
+    meet: Meet,
+    start_server: Any,
+    tmp_path: Path,
 ) -> None:
-    """What the server before had counted went with it."""
-    first = start_server()
+    """What the server before had counted went with it, or goes on, or does in part."""
+    kept = [{"durability": "log", "data_dir": tmp_path / name} for name in folders]
+    before, after = kept or ({}, {})
+    first = start_server(**before)
     port = int(first.address.rpartition(":")[2])
     options = ("--workers", "1", "--server", first.address)
     command = psworker("launch", "quick:task", *options)
@@ -286,16 +302,15 @@ def test_a_launch_that_outlives_its_server_says_since_when_it_sums_up(
     worker.tell("batch", "batch")
     command.until_it_says(r"^\d+ s: step 2")
     first.stop()
-    second = start_server(port=port)
+    second = start_server(port=port, **after)
     worker.tell("batch", "batch", "batch", "batch")
     worker.lines.close()
 
     _, out, _ = command.end()
 
     pushes = second.status().counts.judged
-    since = rf"^{pushes} pushes of .* s, since the server was started anew: "
-    assert 0 < pushes <= 4
-    assert re.search(since, out, re.MULTILINE)
+    assert 0 < pushes <= 6
+    assert re.search(rf"^{summary.format(pushes)}", out, re.MULTILINE)
 
 
 def test_a_worker_that_crashes_is_restarted(

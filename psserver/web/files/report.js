@@ -115,7 +115,7 @@
     }
     if (many) {
       note(place("charts-time").parentElement, "A dashed line is a restart of the server. "
-        + "Steps of all starts are added up, also those that went with the start.");
+        + "Steps of all starts are added up, also those that a restart undid.");
     }
   }
 

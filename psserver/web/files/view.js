@@ -15,7 +15,7 @@ const view = (() => {
 
   function notice(id, text) {
     write(id, text || "");
-    find(id).hidden = !text;
+    find(id).toggleAttribute("hidden", !text);
   }
 
   const plural = (n, noun) => `${format.count(n)} ${noun}${n === 1 ? "" : "s"}`;
