@@ -107,7 +107,7 @@ class Server:
         assert isinstance(commits, Turns)
         self._turns = commits
         if self.archive:
-            self.archive.recover(self._store, "simulated", now)
+            self.archive.recover(self._store.lineage, "simulated", now)
 
     @property
     def generation(self) -> str:
@@ -116,7 +116,7 @@ class Server:
     @property
     def step(self) -> int:
         """The step that is seen."""
-        return self._store.step
+        return self._store.lineage.step
 
     @property
     def refusal(self) -> OSError | None:
@@ -156,7 +156,7 @@ class Server:
         return [(sender, self._told(pending)) for sender, pending in settled]
 
     def checkpoint(self) -> Checkpoint | None:
-        return self._store.checkpoint()
+        return self._store.lineage.checkpoint()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint.
@@ -176,7 +176,7 @@ class Server:
         """
         assert self.archive
         self.archive.probe()
-        self._store.resume()
+        self._store.lineage.resume()
 
     def finish(self) -> None:
         """Keep the last checkpoint; nothing may wait.
@@ -184,7 +184,7 @@ class Server:
         Raises:
             OSError: It cannot be kept.
         """
-        last = self._store.checkpoint()
+        last = self._store.lineage.checkpoint()
         if self.archive and last:
             if self._newest is None or not self._newest.is_like(last):
                 self.save(last)
