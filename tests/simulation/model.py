@@ -5,16 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from psserver.checkpoint import Checkpoint
-from psserver.decision import Session
 from pswire import errors
 from pswire.body import Arrays
 from pswire.values import Reason, Verdict
-from simulation.requests import Join, Push, variables
+from simulation.members import Members, Refusal
+from simulation.requests import Push, variables
 from simulation.rule import MOMENTUM
-
-Refusal = type[errors.ParameterServerError]
-
-_HOUR_S = 3600.0
 
 
 class Model:
@@ -25,58 +21,25 @@ class Model:
         shown: The step that pulls see.
         has_room: Whether the disk takes pushes.
         is_initialized: Whether there are variables.
-        rows: What is known of each session.
+        members: Who is known.
     """
 
     def __init__(self, generation: str, limit: int | None, width: int) -> None:
         self.generation, self.limit, self.shown = generation, limit, 0
         self.pushes: list[tuple[str, int]] = []
-        self.rows: dict[str, Session] = {}
+        self.members = Members({}, 0.0)
         first = variables(width)
         self._states = [(first["A"], first["C"], np.zeros(1, np.float32))]
         self.has_room, self.is_initialized = True, False
-        self._here: set[str] = set()
-        self._seen: dict[str, float] = {}
 
     @property
     def step(self) -> int:
         """The newest step, which pushes are judged by."""
         return len(self.pushes)
 
-    def join(self, join: Join, now: float) -> Refusal | None:
-        """Enter a session, or say why not."""
-        of = {s: row for s, row in self.rows.items() if row.worker == join.worker}
-        newest = next((s for s, row in of.items() if not row.superseded), None)
-        if join.session in self.rows:
-            if self.rows[join.session].superseded:
-                return errors.SessionSupersededError
-        else:
-            if join.rejoin and newest in self._here:
-                return errors.SessionSupersededError
-            if newest:
-                self.rows[newest] = replace(self.rows[newest], superseded=True)
-            since = self.step if join.rejoin else 0
-            self.rows[join.session] = Session(join.worker, since=since)
-            for old in [*of][:-8]:
-                del self.rows[old]
-        self._here.add(join.session)
-        self._seen[join.worker] = now
-        self._forget(now)
-        return None
-
-    def see(self, session: str, now: float) -> Refusal | None:
-        """Listen to a session, or say why not."""
-        row = self.rows.get(session)
-        if row is None:
-            return errors.SessionUnknownError
-        if row.superseded:
-            return errors.SessionSupersededError
-        self._seen[row.worker] = now
-        return None
-
     def push(self, push: Push) -> Verdict | Refusal:
         """Apply or drop the push of a session that is listened to, or refuse it."""
-        header, row = push.header, self.rows[push.header.session]
+        header, row = push.header, self.members.rows[push.header.session]
         if not self.is_initialized:
             return errors.NotInitializedError
         if row.last_verdict and row.last_seq == header.seq:
@@ -102,7 +65,7 @@ class Model:
         reason = None if applied else Reason.STALE
         verdict = Verdict(applied, staleness, self.step, reason)
         told = replace(row, last_seq=header.seq, last_verdict=verdict)
-        self.rows[header.session] = told
+        self.members.rows[header.session] = told
         return verdict
 
     def require_state(self, params: Arrays, step: int) -> None:
@@ -125,16 +88,15 @@ class Model:
         for step, (session, seq) in enumerate(self.pushes, 1):
             if known := kept.sessions.get(session):
                 assert seq <= known.last_seq or step <= known.since
-            elif lost := self.rows.get(session):
+            elif lost := self.members.rows.get(session):
                 assert step <= lost.since, f"{session} is forgotten"
-        self.rows = dict(kept.sessions)
+        self.members.rows = dict(kept.sessions)
 
     def restart(self, kept: Checkpoint, limit: int | None, now: float) -> None:
         """Go on as another server."""
         self.go_on(kept)
-        self.limit, self._here = limit, set()
+        self.limit, self.members = limit, Members(kept.sessions, now)
         self.has_room = self.is_initialized = True
-        self._seen = {row.worker: now for row in self.rows.values()}
 
     def _apply(self, push: Push) -> None:
         marks, sums, momentum = self._states[-1]
@@ -143,8 +105,3 @@ class Model:
         momentum = MOMENTUM * momentum + np.float32(push.weight())
         self._states.append((marks, sums - momentum, momentum))
         self.pushes.append(push.name)
-
-    def _forget(self, now: float) -> None:
-        silent = {w for w, at in self._seen.items() if now - at > _HOUR_S}
-        self.rows = {s: r for s, r in self.rows.items() if r.worker not in silent}
-        self._seen = {w: at for w, at in self._seen.items() if w not in silent}

@@ -89,9 +89,10 @@ class Witness:
         return [(sender, answer) for (_, sender), answer in answers]
 
     def _expect(self, request: Request, now: float) -> Any:
+        members = self.model.members
         if isinstance(request, Join):
-            return self.model.join(request, now) or Joined
-        refusal = self.model.see(request.session, now)
+            return members.join(request, self.model.step, now) or Joined
+        refusal = members.see(request.session, now)
         if refusal:
             return refusal
         if isinstance(request, Push):
