@@ -58,18 +58,17 @@ class _Keeper(KeepNothing):
 
     def __init__(self, archive: Archive) -> None:
         self.keeps_changes = archive.keeps_changes
-        self.archive = archive
-        self.newest: Kept | None = None
+        self._archive = archive
 
     def begin(self, first: Checkpoint) -> None:
         try:
-            self.archive.begin(first)
+            self._archive.begin(first)
         except OSError:
             if self.keeps_changes:
                 raise
 
     def keep(self, changes: Sequence[Change]) -> None:
-        self.archive.keep(changes)
+        self._archive.keep(changes)
 
 
 class Server:
@@ -184,7 +183,7 @@ class Server:
         Raises:
             OSError: It cannot be kept.
         """
-        last = self._store.lineage.checkpoint()
+        last = self.checkpoint()
         if self.archive and last:
             if self._newest is None or not self._newest.is_like(last):
                 self.save(last)
