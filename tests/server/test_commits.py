@@ -130,7 +130,7 @@ def test_all_that_wait_are_kept_in_one_turn(pushers: Pushers, disk: SlowDisk) ->
 
 
 def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
-    """Neither a pull, nor the counters, nor a checkpoint, nor who joins."""
+    """Neither a pull, nor the counters, nor a checkpoint; and who joins has to wait."""
     first, second = pushers.apply(0, 1)
 
     kept, status = pushers.store.lineage.checkpoint(), pushers.store.status(0.0)
@@ -140,10 +140,13 @@ def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
     assert kept
     assert (kept.step, kept.variables["w"].tolist()) == (0, [0.0, 0.0])
     assert {row.last_seq for row in kept.sessions.values()} == {0}
-    assert pushers.store.join("late", "late", now=0.0).step == 0
+    late = pushers.pool.submit(pushers.store.join, "late", "late", 0.0)
+    with pytest.raises(TimeoutError):
+        late.result(0.1)
     assert not any(push.done() for push in (first, second))
     disk.is_open.set()
     assert {first.result(TIMEOUT_S).step, second.result(TIMEOUT_S).step} == {1, 2}
+    assert late.result(TIMEOUT_S).step > 0
 
 
 def test_a_verdict_waits_for_the_steps_that_it_tells_of(

@@ -63,7 +63,8 @@ class Server:
         """Return a server that goes on from a checkpoint of this one and a log."""
         again, checkpoint = open_store(), self.store.lineage.checkpoint()
         assert checkpoint is not None
-        again.lineage.recover(checkpoint, log, self.now)
+        again.lineage.restore(checkpoint)
+        again.lineage.replay(log, self.now)
         return Server(again, self.now)
 
     def variables(self) -> list[float]:
