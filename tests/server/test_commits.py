@@ -166,6 +166,40 @@ def test_a_verdict_waits_for_the_steps_that_it_tells_of(
     assert dropped == Verdict(False, PUSHERS, PUSHERS, Reason.STALE)
 
 
+def test_nobody_is_forgotten_whose_push_waits(
+    pushers: Pushers, disk: SlowDisk, hook: Any
+) -> None:
+    """Not after hours, nor when its name is taken over again and again."""
+    (push,) = pushers.apply(0)
+    later = 3 * 3600.0
+    takeovers = [
+        pushers.pool.submit(pushers.store.join, NAMES[0], f"next {number}", later)
+        for number in range(12)
+    ]
+    while len(_sessions(pushers.store)) < 10:
+        pass  # They have joined, and wait.
+
+    before = pushers.store.lineage.checkpoint()
+    disk.is_open.set()
+
+    assert push.result(TIMEOUT_S).applied
+    assert all(joined.result(TIMEOUT_S) for joined in takeovers)
+    assert _sessions(pushers.store) >= {NAMES[0]}
+    assert pushers.store.status(later).counts.applied == 1
+    assert before
+    again = _open_store(hook.rule, SlowDisk())
+    again.lineage.restore(before)
+    changes = [change for kept in disk.kept for change in kept]
+    again.lineage.replay(changes, later)
+    assert again.lineage.step == 1
+
+
+def _sessions(store: Store) -> set[str]:
+    kept = store.lineage.checkpoint()
+    assert kept
+    return {s for s, row in kept.sessions.items() if row.worker == NAMES[0]}
+
+
 def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) -> None:
     """Those that were being kept, and those that waited: all can come again."""
     pushes = pushers.apply(0)
