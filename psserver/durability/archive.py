@@ -20,7 +20,7 @@ _log = logging.getLogger("psserver")
 
 
 class Recovering(Protocol):
-    """What goes on from what was kept: a `Store` that nobody calls yet."""
+    """What goes on from what was kept: a store's `Lineage` that nobody calls yet."""
 
     @property
     def generation(self) -> str: ...

@@ -60,9 +60,9 @@ class Server:
 
     def recovered(self, log: Sequence[Change]) -> "Server":
         """Return a server that goes on from a checkpoint of this one and a log."""
-        again, checkpoint = open_store(), self.store.checkpoint()
+        again, checkpoint = open_store(), self.store.lineage.checkpoint()
         assert checkpoint is not None
-        again.recover(checkpoint, log, self.now)
+        again.lineage.recover(checkpoint, log, self.now)
         return Server(again, self.now)
 
     def variables(self) -> list[float]:

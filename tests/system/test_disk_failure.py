@@ -13,6 +13,7 @@ import pytest
 
 import psserver
 import psworker
+from kit.processes import Successors
 from kit.virtualdisk import Operation, VirtualDisk
 from pswire.errors import ServerUnavailableError
 
@@ -93,6 +94,35 @@ def test_a_log_that_fails_ends_the_server_and_is_not_tried_again(
     again = connect(start_server(**settings).address).pull()
     assert again.step in (3, 4)
     assert again.params["w"].tolist() == [again.step] * 2
+
+
+def test_a_server_whose_disk_fails_ends_with_an_error(tmp_path: Path) -> None:
+    """With the cause in its last words; its successor has all that was acknowledged."""
+    options = "--rule sgd -a learning_rate=1.0 --http-port off --durability log"
+    servers = Successors(*options.split(), "--data-dir", str(tmp_path))
+    with servers.start("log.before_sync=eio@4") as server:
+        with psworker.connect(server.address(), outage_s=0.0) as client:
+            client.initialize(ZEROS)
+            acknowledged = push_until_refused(client)
+        code, log = server.finish()
+    with servers.start() as server, psworker.connect(server.address()) as client:
+        again = client.pull()
+
+    assert code == 1
+    assert "Error: " in log.splitlines()[-1]
+    assert "expected a disk that keeps all, got [Errno 5]" in log.splitlines()[-1]
+    assert acknowledged > 0
+    assert again.step in (acknowledged, acknowledged + 1)
+
+
+def push_until_refused(client: psworker.Client) -> int:
+    """Return how many pushes were acknowledged."""
+    for acknowledged in range(10):
+        try:
+            client.push(UP, client.pull())
+        except ServerUnavailableError:
+            return acknowledged
+    raise AssertionError("none was refused")
 
 
 def test_a_disk_that_has_room_again_at_once_does_not_stay_full(

@@ -1,5 +1,6 @@
 """A disk without room: nothing acknowledged is lost, and all goes on once there is."""
 
+import logging
 import os
 import resource
 import shutil
@@ -174,8 +175,10 @@ def test_in_log_mode_nothing_acknowledged_is_lost_however_often_the_disk_is_full
     mark: Mark,
     size: Size,
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who pushes is told to come again, who pulls notices nothing; no restart."""
+    caplog.set_level(logging.INFO, "psworker")
     rounds = size(3, 20)
     place = open_place("log")
     elements = max(SIZE, rounds * WORKERS * MOST)
@@ -211,6 +214,7 @@ def test_in_log_mode_nothing_acknowledged_is_lost_however_often_the_disk_is_full
         place.free()
     in_parallel([partial(push, client) for client in patient])
 
+    assert "going on over gRPC" not in caplog.text
     found = recover("log", left)
     again = connect(found.address, 0, 0.0).pull()
     assert (again.step, again.generation) == (snapshot.step, snapshot.generation)
