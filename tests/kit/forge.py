@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from kit.processes import Process
@@ -42,6 +44,12 @@ class Forge(Process):
         self._port = address.rpartition(":")[2]
         return address
 
+    def kill(self) -> None:
+        """Kill it, and the server with it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        super().kill()
+
     def ended(self) -> int:
         """Wait for the server's end; return its exit code, or less than 0: a signal."""
         while not (line := self.line()).startswith("ended "):
@@ -51,6 +59,7 @@ class Forge(Process):
 
 def main(log: str) -> None:
     """Run what is told in lines of stdin, one after another."""
+    os.setpgrp()  # For `kill`.
     _import_all()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     for line in iter(sys.stdin.readline, ""):
