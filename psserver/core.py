@@ -231,7 +231,10 @@ class Core:
             self.apply(change.header, gradients, change.body)
             staleness = change.step - 1 - change.header.step_read
             verdict = Verdict(applied=True, staleness=staleness, step=change.step)
-            self.settle(change.header, verdict, now)
+            if self.sessions.find(change.header.session):
+                self.settle(change.header, verdict, now)
+            else:  # It was forgotten while its push waited to be kept.
+                self.counters.judge("", verdict, change.header.value, now)
         self.take()
         self.publish()
 

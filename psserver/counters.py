@@ -186,21 +186,22 @@ class Counters:
         """Count a push by its verdict.
 
         Args:
-            worker: Who pushed.
+            worker: Who pushed; it may be forgotten, if the push has waited for long.
             verdict: What became of it.
             value: The loss that it told, if any.
             now: Seconds, of a clock that never goes back.
         """
-        row = self.rows[worker]
+        row = self.rows.get(worker)
         self.total.add(verdict)
-        row.tally.add(verdict)
+        (row.tally if row else self.unjoined).add(verdict)
         if not verdict.duplicate:
             loss = None if value is None or not math.isfinite(value) else value
             told = _told(verdict.staleness)
             self.staleness[told] = self.staleness.get(told, 0) + 1
             self.staleness_sum += verdict.staleness
             self.recent.add(verdict.applied, loss, now)
-            row.judge(verdict, loss, now)
+            if row:
+                row.judge(verdict, loss, now)
 
     def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""

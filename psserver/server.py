@@ -216,7 +216,7 @@ class Server:
             keeper=self._saver,
         )
         if self._saver:
-            self._saver.recover(self._store, rule_name)
+            self._saver.recover(self._store.lineage, rule_name)
         self._calls = Calls(self._store)
 
     def _open_data_dir(self, config: ServerConfig, undo: ExitStack) -> Saver | None:

@@ -80,7 +80,9 @@ class Sessions:
             if rejoin_at is not None and newest in self._here:
                 raise superseded(worker, session)
             self._here.add(session)
-            return self.enter(worker, session, rejoin_at)
+            entry = self.enter(worker, session, rejoin_at)
+            self._trim(self._of[worker])
+            return entry
         if known.worker != worker:
             raise InvalidRequestError(
                 f"worker: expected {known.worker}, whose session {session} is, "
@@ -93,6 +95,8 @@ class Sessions:
 
     def enter(self, worker: str, session: str, rejoin_at: int | None = None) -> Entry:
         """Make a session its worker's newest, as a server did that may have known less.
+
+        It forgets nobody: of whoever seems old here, a newer joining may be next.
 
         Args:
             worker: See `join`.
@@ -109,8 +113,6 @@ class Sessions:
             self._rows[previous] = replace(self._rows[previous], superseded=True)
         self._rows[session] = replace(row, superseded=False, since=rejoin_at or 0)
         sessions.append(session)
-        if len(sessions) > _MAX_SUPERSEDED + 1:
-            self._drop(sessions.pop(0))
         return entry
 
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
@@ -132,6 +134,11 @@ class Sessions:
         """Forget a worker's sessions."""
         for session in self._of.pop(worker, ()):
             self._drop(session)
+
+    def _trim(self, sessions: list[str]) -> None:
+        for old in sessions[: -_MAX_SUPERSEDED - 1]:
+            self._drop(old)
+        del sessions[: -_MAX_SUPERSEDED - 1]
 
     def _drop(self, session: str) -> None:
         del self._rows[session]

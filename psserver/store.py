@@ -2,18 +2,16 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from psserver import gradients as checks
-from psserver.changes import Change
-from psserver.checkpoint import Checkpoint
 from psserver.commits import Commits
-from psserver.core import Core, Cut
-from psserver.counters import Counters
-from psserver.decision import Session, superseded
+from psserver.core import Core
+from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
-from psserver.model import Model, start
+from psserver.lineage import Lineage
 from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.staleness import DropStale
@@ -86,7 +84,6 @@ class Store:
         """
         self.limits = limits
         self.incarnation = incarnation
-        self._rule = require_rule(rule)
         self._rule_name = rule_name
         self._started = now
         self._on_judged = on_judged
@@ -105,6 +102,14 @@ class Store:
             keeps_changes=self._keeper.keeps_changes,
         )
         self._commits = Commits(self._core, self._lock, self._keeper.keep)
+        self.lineage = Lineage(
+            *(self._core, self._commits, self._lock),
+            partial(CompiledRule, require_rule(rule)),
+            rule_name=rule_name,
+            limits=limits,
+            since=now,
+        )
+        """The side of it that outlasts the server."""
 
     @property
     def generation(self) -> str:
@@ -112,19 +117,9 @@ class Store:
         return self._core.generation
 
     @property
-    def step(self) -> int:
-        """The newest step that anybody sees."""
-        return self._core.published.snapshot.step
-
-    @property
     def pushes_wait(self) -> bool:
         """Whether an applied push waits until it is kept."""
         return self._keeper.keeps_changes
-
-    @property
-    def refuses_pushes(self) -> bool:
-        """Whether no push is applied, because one could not be kept."""
-        return self._commits.refuses
 
     def join(
         self, worker: str, session: str, now: float, rejoin: bool = False
@@ -151,7 +146,7 @@ class Store:
             joined = Joined(
                 generation=self.generation,
                 incarnation=self.incarnation,
-                step=self.step,
+                step=self.lineage.step,
                 layout=model.layout if model else None,
                 limits=self.limits,
             )
@@ -257,7 +252,7 @@ class Store:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
-            step = self.step
+            step = self.lineage.step
         uptime_s = now - self._started
         recent = counters.recent.rates(now, uptime_s)
         return Status(
@@ -280,39 +275,6 @@ class Store:
             durability=self._keeper.status(),
         )
 
-    def checkpoint(self) -> Checkpoint | None:
-        """Return all that another server needs to go on; None: no variables yet."""
-        with self._lock:
-            model, cut = self._core.model, self._core.published
-            memory = self._core.memory()
-        return self._checkpoint(model, cut, *memory) if model else None
-
-    def recover(self, kept: Checkpoint, changes: Iterable[Change], now: float) -> None:
-        """Go on where another server had ended; nobody may call before that.
-
-        Args:
-            kept: What it had been at some step.
-            changes: What it had done from then on.
-            now: Seconds.
-
-        Raises:
-            ValueError: The rule is not the one that the slots are of.
-        """
-        rule = CompiledRule(self._rule, kept.variables.layout)
-        started = start(rule, kept.variables, kept.initializer, kept.slots)
-        self._core.recover(kept, *started)
-        for change in changes:
-            self._core.replay(change, now)
-        self._core.counters.go_on(self._started)
-
-    def begin_history(self, generation: str) -> None:
-        """Let nothing be applied that was computed before; nobody may call yet."""
-        self._core.rename(generation)
-
-    def resume(self) -> None:
-        """Apply pushes again, after one could not be kept."""
-        self._commits.resume()
-
     def _see(self, session: str, now: float) -> None:
         known = self._core.sessions.get(session)
         if known.superseded:
@@ -331,13 +293,9 @@ class Store:
             )
 
     def _set_first(self, session: str, variables: Body) -> None:
-        layout = variables.layout
-        model, state = start(CompiledRule(self._rule, layout), variables, session)
-        first = Cut(Snapshot(model.body(state), 0, self.generation), state)
-        with self._lock:
-            memory = self._core.memory()
+        model, state, first = self.lineage.first(variables, session)
         try:
-            self._keeper.begin(self._checkpoint(model, first, *memory))
+            self._keeper.begin(first)
         except OSError as error:
             raise ServerUnavailableError(str(error)) from error
         except ValueError as error:
@@ -346,34 +304,14 @@ class Store:
             self._core.start(model, state)
         _log.info(
             "initialized: %d variables, %d bytes",
-            *(len(variables), layout.nbytes),
+            *(len(variables), variables.layout.nbytes),
             extra={
                 "event": "initialized",
                 "worker": self._core.sessions.get(session).worker,
                 "session": session,
                 "variables": len(variables),
-                "nbytes": layout.nbytes,
+                "nbytes": variables.layout.nbytes,
             },
-        )
-
-    def _checkpoint(
-        self,
-        model: Model,
-        cut: Cut,
-        sessions: Mapping[str, Session],
-        counters: Counters,
-    ) -> Checkpoint:
-        return Checkpoint(
-            generation=cut.snapshot.generation,
-            step=cut.snapshot.step,
-            variables=cut.snapshot.params,
-            slots=model.rule.slots(cut.state),
-            initializer=model.initializer,
-            rule=self._rule_name,
-            max_staleness=self.limits.max_staleness,
-            max_grad_norm=self.limits.max_grad_norm,
-            sessions=sessions,
-            counters=counters,
         )
 
     def _require_sound(self, gradients: Body) -> None:
@@ -418,7 +356,7 @@ class Store:
         pending = self._core.settle(header, verdict, timing.judged_at)
         told = self._commits.wait(pending)
         if told.applied and not told.duplicate:
-            self._keeper.stepped(self.step)
+            self._keeper.stepped(self.lineage.step)
         return told
 
 

@@ -1,4 +1,4 @@
-"""What every test shares: a real server on loopback, and proof that nothing leaks."""
+"""What every test shares: rules, a server on loopback, proof that nothing leaks."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import jax
+import numpy as np
 import optax
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import psserver
 import psworker
 from kit.processes import Process
+from psserver.rulespec import resolve
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -28,6 +30,57 @@ Metrics = dict[tuple[str, ...], float]
 """{(a sample's name, then its labels' values in the order of their names): value}."""
 Size = Callable[[int, int], int]
 Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _count_in_plain_numbers() -> optax.GradientTransformation:
+    """Keep a Python number for a slot: an int at first, a float from then on."""
+    return optax.GradientTransformation(
+        lambda params: 0, lambda updates, count, params=None: (updates, count + 0.5)
+    )
+
+
+_RULES: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": lambda: optax.sgd(0.1),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
+    "adam": lambda: optax.adam(0.1),
+    "adagrad": lambda: optax.adagrad(0.1),
+    "rmsprop": lambda: optax.rmsprop(0.1),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+    "by_name": lambda: resolve("adam", {"learning_rate": 0.1}),
+    "plain": lambda: optax.chain(optax.sgd(0.1), _count_in_plain_numbers()),
+    "scheduled": lambda: optax.sgd(optax.exponential_decay(0.5, 2, 0.5)),
+}
+
+
+@pytest.fixture(params=_RULES.values(), ids=list(_RULES))
+def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
+    """Make each rule of the table in turn."""
+    make: Callable[[], optax.GradientTransformation] = request.param
+    return make()
+
+
+class Hook:
+    """A rule that runs a function of the test's in the middle of an update."""
+
+    def __init__(self) -> None:
+        self.run: Callable[[], None] = lambda: None
+        self.rule = optax.chain(
+            optax.sgd(1.0),
+            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
+        )
+
+    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
+        def call(numbers: Any) -> Any:
+            self.run()
+            return jax.tree.map(np.asarray, numbers)
+
+        return jax.pure_callback(call, updates, updates), state
+
+
+@pytest.fixture
+def hook() -> Hook:
+    """Make a rule that runs what the test sets as `run`."""
+    return Hook()
 
 
 def _threads() -> set[threading.Thread]:

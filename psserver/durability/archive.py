@@ -20,7 +20,7 @@ _log = logging.getLogger("psserver")
 
 
 class Recovering(Protocol):
-    """What goes on from what was kept: a `Store` that nobody calls yet."""
+    """What goes on from what was kept: a store's `Lineage` that nobody calls yet."""
 
     @property
     def generation(self) -> str: ...
@@ -72,6 +72,8 @@ class Archive:
             OSError: It cannot be read, or not be written.
         """
         ending = Ending.read(self._disk, self._folder)
+        # The last server may have died before all names were on the disk.
+        self._disk.sync_folder(self._folder)
         kept = self.checkpoints.load_newest(now)
         if kept is None:
             self._require_no_changes()
@@ -168,8 +170,8 @@ class Archive:
         if at.step > kept.step or (self.keeps_changes and not is_whole):
             self.save(at)
         if self.keeps_changes:
-            if not is_whole:
-                self._remove_log()
+            if not is_logged:
+                self._remove_log()  # Of a server that could not start.
             self._begin_log(at)
         _log.info(
             "going on from step %d of %s",

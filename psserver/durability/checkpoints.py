@@ -115,6 +115,8 @@ class Checkpoints:
                 broken[name] = str(error)
             else:
                 self._put_aside(broken)
+                # Who saved it may have died before its name was on the disk.
+                self._disk.sync_folder(self._folder)
                 return newest
         self._require_none(broken)
         return None
@@ -206,8 +208,6 @@ class Checkpoints:
             )
             self._good.pop(name, None)
             self._rename(name, f"{name}{_BROKEN}")
-        if broken:
-            self._disk.sync_folder(self._folder)
 
     def _require_none(self, broken: Mapping[str, str]) -> None:
         """Check that there is nothing that a fresh start would leave behind."""

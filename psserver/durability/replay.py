@@ -53,9 +53,9 @@ def read(
             disk, segment, generation, trainable, is_last=segment is chosen[-1]
         )
         for change in said:
-            if isinstance(change, Applied):
-                step = change.step
-            if step > after or not isinstance(change, Applied):
+            is_applied = isinstance(change, Applied)
+            step += is_applied
+            if step >= after + is_applied:
                 yield change
 
 

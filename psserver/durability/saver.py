@@ -26,7 +26,7 @@ _log = logging.getLogger("psserver")
 
 
 class Saved(Recovering, Protocol):
-    """Whose model is kept: a `Store`."""
+    """Whose model is kept: a store's `Lineage`."""
 
     @property
     def step(self) -> int: ...

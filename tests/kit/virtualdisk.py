@@ -80,6 +80,11 @@ class VirtualDisk:
         self._lock = threading.RLock()
         self._volume = volume or Volume()
 
+    @property
+    def used(self) -> int:
+        """How many bytes all files have."""
+        return self._volume.nbytes()
+
     def kill(self) -> "VirtualDisk":
         """End the process; return the disk for the next one, with all as it is."""
         with self._lock:

@@ -118,7 +118,7 @@ class Volume:
             OSError: Nothing, or a part of it is a file.
         """
         node: Node = self._root
-        for name in path.relative_to(path.anchor).parts:
+        for name in path.parts[len(path.root) :]:
             if isinstance(node, File):
                 raise error(errno.ENOTDIR, path)
             if name not in node.names:

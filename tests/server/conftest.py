@@ -1,4 +1,4 @@
-"""What the server's tests share: rules for every law, raw channels, the command."""
+"""What the server's tests share: raw channels, checkpoints, the command."""
 
 import logging
 import math
@@ -11,10 +11,8 @@ from functools import partial
 from typing import Any
 
 import grpc
-import jax
 import numpy as np
 import numpy.typing as npt
-import optax
 import pytest
 from click.testing import CliRunner, Result
 
@@ -27,7 +25,6 @@ from psserver.cli import main
 from psserver.counters import Counters
 from psserver.decision import Session
 from psserver.durability.arrayfile import DTYPES
-from psserver.rulespec import resolve
 from pswire.body import Body
 from pswire.errors import NonFiniteError
 from pswire.layout import Layout
@@ -37,57 +34,6 @@ StartServer = Callable[..., psserver.Server]
 
 _SGD = ("--rule", "sgd", "-a", "learning_rate=0.5")
 _PORTS = ("--port", "0", "--http-port", "0")
-
-
-def _count_in_plain_numbers() -> optax.GradientTransformation:
-    """Keep a Python number for a slot: an int at first, a float from then on."""
-    return optax.GradientTransformation(
-        lambda params: 0, lambda updates, count, params=None: (updates, count + 0.5)
-    )
-
-
-_RULES: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": lambda: optax.sgd(0.1),
-    "momentum": lambda: optax.sgd(0.1, momentum=0.9),
-    "adam": lambda: optax.adam(0.1),
-    "adagrad": lambda: optax.adagrad(0.1),
-    "rmsprop": lambda: optax.rmsprop(0.1),
-    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
-    "by_name": lambda: resolve("adam", {"learning_rate": 0.1}),
-    "plain": lambda: optax.chain(optax.sgd(0.1), _count_in_plain_numbers()),
-    "scheduled": lambda: optax.sgd(optax.exponential_decay(0.5, 2, 0.5)),
-}
-
-
-@pytest.fixture(params=_RULES.values(), ids=list(_RULES))
-def rule(request: pytest.FixtureRequest) -> optax.GradientTransformation:
-    """Make each rule of the table in turn."""
-    make: Callable[[], optax.GradientTransformation] = request.param
-    return make()
-
-
-class Hook:
-    """A rule that runs a function of the test's in the middle of an update."""
-
-    def __init__(self) -> None:
-        self.run: Callable[[], None] = lambda: None
-        self.rule = optax.chain(
-            optax.sgd(1.0),
-            optax.GradientTransformation(lambda params: optax.EmptyState(), self._pass),
-        )
-
-    def _pass(self, updates: Any, state: Any, params: Any = None) -> Any:
-        def call(numbers: Any) -> Any:
-            self.run()
-            return jax.tree.map(np.asarray, numbers)
-
-        return jax.pure_callback(call, updates, updates), state
-
-
-@pytest.fixture
-def hook() -> Hook:
-    """Make a rule that runs what the test sets as `run`."""
-    return Hook()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,7 @@ def test_a_text_from_a_file_steers_no_terminal(
     run: Run, tmp_path: Path, make_checkpoint: Make
 ) -> None:
     """A checkpoint may be somebody else's."""
-    kept = make_checkpoint()
-    object.__setattr__(kept, "rule", "\x1b[31m")
+    kept = replace(make_checkpoint(), rule="\x1b[31m")
     Checkpoints(RealDisk(), tmp_path / FOLDER).save(kept)
 
     for command in ("ls", "show"):
@@ -143,6 +143,24 @@ def test_variables_are_exported_under_their_own_names(
     ]
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
+def test_an_export_that_fails_leaves_nothing(
+    name: str, run: Run, data_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the file nor a part of it."""
+
+    def fail(disk: RealDisk, old: Path, new: Path) -> None:
+        assert old.stat().st_size > 0
+        raise OSError("by plan")
+
+    monkeypatch.setattr(RealDisk, "rename", fail)
+
+    result = run("checkpoint", "export", data_dir, "-o", str(tmp_path / name))
+
+    assert (result.exit_code, result.output) == (1, "Error: by plan\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_an_npz_has_names_of_any_letters(
     run: Run, tmp_path: Path, make_checkpoint: Make
 ) -> None:
@@ -158,8 +176,8 @@ def test_an_npz_has_names_of_any_letters(
 
 def save_named(folder: Path, variables: Arrays, make_checkpoint: Make) -> None:
     """Keep a checkpoint of some variables."""
-    kept = make_checkpoint()
-    object.__setattr__(kept, "variables", variables)
+    named: Any = variables
+    kept = replace(make_checkpoint(), variables=named)
     Checkpoints(RealDisk(), folder / FOLDER).save(kept)
 
 

@@ -6,60 +6,30 @@ import random
 import re
 import shutil
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from kit.changes import FOLDER, data_disk
+from kit.virtualdisk import Crashed, Operation, VirtualDisk, failing
 from psserver import keptcounters
 from psserver.checkpoint import Checkpoint
 from psserver.durability import sealed
 from psserver.durability.checkpoints import Checkpoints
-from psserver.durability.disk import Disk, RealDisk
+from psserver.durability.disk import RealDisk
 from psserver.durability.errors import DataDirectoryError
 
 Make = Callable[..., Checkpoint]
 
 _ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
 _FEW = (np.dtype(np.float32), np.dtype(np.bool_))
+_FOLDER = FOLDER.with_name("checkpoints")
 _SEED = 20261123
-
-
-class Failing:
-    """A disk, or a file on it, some of whose operations fail; a write is torn.
-
-    To close a file is none of them: it promises nothing.
-    """
-
-    def __init__(
-        self, on: object, fails: Callable[[int], bool], numbers: Iterator[int]
-    ) -> None:
-        self._on, self._fails, self._numbers = on, fails, numbers
-
-    def __getattr__(self, name: str) -> Any:
-        operation = getattr(self._on, name)
-
-        def attempt(*arguments: Any) -> Any:
-            number = next(self._numbers)
-            if self._fails(number):
-                if name == "write":
-                    (pieces,) = arguments
-                    operation([piece[: len(piece) // 2] for piece in pieces])
-                raise OSError(errno.EIO, f"operation {number}: {name}")
-            done = operation(*arguments)
-            if name == "create":
-                return Failing(done, self._fails, self._numbers)
-            return done
-
-        return operation if name == "close" else attempt
-
-
-def failing(fails: Callable[[int], bool], numbers: Iterator[int]) -> Disk:
-    """Return the real disk, whose operations are counted, and may fail."""
-    return cast(Disk, Failing(RealDisk(), fails, numbers))
 
 
 class Unsynced(RealDisk):
@@ -351,20 +321,16 @@ def test_a_manifest_that_lies_is_a_clear_error(
     assert peak < 2**22
 
 
-def test_an_io_error_while_reading_is_survived(
-    two: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["", "two\nlines", "x" * 1025])
+def test_a_variable_that_no_worker_could_name_is_refused(
+    name: str, checkpoints: Checkpoints, make_checkpoint: Make
 ) -> None:
-    """As any other damage is; it is told what the disk has said."""
-    numbers = itertools.count()
-    disk = failing({3}.__contains__, numbers)
+    """Somebody else's program may have written it, digests and all."""
+    odd: Any = {name: np.ones(2)}
+    path = checkpoints.save(replace(make_checkpoint(step=8), variables=odd))
 
-    found = Checkpoints(disk, two.parent).load_newest(now=0.0)
-
-    assert found is not None
-    assert found.step == 7
-    assert next(numbers) > 4
-    assert f"checkpoint {two.name} is corrupt" in caplog.text
-    assert "operation 3: " in caplog.text
+    with pytest.raises(DataDirectoryError, match=f"{path / _MANIFEST}: .*name"):
+        checkpoints.load("8", now=0.0)
 
 
 def test_if_all_are_broken_nothing_is_used_or_changed(
@@ -412,46 +378,6 @@ def test_where_there_was_none_there_is_none(
     assert checkpoints.names() == []
 
 
-# What fails while it is written
-
-
-def operations(work: Callable[[Disk], object]) -> int:
-    """Count the operations that some work takes of a disk that works."""
-    numbers = itertools.count()
-    work(failing(lambda number: False, numbers))
-    return next(numbers)
-
-
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_save_that_fails_leaves_what_was_there(
-    goes_on: bool, two: Path, folder: Path, make_checkpoint: Make
-) -> None:
-    """Whichever operation fails, after a crash or a mere error: nothing is half."""
-    new = make_checkpoint(seed=3, step=9)
-    before, after = told(make_checkpoint(seed=2, step=8, dtypes=_FEW)), told(new)
-    names = {"00000001-step-7", two.name}
-    found = []
-
-    def save(disk: Disk) -> object:
-        return Checkpoints(disk, folder).save(new)
-
-    count = operations(save)
-    for at in range(count):
-        shutil.rmtree(folder / "00000003-step-9", ignore_errors=True)
-        fails = at.__eq__ if goes_on else at.__le__
-        with pytest.raises(OSError, match=f"operation {at}: "):
-            save(failing(fails, itertools.count()))
-        if goes_on and at < count - 1:
-            assert {path.name for path in folder.iterdir()} == names
-        later = Checkpoints(RealDisk(), folder)
-        found.append(told(later.load_newest(now=0.0)))
-        assert {path.name for path in folder.iterdir()} == {*later.names()} >= names
-
-    # Only the last sync comes when there is a new one already.
-    assert found == [before] * (count - 1) + [after]
-    assert count > 15
-
-
 @pytest.mark.parametrize("name", [_ARRAYS, _MANIFEST])
 def test_a_disk_that_gives_back_something_else_is_found_out(
     name: str, two: Path, folder: Path, make_checkpoint: Make
@@ -467,48 +393,170 @@ def test_a_disk_that_gives_back_something_else_is_found_out(
     assert {path.name for path in folder.iterdir()} == {"00000001-step-7", two.name}
 
 
-def test_to_prune_is_safe_at_any_moment(
-    folder: Path, checkpoints: Checkpoints, make_checkpoint: Make
+# What is interrupted
+
+
+def saved(seed: int, *kept: Checkpoint) -> VirtualDisk:
+    """Make a disk in memory with some checkpoints on it."""
+    disk = data_disk(seed)
+    for each in kept:
+        Checkpoints(disk, _FOLDER).save(each)
+    return disk
+
+
+def without_power(
+    make: Callable[[], VirtualDisk], work: Callable[[Checkpoints], object]
+) -> list[VirtualDisk]:
+    """Cut the power before each operation of some work, and right after the last.
+
+    Returns:
+        What is left of the disk each time.
+    """
+    left = []
+    for number in itertools.count(1):
+        disk = make()
+        disk.on_operation = failing(disk.operations + number, Crashed())
+        try:
+            work(Checkpoints(disk, _FOLDER))
+        except Crashed:
+            left.append(disk.crash())
+        else:
+            return [*left, disk.crash()]
+    raise AssertionError("the work never ends")
+
+
+def require_whole(disk: VirtualDisk) -> Checkpoint:
+    """Start anew: all that has a name is whole, nothing else is left; the newest."""
+    checkpoints = Checkpoints(disk, _FOLDER)
+    newest = checkpoints.load_newest(now=0.0)
+    assert newest is not None
+    assert disk.names(_FOLDER) == checkpoints.names()
+    assert checkpoints.verify(checkpoints.names()[-1]).checkpoint.step == newest.step
+    for name in checkpoints.names():
+        checkpoints.verify(name)
+    return newest
+
+
+@pytest.mark.parametrize("seed", range(_SEED, _SEED + 5))
+def test_a_loss_of_power_leaves_the_one_before_or_the_new_one(
+    seed: int, make_checkpoint: Make
 ) -> None:
-    """A crash leaves none in part, and never fewer than there should be."""
+    """At any moment of a save; once it has returned, it is the new one."""
+    old, new = (make_checkpoint(step=step, dtypes=_FEW) for step in (7, 8))
 
-    def prune(disk: Disk) -> None:
-        Checkpoints(disk, folder).prune(keep=2)
+    left = without_power(lambda: saved(seed, old), lambda on: on.save(new))
 
-    for step in range(4):
-        checkpoints.save(make_checkpoint(step=step))
-    shutil.copytree(folder, folder.with_name("four"))
-    count = operations(prune)
-    for at in range(count):
-        shutil.rmtree(folder)
-        shutil.copytree(folder.with_name("four"), folder)
-        with pytest.raises(OSError, match=f"operation {at}: "):
-            prune(failing(at.__le__, itertools.count()))
-        later = Checkpoints(RealDisk(), folder)
-        assert told(later.load_newest(now=0.0)) == told(make_checkpoint(step=3))
-        assert {path.name for path in folder.iterdir()} == {*later.names()}
-        steps = [later.verify(name).checkpoint.step for name in later.names()]
-        assert steps in ([0, 1, 2, 3], [1, 2, 3], [2, 3])
-
-    assert count > 5
+    found = [told(require_whole(disk)) for disk in left]
+    assert len(found) > 15
+    assert found[0] == told(old)
+    assert found[-1] == told(new)
+    assert all(each in (told(old), told(new)) for each in found)
 
 
-def test_to_fall_back_is_safe_at_any_moment(two: Path, folder: Path) -> None:
+@pytest.mark.parametrize("seed", range(_SEED, _SEED + 5))
+def test_the_first_one_lasts_too(seed: int, make_checkpoint: Make) -> None:
+    """Before it is there, there is none; nothing counts as broken."""
+    first = make_checkpoint(step=7, dtypes=_FEW)
+
+    left = without_power(lambda: saved(seed), lambda on: on.save(first))
+
+    found = [Checkpoints(disk, _FOLDER).load_newest(now=0.0) for disk in left]
+    assert found[0] is None
+    assert all(each is None or told(each) == told(first) for each in found)
+    assert told(found[-1]) == told(first)
+
+
+@pytest.mark.parametrize("seed", range(_SEED, _SEED + 5))
+def test_to_prune_is_safe_at_any_moment(seed: int, make_checkpoint: Make) -> None:
+    """Those that are to stay do; of the others none is there in part."""
+    kept = [make_checkpoint(step=step, dtypes=_FEW) for step in range(4)]
+
+    left = without_power(lambda: saved(seed, *kept), lambda on: on.prune(keep=2))
+
+    for disk in left:
+        assert told(require_whole(disk)) == told(kept[-1])
+        steps = [int(name[-1]) for name in disk.names(_FOLDER)]
+        assert steps[-2:] == [2, 3]
+    assert steps == [2, 3]
+    assert len(left) > 10
+
+
+@pytest.mark.parametrize("seed", range(_SEED, _SEED + 5))
+def test_to_fall_back_is_safe_at_any_moment(seed: int, make_checkpoint: Make) -> None:
     """Whoever starts after the crash finds the same good one."""
-    (two / _MANIFEST).unlink()
+    kept = [make_checkpoint(step=step, dtypes=_FEW) for step in (7, 8)]
 
-    def load(disk: Disk) -> object:
-        return Checkpoints(disk, folder).load_newest(now=0.0)
+    def broken() -> VirtualDisk:
+        disk = saved(seed, *kept)
+        disk.truncate(_FOLDER / "00000002-step-8" / _MANIFEST, 9)
+        return disk
 
-    shutil.copytree(folder, folder.with_name("broken"))
-    count = operations(load)
-    for at in range(count):
-        shutil.rmtree(folder)
-        shutil.copytree(folder.with_name("broken"), folder)
-        with pytest.raises((OSError, DataDirectoryError), match="operation"):
-            load(failing(at.__le__, itertools.count()))
-        found = Checkpoints(RealDisk(), folder).load_newest(now=0.0)
-        assert found is not None
-        assert found.step == 7
+    left = without_power(broken, lambda on: on.load_newest(now=0.0))
 
-    assert count > 5
+    found = [Checkpoints(disk, _FOLDER).load_newest(now=0.0) for disk in left]
+    assert len(found) > 5
+    assert all(told(each) == told(kept[0]) for each in found)
+    assert "00000002-step-8" not in left[-1].names(_FOLDER)
+
+
+# What fails, and goes on
+
+
+def test_a_save_that_fails_leaves_what_was_there(make_checkpoint: Make) -> None:
+    """Whichever operation fails; but for the last sync it is as if nothing had been."""
+    old, new = (make_checkpoint(step=step, dtypes=_FEW) for step in (7, 8))
+    names = ["00000001-step-7", "00000002-step-8"]
+    disk = saved(_SEED, old)
+    start = disk.operations
+    Checkpoints(disk, _FOLDER).save(new)
+    count = disk.operations - start
+
+    for number in range(1, count + 1):
+        disk = saved(_SEED, old)
+        checkpoints = Checkpoints(disk, _FOLDER)
+        disk.on_operation = failing(disk.operations + number, OSError("by plan"))
+        with pytest.raises(OSError, match="by plan"):
+            checkpoints.save(new)
+        assert disk.names(_FOLDER) == names[: 1 + (number == count)]
+        assert checkpoints.good == []
+        checkpoints.save(new)
+        assert told(require_whole(disk)) == told(new)
+
+
+def test_a_full_disk_is_as_full_as_before_when_a_save_fails(
+    make_checkpoint: Make,
+) -> None:
+    """With room for any part of it; the next one succeeds once there is room."""
+    old, new = (make_checkpoint(step=step, dtypes=_FEW) for step in (7, 8))
+    disk = saved(_SEED, old)
+    checkpoints = Checkpoints(disk, _FOLDER)
+    nbytes = checkpoints.nbytes("00000001-step-7")
+
+    for room in range(0, nbytes, 256):
+        disk.capacity = nbytes + room
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpoints.save(new)
+        assert caught.value.errno == errno.ENOSPC
+        assert disk.names(_FOLDER) == ["00000001-step-7"]
+    disk.capacity = None
+    checkpoints.save(new)
+
+    assert told(require_whole(disk)) == told(new)
+
+
+def test_an_io_error_while_reading_is_survived(
+    make_checkpoint: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As any other damage is; it is told what the disk has said."""
+    disk = saved(_SEED, make_checkpoint(step=7), make_checkpoint(step=8))
+
+    def fail(operation: Operation) -> None:
+        if operation.kind == "read" and operation.path.parent.name.endswith("-8"):
+            raise OSError(errno.EIO, "by plan")
+
+    disk.on_operation = fail
+    found = Checkpoints(disk, _FOLDER).load_newest(now=0.0)
+
+    assert told(found) == told(make_checkpoint(step=7))
+    assert "checkpoint 00000002-step-8 is corrupt" in caplog.text
+    assert "by plan" in caplog.text

@@ -133,7 +133,7 @@ def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
     """Neither a pull, nor the counters, nor a checkpoint, nor who joins."""
     first, second = pushers.apply(0, 1)
 
-    kept, status = pushers.store.checkpoint(), pushers.store.status(0.0)
+    kept, status = pushers.store.lineage.checkpoint(), pushers.store.status(0.0)
 
     assert pushers.seen() == (0, 0.0)
     assert (status.step, status.counts.applied) == (0, 0)
@@ -179,7 +179,7 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     with pytest.raises(ServerUnavailableError, match="no room"):
         pushers.push(0).result(TIMEOUT_S)
     disk.error = None
-    pushers.store.resume()
+    pushers.store.lineage.resume()
     verdicts = [pushers.push(i).result(TIMEOUT_S) for i in range(PUSHERS)]
     assert [v.step for v in verdicts] == [*range(1, PUSHERS + 1)]
     assert not any(verdict.duplicate for verdict in verdicts)

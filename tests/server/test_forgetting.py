@@ -17,6 +17,7 @@ from psserver.decision import Session
 from psserver.sessions import Entry, Sessions
 from psserver.store import Store
 from pswire.body import Body
+from pswire.counts import Counts
 from pswire.errors import (
     GenerationError,
     SessionSupersededError,
@@ -60,9 +61,9 @@ class Server:
 
     def recovered(self, log: Sequence[Change]) -> "Server":
         """Return a server that goes on from a checkpoint of this one and a log."""
-        again, checkpoint = open_store(), self.store.checkpoint()
+        again, checkpoint = open_store(), self.store.lineage.checkpoint()
         assert checkpoint is not None
-        again.recover(checkpoint, log, self.now)
+        again.lineage.recover(checkpoint, log, self.now)
         return Server(again, self.now)
 
     def variables(self) -> list[float]:
@@ -293,3 +294,31 @@ def test_a_joining_that_a_log_has_twice_makes_nobody_forget(server: Server) -> N
     again = server.recovered([joined, applied, joined])
 
     assert again.push("s0", 1, step_read=0) == Verdict(True, 0, 1, duplicate=True)
+
+
+def test_joinings_that_are_read_again_make_nobody_forget_the_newest(
+    server: Server,
+) -> None:
+    """More of one worker than are remembered, who all are in the checkpoint."""
+    sessions = [f"s{number}" for number in range(10)]
+    for session in sessions:
+        server.join("ann", session)
+    first = server.push("s9", 1, step_read=0)
+
+    again = server.recovered([Joined("ann", session) for session in sessions])
+
+    assert again.push("s9", 1, step_read=0) == first.repeated()
+
+
+def test_a_push_whose_session_was_forgotten_while_it_waited_is_read_again(
+    server: Server,
+) -> None:
+    """Neither the checkpoint nor what came after it tells who that was."""
+    header = PushHeader("s0", 1, "g", 0, LAYOUT.nbytes)
+
+    again = server.recovered([Applied(1, header, Body.gather(LAYOUT, UP))])
+
+    assert again.variables() == [1.0, 1.0]
+    status = again.store.status(again.now)
+    assert status.counts == status.unjoined == Counts(applied=1)
+    assert not again.knows("s0")

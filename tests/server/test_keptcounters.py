@@ -56,3 +56,14 @@ def test_the_last_seconds_begin_anew() -> None:
     assert counters.recent.rates(9.0, 9.0).pushes_per_s > 0
     assert back.recent.rates(9.0, 9.0).pushes_per_s == 0
     assert [row.pushes_per_s for row in back.workers(9.0, 9.0)] == [0.0]
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    """Python's JSON reads infinities, though no program should write them."""
+    counters = Counters()
+    counters.join("ann", now=0.0)
+    data = keptcounters.to_json(counters)
+    data["workers"]["ann"]["loss"] = json.loads("1e999")
+
+    with pytest.raises(ValueError, match=r"^loss: expected a finite number, got inf$"):
+        keptcounters.from_json(data, now=0.0)

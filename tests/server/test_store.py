@@ -124,7 +124,7 @@ def _model(value: float = 1.0) -> dict[str, npt.NDArray[Any]]:
 
 def _bits(store: Store) -> tuple[int, dict[str, bytes], list[bytes]]:
     """Return the step and every bit of the variables and the slots."""
-    kept = store.checkpoint()
+    kept = store.lineage.checkpoint()
     assert kept
     variables = {name: array.tobytes() for name, array in kept.variables.items()}
     return (

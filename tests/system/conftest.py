@@ -1,5 +1,6 @@
 """What the tests of the whole system share: threads, a slow rule, raw pushes."""
 
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,18 @@ import numpy.typing as npt
 import optax
 import pytest
 
+import psserver
+import psworker
 from kit.virtualdisk import VirtualDisk
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 
+ConnectNear = Callable[..., psworker.Client]
 InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+Kept = Callable[..., dict[str, Any]]
 Mark = Callable[[int, int], npt.NDArray[np.float32]]
+StartServer = Callable[..., psserver.Server]
+Succeed = Callable[..., psserver.Server]
 UseDisk = Callable[[VirtualDisk], None]
 MakePush = Callable[..., pb.PushRequest]
 JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
@@ -211,3 +218,61 @@ def send_half() -> Iterator[SendHalf]:
     yield send
     for rest in rests:
         rest.set()
+
+
+@pytest.fixture
+def connect_near() -> Iterator[ConnectNear]:
+    """Connect clients that close with the test; they go past gRPC if they can."""
+    with ExitStack() as stack:
+        yield lambda address, **settings: stack.enter_context(
+            psworker.connect(address, **settings)
+        )
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """Make the settings of servers of one data directory, one after another.
+
+    They save a checkpoint when they are told to, and at their end.
+    """
+
+    def make(durability: str, **settings: Any) -> dict[str, Any]:
+        place = {"data_dir": tmp_path / "data", "checkpoint_every": 10**9}
+        where = {} if durability == "none" else place
+        return {"durability": durability, **where, **settings}
+
+    return make
+
+
+@pytest.fixture
+def succeed(start_server: StartServer) -> Succeed:
+    """End a server that is at rest, and start another in its place.
+
+    Yields a function of the server, of how it ends, and of the settings of the next
+    one. It is "stopped", or "killed": then all that it does to its data directory in
+    the end is undone.
+    """
+
+    def replace(server: psserver.Server, end: str, **settings: Any) -> psserver.Server:
+        folder = settings.get("data_dir")
+        if end == "killed" and folder:
+            left = folder.with_name("left")
+            shutil.copytree(folder, left)
+            server.stop()
+            shutil.rmtree(folder)
+            left.rename(folder)
+        server.stop()
+        return start_server(port=int(server.address.rpartition(":")[2]), **settings)
+
+    return replace
+
+
+@pytest.fixture
+def newest_arrays() -> Callable[[Path], bytes]:
+    """Read the variables and slots of a data directory's newest checkpoint."""
+
+    def read(data_dir: Path) -> bytes:
+        newest = max((data_dir / "checkpoints").iterdir())
+        return (newest / "arrays.safetensors").read_bytes()
+
+    return read

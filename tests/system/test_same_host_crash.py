@@ -83,13 +83,6 @@ def serve(home: Path) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture
-def connect_near() -> Iterator[ConnectNear]:
-    """Connect clients that close with the test."""
-    with ExitStack() as stack:
-        yield lambda address: stack.enter_context(psworker.connect(address))
-
-
 def memories(process: Process) -> int:
     """Return how many mappings of shared memory a process has."""
     lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()

@@ -1,0 +1,140 @@
+"""A model from one server to the next: what is kept of it, and how it goes on."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+from psserver.changes import Change
+from psserver.checkpoint import Checkpoint, Slots
+from psserver.commits import Commits
+from psserver.core import Core, Cut
+from psserver.counters import Counters
+from psserver.decision import Session
+from psserver.model import Model, start
+from psserver.rules import CompiledRule, State
+from pswire.body import Body
+from pswire.layout import Layout
+from pswire.status import Limits
+from pswire.values import Snapshot
+
+Memory = tuple[Mapping[str, Session], Counters]
+"""What is remembered of sessions and of pushes."""
+
+
+class Lineage:
+    """The side of a store that whoever keeps its model sees."""
+
+    def __init__(
+        self,
+        core: Core,
+        commits: Commits,
+        lock: threading.Lock,
+        compiled: Callable[[Layout], CompiledRule],
+        *,
+        rule_name: str,
+        limits: Limits,
+        since: float,
+    ) -> None:
+        """Share a store's parts.
+
+        Args:
+            core: Its model and workers.
+            commits: Lets its pushes wait.
+            lock: Guards both.
+            compiled: Makes its rule for variables of a layout.
+            rule_name: What `status` calls the rule.
+            limits: What it accepts.
+            since: When it started, in seconds.
+        """
+        self._core = core
+        self._commits = commits
+        self._lock = lock
+        self._compiled = compiled
+        self._rule_name = rule_name
+        self._limits = limits
+        self._since = since
+
+    @property
+    def generation(self) -> str:
+        """The history that steps count in."""
+        return self._core.generation
+
+    @property
+    def step(self) -> int:
+        """The newest step that anybody sees."""
+        return self._core.published.snapshot.step
+
+    @property
+    def refuses_pushes(self) -> bool:
+        """Whether no push is applied, because one could not be kept."""
+        return self._commits.refuses
+
+    def resume(self) -> None:
+        """Apply pushes again, after one could not be kept."""
+        self._commits.resume()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Return all that another server needs to go on; None: no variables yet."""
+        with self._lock:
+            model, cut = self._core.model, self._core.published
+            memory = self._core.memory()
+        return self._checkpoint(model, cut, memory) if model else None
+
+    def first(
+        self, variables: Body, initializer: str
+    ) -> tuple[Model, State, Checkpoint]:
+        """Return a model that nobody has seen yet, and what to keep of it.
+
+        Args:
+            variables: All of them.
+            initializer: The session that brought them.
+
+        Raises:
+            InvalidRequestError: The rule cannot run on these variables.
+        """
+        model, state = self._start(variables, initializer)
+        cut = Cut(Snapshot(model.body(state), 0, self.generation), state)
+        with self._lock:
+            memory = self._core.memory()
+        return model, state, self._checkpoint(model, cut, memory)
+
+    def recover(self, kept: Checkpoint, changes: Iterable[Change], now: float) -> None:
+        """Go on where another server had ended; nobody may call before that.
+
+        Args:
+            kept: What it had been at some step.
+            changes: What it had done from then on.
+            now: Seconds.
+
+        Raises:
+            ValueError: The rule is not the one that the slots are of.
+        """
+        started = self._start(kept.variables, kept.initializer, kept.slots)
+        self._core.recover(kept, *started)
+        for change in changes:
+            self._core.replay(change, now)
+        self._core.counters.go_on(self._since)
+
+    def begin_history(self, generation: str) -> None:
+        """Let nothing be applied that was computed before; nobody may call yet."""
+        self._core.rename(generation)
+
+    def _start(
+        self, variables: Body, initializer: str, slots: Slots | None = None
+    ) -> tuple[Model, State]:
+        rule = self._compiled(variables.layout)
+        return start(rule, variables, initializer, slots)
+
+    def _checkpoint(self, model: Model, cut: Cut, memory: Memory) -> Checkpoint:
+        sessions, counters = memory
+        return Checkpoint(
+            generation=cut.snapshot.generation,
+            step=cut.snapshot.step,
+            variables=cut.snapshot.params,
+            slots=model.rule.slots(cut.state),
+            initializer=model.initializer,
+            rule=self._rule_name,
+            max_staleness=self._limits.max_staleness,
+            max_grad_norm=self._limits.max_grad_norm,
+            sessions=sessions,
+            counters=counters,
+        )

@@ -1,0 +1,117 @@
+"""A data directory is one server's at a time, of one rule, of one model."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from click.testing import Result
+
+import psserver
+import psworker
+from psserver.durability.errors import DataDirectoryError
+from psserver.rulespec import resolve
+from pswire.errors import VariableMismatchError
+from psworker.loop import train
+
+StartServer = Callable[..., psserver.Server]
+Run = Callable[..., Result]
+Keep = Callable[..., psserver.Server]
+
+RULE = "sgd(learning_rate=0.5)"
+SGD = ("serve", "--rule", "sgd", "-a", "learning_rate=0.5")
+
+
+@pytest.fixture
+def keep(start_server: StartServer, tmp_path: Path) -> Keep:
+    """Start a server of SGD that keeps what it has in a folder of the test's."""
+
+    def start(rule: Any = None, **settings: Any) -> psserver.Server:
+        settings = {"rule_name": RULE, "durability": "log", **settings}
+        sgd = resolve("sgd", {"learning_rate": 0.5})
+        return start_server(rule or sgd, data_dir=tmp_path / "data", **settings)
+
+    return start
+
+
+@pytest.fixture
+def kept(keep: Keep, tmp_path: Path) -> tuple[str, ...]:
+    """Leave a model after its server; return the options of one that goes on."""
+    with keep() as server, psworker.connect(server.address) as client:
+        client.initialize({"w": np.zeros(2, np.float32)})
+        client.push({"w": np.ones(2, np.float32)}, client.pull())
+    return "--durability", "log", "--data-dir", str(tmp_path / "data"), "--port", "0"
+
+
+def test_a_second_server_of_a_data_directory_refuses_at_once(
+    kept: tuple[str, ...], keep: Keep, run: Run
+) -> None:
+    """It says which process has it; the first one goes on, and leaves it to another."""
+    with keep() as server, psworker.connect(server.address) as client:
+        result = run(*SGD, *kept)
+        assert client.push({"w": np.ones(2, np.float32)}, client.pull()).applied
+
+    assert result.exit_code == 1
+    assert "listening" not in result.output
+    said = r"^Error: data_dir: expected .*/data for this server alone, got one that "
+    said += r"process \d+ is using\n$"
+    assert re.search(said, result.output)
+    assert keep().status().step == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [
+        (("--rule", "adam", "-a", "learning_rate=0.5"), "adam(learning_rate=0.5)"),
+        (("--rule", "sgd", "-a", "learning_rate=0.1"), "sgd(learning_rate=0.1)"),
+    ],
+)
+def test_another_rule_or_argument_is_refused_by_name(
+    kept: tuple[str, ...], keep: Keep, run: Run, rule: tuple[str, ...], got: str
+) -> None:
+    """With the right one the server goes on, as if nobody had tried another."""
+    result = run("serve", *rule, *kept)
+
+    assert (result.exit_code, result.output) == (
+        1,
+        f"Error: rule: expected {RULE}, which the variables were trained with, "
+        f"got {got}\n",
+    )
+    assert keep().status().step == 1
+
+
+def test_a_rule_without_a_name_is_refused_by_its_slots(
+    kept: tuple[str, ...], keep: Keep
+) -> None:
+    """Which one is amiss is said; the server with the right rule goes on."""
+    with pytest.raises(
+        DataDirectoryError,
+        match=r"^rule: expected the one that .*/data is of; slots.*: expected .*, got",
+    ):
+        keep(optax.sgd(0.5, momentum=0.9))
+
+    assert keep().status().step == 1
+
+
+def test_a_worker_of_another_model_is_told_what_differs(
+    kept: tuple[str, ...], keep: Keep
+) -> None:
+    """Its variables come too late to be taken; it changes nothing."""
+    server = keep()
+    task = psworker.Task(
+        init=lambda: {"w": jnp.zeros(3)},
+        loss=lambda params, batch: jnp.sum(params["w"]),
+        batches=lambda shard: iter([0.0]),
+    )
+
+    with (
+        psworker.connect(server.address) as client,
+        pytest.raises(VariableMismatchError, match=r"^w: expected .*3.*got .*2"),
+    ):
+        train(client, task, psworker.Shard(0, 1))
+
+    assert server.status().step == 1

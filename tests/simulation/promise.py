@@ -1,0 +1,76 @@
+"""What a data directory must bring back when the next server starts."""
+
+from psserver.checkpoint import Checkpoint
+from simulation.model import Model
+from simulation.server import Server, Settings
+
+
+class Promise:
+    """What holds whatever becomes of a server.
+
+    Attributes:
+        step: What must not be lost, in steps; -1: there need not be anything.
+        may_damage: Whether the newest checkpoint may be damaged: there is another one.
+    """
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.may_damage = False
+        self._is_same = False  # The history must go on as it is.
+        self._is_logged = False
+        self._begun: list[str] = []  # The histories that starts may have begun.
+        self._good: list[int] = []  # The steps of good checkpoints, newest first.
+        self._foreign = 0  # How many of these are of a history that has no log.
+
+    def damage(self) -> None:
+        """Note that the newest checkpoint cannot be read any more."""
+        if not self._is_logged:
+            self.step, self._is_same = self._good[1], False
+        self.may_damage = False
+
+    def attempt(self, settings: Settings, generation: str) -> None:
+        """Note that a server starts, which may end before it has."""
+        self._had_same = self._is_same
+        self._begun.append(generation)
+        self._is_same &= settings.mode == "log"
+        self.may_damage = False
+
+    def require(self, kept: Checkpoint | None, model: Model) -> None:
+        """Check what a server has started with.
+
+        Args:
+            kept: What it has.
+            model: What the one before had.
+        """
+        if kept is None:
+            assert self.step == -1, "all is lost"
+            return
+        least = self.step
+        if kept.generation == model.generation:
+            least = max(least, model.shown)
+        else:
+            assert not self._had_same, "another generation"
+            assert kept.generation in self._begun
+        assert kept.step >= least, f"expected step {least} or more, got {kept.step}"
+        self._foreign = int(kept.generation != model.generation)
+        self._begun = []
+
+    def keep(self, mode: str, step: int) -> None:
+        """Note what a server has, now that it has something."""
+        self._is_logged = self._is_same = mode == "log"
+        self.step = step
+
+    def show(self, step: int) -> None:
+        """Note what is seen of a server that has a log, or is in a checkpoint."""
+        self.step = max(self.step, step)
+
+    def stop(self, step: int) -> None:
+        """Note that a server has ended as it should."""
+        self.step, self._is_same = step, True
+
+    def end(self, server: Server) -> None:
+        """Note that a server has ended."""
+        if server.archive:
+            good = server.archive.checkpoints.good
+            self._good = good[: len(good) - self._foreign]
+            self.may_damage = len(self._good) > 1

@@ -1,0 +1,178 @@
+"""What becomes of a push from before a restart: never is it taken for another's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import psserver
+import psworker
+from psserver import admin
+from pswire.errors import GenerationError, StepReadError
+
+StartServer = Callable[..., psserver.Server]
+ConnectNear = Callable[..., psworker.Client]
+Kept = Callable[..., dict[str, Any]]
+Succeed = Callable[..., psserver.Server]
+
+LIMIT = 4
+SAVED, LAST = 3, 6  # The steps of the checkpoint, and of the server's end.
+UP = {"w": np.full(2, -1.0, np.float32)}
+ZEROS = {"w": np.zeros(2, np.float32)}
+
+# What a push gets that was read above the newest step, above the step that the server
+# began with, at that, and below it: where history goes on, and where it was cut.
+ORDINARY = ["StepReadError", "applied, 1 stale", "applied, 3 stale", "dropped, 5 stale"]
+CUT = ["GenerationError"] * 4
+
+
+def push(client: psworker.Client, pushes: int) -> None:
+    """Push as often as that, each time from the newest step."""
+    for _ in range(pushes):
+        assert client.push(UP, client.pull()).applied
+
+
+def outcome(client: psworker.Client, step_read: int) -> str:
+    """Push what was read at a step of the generation that was pulled last."""
+    try:
+        verdict = client.push(UP, step_read=step_read)
+    except (GenerationError, StepReadError) as error:
+        return type(error).__name__
+    return f"{'applied' if verdict.applied else 'dropped'}, {verdict.staleness} stale"
+
+
+@pytest.mark.parametrize(
+    ("durability", "end", "began", "expected"),
+    [
+        ("none", "stopped", 0, CUT),
+        ("none", "killed", 0, CUT),
+        ("checkpoint", "stopped", LAST, ORDINARY),
+        ("checkpoint", "killed", SAVED, CUT),
+        ("log", "stopped", LAST, ORDINARY),
+        ("log", "killed", LAST, ORDINARY),
+    ],
+)
+def test_a_push_from_before_a_restart_is_judged_by_what_is_left_of_its_history(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    durability: str,
+    end: str,
+    began: int,
+    expected: list[str],
+) -> None:
+    """Its step may be one of the new history too; afterwards its worker goes on.
+
+    By then the new server has made two steps of its own.
+    """
+    server = start_server(**kept(durability, max_staleness=LIMIT))
+    old = connect_near(server.address)
+    old.initialize(ZEROS)
+    push(old, SAVED)
+    if durability != "none":
+        admin.save_checkpoint(server.address)
+    push(old, LAST - SAVED)
+    before = old.pull()
+    server = succeed(server, end, **kept(durability, max_staleness=LIMIT))
+    new = connect_near(server.address)
+    new.initialize(ZEROS)
+    assert new.pull().step == began
+    push(new, 2)
+    steps = began + 3, began + 1, began, began - 1
+
+    got = [outcome(old, step_read) for step_read in steps]
+
+    assert got == expected
+    after = old.pull()
+    assert after.params["w"].tolist() == [float(after.step)] * 2
+    assert (after.generation == before.generation) == (expected == ORDINARY)
+    assert old.push(UP, after).applied
+    assert min(server.status().staleness) == 0
+
+
+@pytest.mark.parametrize(
+    ("durability", "began", "expected"),
+    [("checkpoint", SAVED, CUT), ("log", LAST, ORDINARY)],
+)
+def test_a_push_is_judged_likewise_when_the_newest_checkpoint_is_corrupt(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    tmp_path: Path,
+    durability: str,
+    began: int,
+    expected: list[str],
+) -> None:
+    """The server had stopped with grace; with a log, what came later is still there."""
+    server = start_server(**kept(durability, max_staleness=LIMIT))
+    old = connect_near(server.address)
+    old.initialize(ZEROS)
+    push(old, SAVED)
+    admin.save_checkpoint(server.address)
+    push(old, LAST - SAVED)
+    server.stop()
+    newest = max((tmp_path / "data" / "checkpoints").iterdir())
+    with open(newest / "arrays.safetensors", "r+b") as arrays:
+        arrays.seek(-1, 2)
+        arrays.write(b"!")
+
+    server = succeed(server, "stopped", **kept(durability, max_staleness=LIMIT))
+    new = connect_near(server.address)
+    assert new.pull().step == began
+    push(new, 2)
+    steps = began + 3, began + 1, began, began - 1
+
+    assert [outcome(old, step_read) for step_read in steps] == expected
+
+
+@pytest.mark.parametrize("ends", [["stopped"] * 3, ["killed", "stopped", "killed"]])
+def test_a_data_directory_may_change_its_durability(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    ends: list[str],
+) -> None:
+    """From a log to checkpoints, to a log again: nothing is lost, or taken twice."""
+    server = start_server(**kept("log"))
+    client = connect_near(server.address)
+    client.initialize(ZEROS)
+    generations = []
+
+    for end, durability in zip(ends, ("checkpoint", "log", "log"), strict=True):
+        push(client, 3)
+        generations.append(client.pull().generation)
+        server = succeed(server, end, **kept(durability, max_staleness=LIMIT))
+
+    final = client.pull()
+    assert (final.step, final.params["w"].tolist()) == (9, [9.0, 9.0])
+    assert {*generations, final.generation} == {final.generation}
+    assert server.status().counts.applied == 9
+
+
+def test_checkpoints_that_were_killed_begin_a_history_for_the_log_that_follows(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+) -> None:
+    """What came after the checkpoint is gone, and no push of it is in the log."""
+    server = start_server(**kept("checkpoint"))
+    client = connect_near(server.address)
+    client.initialize(ZEROS)
+    push(client, SAVED)
+    admin.save_checkpoint(server.address)
+    push(client, LAST - SAVED)
+    server = succeed(server, "killed", **kept("log"))
+    assert outcome(client, SAVED) == "GenerationError"
+    push(client, 1)
+    generation = client.pull().generation
+
+    succeed(server, "killed", **kept("log"))
+
+    final = client.pull()
+    assert (final.step, final.generation) == (SAVED + 1, generation)
