@@ -449,7 +449,7 @@ def test_a_server_that_goes_on_makes_no_jump(
 
     (news,) = texts(browser, "#restarted")
     assert re.fullmatch(r"The server has restarted at [\d:]+: no step is lost\.", news)
-    assert texts(browser, "#kept")[0].startswith("checkpoint, step 40 saved ")
+    assert texts(browser, "#kept")[0].startswith("checkpoint of step 40, ")
     fastest, steps = browser.evaluate(
         """(({ time, stepRate, meanStepRate }) => [Math.max(...stepRate),
             meanStepRate * (time.at(-1) - time[0])])(window.shown)"""
