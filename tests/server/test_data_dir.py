@@ -63,6 +63,20 @@ def test_a_second_server_of_a_data_directory_refuses_at_once(
     assert keep().status().step == 2
 
 
+def test_what_the_system_says_of_a_data_directory_is_told_under_its_name(
+    run: Run, tmp_path: Path
+) -> None:
+    """Here it lies in a file."""
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "data")
+
+    result = run(*SGD, "--durability", "log", "--data-dir", folder, "--port", "0")
+
+    assert result.exit_code == 1
+    said = "data_dir: expected a folder that can be used, got [Errno 20] Not a direc"
+    assert result.output.startswith(f"Error: {said}")
+
+
 @pytest.mark.parametrize(
     ("rule", "got"),
     [
