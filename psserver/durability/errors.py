@@ -1,6 +1,7 @@
 """What can be wrong with a data directory."""
 
 import errno
+from pathlib import Path
 
 
 class DataDirectoryError(OSError):
@@ -8,7 +9,17 @@ class DataDirectoryError(OSError):
 
 
 class DiskFullError(OSError):
-    """Nothing of what was to be kept is; once there is room it can be tried again."""
+    """Nothing of what was to be kept is; once there is room it can be tried again.
+
+    There may be room on the disk, but no more open files for this process, say.
+
+    Attributes:
+        nbytes: What there was no room for, in bytes.
+    """
+
+    def __init__(self, path: Path, nbytes: int, error: OSError) -> None:
+        super().__init__(f"{path}: expected room for {nbytes} bytes, got {error}")
+        self.nbytes = nbytes
 
 
 class DiskFailedError(OSError):
