@@ -4,6 +4,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,8 +217,14 @@ def serve(
 
 
 def _stop(server: "Server") -> None:
+    # In a thread: a signal that comes meanwhile ends the wait for it, and nothing else.
+    with ThreadPoolExecutor(1, "psserver stop") as pool:
+        stopping = pool.submit(server.stop)
+        while not stopping.done():
+            with suppress(KeyboardInterrupt):
+                wait((stopping,))
     try:
-        was_in_time = server.stop()
+        was_in_time = stopping.result()
     except OSError as error:
         raise click.ClickException(str(error)) from error
     if not was_in_time:

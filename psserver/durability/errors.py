@@ -1,5 +1,7 @@
 """What can be wrong with a data directory."""
 
+import errno
+
 
 class DataDirectoryError(OSError):
     """A file in it is missing, damaged, or of another model; the message names it."""
@@ -11,3 +13,8 @@ class DiskFullError(OSError):
 
 class DiskFailedError(OSError):
     """Nobody knows what the disk still has: all that is left is to stop."""
+
+
+def is_final(error: OSError) -> bool:
+    """Say whether to try again would prove nothing."""
+    return isinstance(error, DiskFailedError) or error.errno == errno.EIO

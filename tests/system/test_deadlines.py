@@ -145,6 +145,38 @@ def test_a_half_sent_push_holds_nobody_up_and_can_be_sent_again(
     assert client.pull().params["A"].tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+def test_a_push_whose_caller_goes_when_it_is_next_is_not_applied(
+    start_server: StartServer,
+    connect: Connect,
+    join_raw: JoinRaw,
+    send_half: SendHalf,
+    mark: Mark,
+    slow_rule: optax.GradientTransformation,
+    hold: Hold,
+) -> None:
+    """Its header has been judged and its body has come; another one is applied."""
+    server = start_server(slow_rule)
+    client = connect(server.address)
+    client.initialize({"A": np.zeros(2, np.float32)})
+    snapshot = client.pull()
+    stub, make = join_raw(server.address, "s")
+    request = make(1, mark(0, 2), step_read=0)
+    waiting, send_rest = send_half(stub, request)
+
+    with ThreadPoolExecutor(1) as pool, hold() as reached:
+        holder = pool.submit(client.push, {"A": mark(1, 2)}, snapshot)
+        assert reached.wait(TIMEOUT_S)
+        send_rest()
+        assert stub.Pull(pb.PullRequest(), timeout=TIMEOUT_S).header.step == 0
+        waiting.cancel()
+        assert stub.Pull(pb.PullRequest(), timeout=TIMEOUT_S).header.step == 0
+    retry = Verdict.from_proto(stub.Push(request, timeout=TIMEOUT_S))
+
+    assert holder.result() == Verdict(applied=True, staleness=0, step=1)
+    assert retry == Verdict(applied=True, staleness=1, step=2)
+    assert client.pull().params["A"].tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("way", ["cancelled", "expired"])
 def test_a_push_that_ends_while_the_disk_takes_it_is_applied(
     start_server: StartServer,

@@ -4,6 +4,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -22,6 +23,7 @@ Connect = Callable[..., psworker.Client]
 UseDisk = Callable[[VirtualDisk], None]
 
 SEED = 5
+TIMEOUT_S = 30.0
 ZEROS = {"w": np.zeros(2, np.float32)}
 UP = {"w": np.full(2, -1.0, np.float32)}
 
@@ -83,10 +85,13 @@ def test_a_log_that_fails_ends_the_server_and_is_not_tried_again(
     failed = len(later)
     with pytest.raises(ServerUnavailableError, match=told):
         client.push(UP, client.pull())
-    with pytest.raises(type(failure)):
-        server.wait()
-    last = client.pull()
-    server.stop()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(server.wait)
+        try:
+            assert isinstance(waiting.exception(TIMEOUT_S), type(failure))
+            last = client.pull()
+        finally:
+            server.stop()
 
     assert len(later) == failed
     assert (last.step, last.params["w"].tolist()) == (3, [3.0, 3.0])

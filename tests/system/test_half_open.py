@@ -23,7 +23,7 @@ Size = Callable[[int, int], int]
 pytestmark = pytest.mark.soak
 
 SHORT_S = 0.2
-PATIENCE_S = 40.0  # More than it takes to notice, far less than TCP's own.
+PATIENCE_S = 18.0  # More than it takes; a server that stops would wait 20 s itself.
 ZEROS = {"A": np.zeros(4, np.float32)}
 
 
