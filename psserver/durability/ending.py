@@ -7,7 +7,7 @@ from typing import Self
 from psserver.durability import sealed
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
-from psserver.jsonfields import get
+from psserver.durability.jsonfields import get
 
 NAME = "state.json"
 
