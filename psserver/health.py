@@ -28,7 +28,8 @@ class Health(health.HealthServicer):
         with self._watching:
             self._watchers.add(send_response_callback)
             is_over = self._is_over
-        context.add_callback(lambda: self._forget(send_response_callback))
+        if not context.add_callback(lambda: self._forget(send_response_callback)):
+            self._forget(send_response_callback)  # It went away meanwhile.
         if is_over:
             send_response_callback(None)
 
