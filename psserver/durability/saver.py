@@ -257,14 +257,18 @@ class Saver:
         """Say that the server is not healthy while the disk keeps a push waiting."""
         since = self._keeping_since
         stalled = since is not None and time.monotonic() - since > _STALL_S
-        if stalled != self._is_stalled:
-            self._is_stalled = stalled
-            self._on_room(not stalled)
+        if stalled == self._is_stalled:
+            return
+        self._is_stalled = stalled
+        self._on_room(not stalled)
+        if stalled:
             _log.warning(
-                "the disk %s",
-                "has not answered for long" if stalled else "answers again",
-                extra={"event": "disk_stalled" if stalled else "disk_answers"},
+                "the disk has kept pushes waiting for %g s",
+                _STALL_S,
+                extra={"event": "disk_stalled"},
             )
+        else:
+            _log.info("the disk answers again", extra={"event": "disk_answers"})
 
     def _look_for_room(self) -> None:
         try:
