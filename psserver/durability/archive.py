@@ -178,7 +178,7 @@ class Archive:
             return None
         if kept.rule != rule:
             raise DataDirectoryError(
-                f"rule: expected {kept.rule}, which {self._folder} was trained with, "
+                f"rule: expected {kept.rule}, which the variables were trained with, "
                 f"got {rule}"
             )
         with self._of_this_rule():
