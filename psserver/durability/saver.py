@@ -124,6 +124,7 @@ class Saver:
             saved_s=time.monotonic() - newest.at if newest else None,
             saves=self._archive.saves,
             failures=self._failures,
+            corrupt=self._archive.checkpoints.set_aside,
             log_nbytes=self._archive.log_nbytes,
             log_syncs=self._archive.log_syncs,
         )
