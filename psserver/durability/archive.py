@@ -95,8 +95,6 @@ class Archive:
         if at.step > kept_step or (self.keeps_changes and not is_whole):
             self.save(at)
         if self.keeps_changes:
-            if not is_whole:
-                self._remove_log()
             self._begin_log(at)
         _tell_recovered(self._folder, at, kept_step, is_whole=is_whole)
 
@@ -189,7 +187,6 @@ class Archive:
         """Do what came after the checkpoint; say whether that is all there was."""
         was = (ending.generation, ending.step) if ending else None
         is_sealed = was == (store.generation, store.step)
-        # What another mode has left of a log is in the checkpoint.
         is_logged = ending.mode == "log" if ending else self._has_log()
         if is_logged and not self._has_log():
             if not is_sealed and ending and ending.has_model:
@@ -199,17 +196,21 @@ class Archive:
                     "away too"
                 )
             is_logged = False
-        if is_logged:
-            changes = replay.read(
-                self._disk,
-                self._log_folder,
-                generation=store.generation,
-                after=store.step,
-                trainable=store.layout.trainable,
-            )
-            with self._of_this_rule():
-                store.replay(changes, now)
-        return is_logged or is_sealed
+        if not is_logged:
+            # What another mode has left is in the checkpoint, and what a server that
+            # died while it began would be in the way.
+            self._remove_log()
+            return is_sealed
+        changes = replay.read(
+            self._disk,
+            self._log_folder,
+            generation=store.generation,
+            after=store.step,
+            trainable=store.layout.trainable,
+        )
+        with self._of_this_rule():
+            store.replay(changes, now)
+        return True
 
     @contextmanager
     def _of_this_rule(self) -> Iterator[None]:
