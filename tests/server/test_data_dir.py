@@ -104,7 +104,7 @@ def test_a_rule_without_a_name_is_refused_by_its_slots(
     """Which one is amiss is said; the server with the right rule goes on."""
     with pytest.raises(
         DataDirectoryError,
-        match=r"^rule: expected .*/data is of, got another one; slots.*: expected .*, got",
+        match=r"^rule: expected .*/data is of.*; slots.*: expected .*, got",
     ):
         keep(optax.sgd(0.5, momentum=0.9))
 
