@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from psserver.changes import Change
 from psserver.core import Core, Pending
 from pswire.errors import ServerUnavailableError
-from pswire.values import Verdict
 
 Keep = Callable[[Sequence[Change]], None]
 """Makes changes last: all of them or, if it raises OSError, none."""
@@ -33,7 +32,7 @@ class Commits:
         self._keep = keep
         self._settled = threading.Condition(lock)
         self._is_keeping = False
-        self._refusal = ""
+        self._refusal = self._closed = ""
 
     @property
     def refuses(self) -> bool:
@@ -49,13 +48,35 @@ class Commits:
         if self._refusal:
             raise ServerUnavailableError(self._refusal)
 
+    def refuse(self, why: str) -> None:
+        """Take nothing for a while; what waits already goes on waiting.
+
+        Args:
+            why: What is told until then.
+        """
+        with self._lock:
+            self._refusal = self._refusal or why
+
     def resume(self) -> None:
         """Take changes again: the trouble is over."""
         with self._lock:
-            self._refusal = ""
+            self._refusal = self._closed
 
-    def wait(self, pending: Pending) -> Verdict:
-        """Return a verdict, with the lock before and after, once it can be told.
+    def close(self, why: str) -> None:
+        """Take nothing any more; what waits still and cannot be kept has not happened.
+
+        Args:
+            why: What is told from now on.
+        """
+        with self._lock:
+            self._closed = self._refusal = why
+            while self._is_keeping:
+                self._settled.wait()
+            self._core.roll_back((), why)
+            self._settled.notify_all()
+
+    def wait(self, pending: Pending) -> None:
+        """Return, with the lock before and after, once what waits can be told.
 
         Raises:
             ServerUnavailableError: It was taken back.
@@ -63,11 +84,12 @@ class Commits:
         while not pending.is_settled:
             if self._is_keeping:
                 self._settled.wait()
+            elif self._closed:
+                raise ServerUnavailableError(self._closed)
             else:
                 self._keep_all()
         if pending.taken_back:
             raise ServerUnavailableError(pending.taken_back)
-        return pending.verdict
 
     def _keep_all(self) -> None:
         self._is_keeping = True

@@ -33,8 +33,10 @@ class ServerConfig:
             acknowledged, the loss of power too.
         data_dir: The folder of checkpoints and log, for this server alone; a server
             that finds some there goes on from them. None: there is none.
-        checkpoint_every: When to save a checkpoint: 1000 means steps, "60s" seconds.
-        keep: How many checkpoints stay.
+        checkpoint_every: When to save a checkpoint: 1000 means after so many steps,
+            and those that come while one is saved; "60s" means seconds.
+        keep: How many checkpoints stay: 2 or more with a log, which goes back to the
+            one before the newest.
 
     Raises:
         ValueError: A setting is not what it has to be; the message begins with it.
@@ -83,11 +85,15 @@ class ServerConfig:
             raise ValueError(
                 "durability: expected checkpoint or log beside a data_dir, got none"
             )
+        if self.data_dir == "":  # It would be the folder that one happens to be in.
+            raise ValueError("data_dir: expected the name of a folder, got ''")
         Every.parse(self.checkpoint_every)
-        least = 2 if self.durability == "log" else 1
-        if self.keep < least:
+        if self.keep < 1:
+            raise ValueError(f"keep: expected 1 checkpoint or more, got {self.keep}")
+        if self.keep < 2 and self.durability == "log":
             raise ValueError(
-                f"keep: expected {least} checkpoints or more, got {self.keep}"
+                "keep: expected 2 checkpoints or more, as a log goes back to the one "
+                f"before the newest, got {self.keep}"
             )
 
 

@@ -25,25 +25,36 @@ class Cut(NamedTuple):
     state: State
 
 
-@dataclass(slots=True)
-class Pending:
-    """A verdict that nobody may be told before all that it follows from is kept.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A push with its verdict.
 
     Attributes:
         session: Who pushed.
         before: What was remembered of the session.
         verdict: What is to be told.
         value: The loss that the push told.
-        judged_at: When it was judged, in seconds.
-        is_settled: Whether it can be told, or else has been taken back.
-        taken_back: Why; empty: it has not been.
+        at: When it was judged, in seconds.
     """
 
     session: str
     before: Session
     verdict: Verdict
     value: float | None
-    judged_at: float
+    at: float
+
+
+@dataclass(slots=True)
+class Pending:
+    """What nobody may be told before all that it follows from is kept.
+
+    Attributes:
+        judged: The push that it is about; None: it is about a joining.
+        is_settled: Whether it can be told, or else has been taken back.
+        taken_back: Why; empty: it has not been.
+    """
+
+    judged: Judged | None = None
     is_settled: bool = False
     taken_back: str = ""
 
@@ -75,6 +86,7 @@ class Core:
         nothing = Snapshot(Body(Layout(()), ()), 0, generation)
         # Read without a lock, so replaced as a whole.
         self.published = self._taken = self._newest = Cut(nothing, State((), None))
+        self._is_keeping = False  # Changes that were taken.
         self._being_kept: list[Pending] = []
         self._waiting: list[Pending] = []
 
@@ -91,18 +103,26 @@ class Core:
 
     def join(
         self, worker: str, session: str, now: float, *, rejoin: bool = False
-    ) -> Entry:
+    ) -> tuple[Entry, Pending]:
         """Enter a session; see `Sessions.join`."""
         rejoin_at = self._newest.snapshot.step if rejoin else None
-        entry = self.sessions.join(worker, session, rejoin_at)
+        busy = {push.session for push in self._pushes()}
+        entry = self.sessions.join(worker, session, rejoin_at, busy=busy)
         self.counters.join(worker, now)
         if entry is not Entry.AGAIN:
             self._note(Joined(worker, session, rejoin))
-        return entry
+        pending = Pending()
+        # Without variables there is nothing to keep it beside, nor to take over.
+        if self.model is None or not (self._changes or self._is_keeping):
+            pending.is_settled = True
+        else:
+            self._waiting.append(pending)
+        return entry, pending
 
     def forget_silent(self, now: float) -> Sequence[str]:
         """Forget the workers that have not called for an hour; return their names."""
-        silent = self.counters.forget_silent(now)
+        busy = {push.before.worker for push in self._pushes()}
+        silent = self.counters.forget_silent(now, but=busy)
         for worker in silent:
             self.sessions.forget(worker)
         return silent
@@ -158,25 +178,32 @@ class Core:
         before = self.sessions.get(header.session)
         if not verdict.duplicate:
             self.sessions.settle(header.session, header.seq, verdict)
-        pending = Pending(header.session, before, verdict, header.value, now)
+        pending = Pending(Judged(header.session, before, verdict, header.value, now))
         if not self._keeps_changes:
             self.published = self._newest
-        if self._newest is self.published:
+        if self.is_kept:
             self._tell(pending)
         else:
             self._waiting.append(pending)
         return pending
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether no verdict waits for anything."""
+        return self._newest is self.published
 
     def take(self) -> Sequence[Change]:
         """Hand out the changes since the last time, in their order."""
         changes, self._changes = self._changes, []
         self._being_kept, self._waiting = self._waiting, []
         self._taken = self._newest
+        self._is_keeping = bool(changes)
         return changes
 
     def publish(self) -> None:
         """Show what was taken: it is kept."""
         self.published = self._taken
+        self._is_keeping = False
         for pending in self._being_kept:
             self._tell(pending)
         self._being_kept = []
@@ -188,18 +215,21 @@ class Core:
             taken: The changes. Who has joined stays, and is handed out again.
             why: What the pushers are told.
         """
-        for pending in reversed(self._being_kept + self._waiting):
-            self.sessions.put_back(pending.session, pending.before)
+        self._put_back(self.sessions)
+        for pending in (*self._being_kept, *self._waiting):
             pending.taken_back, pending.is_settled = why, True
-        joined = [c for c in (*taken, *self._changes) if isinstance(c, Joined)]
-        self._being_kept, self._waiting, self._changes = [], [], list(joined)
+        self._changes = [
+            change
+            for change in (*taken, *self._changes)
+            if isinstance(change, Joined) and self.sessions.find(change.session)
+        ]
+        self._being_kept, self._waiting, self._is_keeping = [], [], False
         self._taken = self._newest = self.published
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
         sessions = Sessions(self.sessions.rows())
-        for pending in reversed(self._being_kept + self._waiting):
-            sessions.put_back(pending.session, pending.before)
+        self._put_back(sessions)
         return sessions.rows(), self.counters.copy()
 
     def recover(self, kept: Checkpoint, model: Model, state: State) -> None:
@@ -231,18 +261,27 @@ class Core:
             self.apply(change.header, gradients, change.body)
             staleness = change.step - 1 - change.header.step_read
             verdict = Verdict(applied=True, staleness=staleness, step=change.step)
-            if self.sessions.find(change.header.session):
-                self.settle(change.header, verdict, now)
-            else:  # It was forgotten while its push waited to be kept.
-                self.counters.judge("", verdict, change.header.value, now)
+            self.settle(change.header, verdict, now)
         self.take()
         self.publish()
 
     def _tell(self, pending: Pending) -> None:
-        worker = pending.before.worker
-        verdict, value = pending.verdict, pending.value
-        self.counters.judge(worker, verdict, value, pending.judged_at)
+        push = pending.judged
+        if push:
+            worker = push.before.worker
+            self.counters.judge(worker, push.verdict, push.value, push.at)
         pending.is_settled = True
+
+    def _pushes(self) -> list[Judged]:
+        """Return those that nobody has been told of, in their order."""
+        waiting = (*self._being_kept, *self._waiting)
+        return [pending.judged for pending in waiting if pending.judged]
+
+    def _put_back(self, sessions: Sessions) -> None:
+        """Make sessions what they were at the step that pulls see."""
+        for push in reversed(self._pushes()):
+            sessions.put_back(push.session, push.before)
+        sessions.begin_at(self.published.snapshot.step)
 
     def _note(self, change: Change) -> None:
         if self._keeps_changes:

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -149,8 +150,12 @@ class Counters:
         self.rows.setdefault(worker, WorkerRow(last_seen=now))
         self.see(worker, now)
 
-    def forget_silent(self, now: float) -> list[str]:
+    def forget_silent(self, now: float, but: Collection[str] = ()) -> list[str]:
         """Forget who has not called for an hour; what they have counted stays.
+
+        Args:
+            now: Seconds.
+            but: Workers of whom something is still to be counted.
 
         Returns:
             Their names.
@@ -158,7 +163,7 @@ class Counters:
         silent = [
             worker
             for worker, row in self.rows.items()
-            if now - row.last_seen > _REMEMBERED_S
+            if now - row.last_seen > _REMEMBERED_S and worker not in but
         ]
         for worker in silent:
             self.unjoined.merge(self.rows.pop(worker).tally)
@@ -186,22 +191,21 @@ class Counters:
         """Count a push by its verdict.
 
         Args:
-            worker: Who pushed; it may be forgotten, if the push has waited for long.
+            worker: Who pushed.
             verdict: What became of it.
             value: The loss that it told, if any.
             now: Seconds, of a clock that never goes back.
         """
-        row = self.rows.get(worker)
+        row = self.rows[worker]
         self.total.add(verdict)
-        (row.tally if row else self.unjoined).add(verdict)
+        row.tally.add(verdict)
         if not verdict.duplicate:
             loss = None if value is None or not math.isfinite(value) else value
             told = _told(verdict.staleness)
             self.staleness[told] = self.staleness.get(told, 0) + 1
             self.staleness_sum += verdict.staleness
             self.recent.add(verdict.applied, loss, now)
-            if row:
-                row.judge(verdict, loss, now)
+            row.judge(verdict, loss, now)
 
     def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name."""

@@ -7,6 +7,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
 from psserver.config import ServerConfig
+from psserver.health import Health
 from psserver.malformed import RefuseMalformed
 from psserver.service import ParameterServer
 from pswire import keepalive
@@ -38,7 +39,7 @@ class GrpcPort:
             OSError: The address cannot be listened on.
         """
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
-        self._health = health.HealthServicer()
+        self._health = Health()
         self._grpc = self._build(service, admin, config)
         self.address = self._bind(config)
         """HOST:PORT, with the port really bound."""
@@ -63,6 +64,7 @@ class GrpcPort:
         """
         self._health.enter_graceful_shutdown()
         self._stopped = self._grpc.stop(grace_s)
+        self._health.let_go()
 
     def join(self) -> None:
         """Wait until all calls have ended."""

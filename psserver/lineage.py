@@ -64,13 +64,30 @@ class Lineage:
         return self._core.published.snapshot.step
 
     @property
+    def layout(self) -> Layout:
+        """Of the variables.
+
+        Raises:
+            NotInitializedError: There are none.
+        """
+        return self._core.require_model().layout
+
+    @property
     def refuses_pushes(self) -> bool:
         """Whether no push is applied, because one could not be kept."""
         return self._commits.refuses
 
+    def refuse(self, why: str) -> None:
+        """Apply no push until `resume`."""
+        self._commits.refuse(why)
+
     def resume(self) -> None:
-        """Apply pushes again, after one could not be kept."""
+        """Apply pushes again."""
         self._commits.resume()
+
+    def close(self) -> None:
+        """Apply no push any more; what could not be kept has not happened."""
+        self._commits.close("the server has stopped")
 
     def checkpoint(self) -> Checkpoint | None:
         """Return all that another server needs to go on; None: no variables yet."""
@@ -97,19 +114,22 @@ class Lineage:
             memory = self._core.memory()
         return model, state, self._checkpoint(model, cut, memory)
 
-    def recover(self, kept: Checkpoint, changes: Iterable[Change], now: float) -> None:
-        """Go on where another server had ended; nobody may call before that.
-
-        Args:
-            kept: What it had been at some step.
-            changes: What it had done from then on.
-            now: Seconds.
+    def restore(self, kept: Checkpoint) -> None:
+        """Be what another server had been; nobody may call yet.
 
         Raises:
             ValueError: The rule is not the one that the slots are of.
         """
         started = self._start(kept.variables, kept.initializer, kept.slots)
         self._core.recover(kept, *started)
+        self._core.counters.go_on(self._since)
+
+    def replay(self, changes: Iterable[Change], now: float) -> None:
+        """Do what another server had done after that; nobody may call yet.
+
+        Raises:
+            ParameterServerError: It cannot have been done by this rule.
+        """
         for change in changes:
             self._core.replay(change, now)
         self._core.counters.go_on(self._since)

@@ -16,7 +16,7 @@ COLUMNS = (
     *("time", "incarnation", "step", "scope", "worker", "state", "received", "applied"),
     *("dropped", "duplicate", "rejected", "drop_rate", "pushes_per_s", "loss"),
     *("consecutive_drops", "longest_drops", "last_seen_s"),
-    *("durability", "saved_step", "saved_s", "saves", "failures"),
+    *("durability", "saved_step", "saved_s", "saves", "failures", "corrupt"),
 )
 """Of the CSV; what has no meaning for a row is empty there."""
 

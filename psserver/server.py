@@ -97,6 +97,7 @@ class Server:
         # Guards `_is_stopped`; a signal's handler may stop a server that is stopping.
         self._stopping = threading.RLock()
         self._is_stopped = False
+        self._was_in_time = True
         with ExitStack() as undo:
             undo.callback(close_sinks, sinks)
             config = ServerConfig(
@@ -160,7 +161,7 @@ class Server:
         """
         with self._stopping:
             if self._is_stopped:
-                return True
+                return self._was_in_time
             deadline = time.monotonic() + grace_s
             _log.info(
                 "stopping, with %g s of grace",
@@ -172,17 +173,24 @@ class Server:
             if self._same_host:
                 self._same_host.stop(grace_s)
             self._grpc.join()
-            was_in_time = time.monotonic() < deadline
+            self._was_in_time = time.monotonic() < deadline
             if self._web:
                 self._web.stop()
             if self._recorder:
                 self._recorder.stop(deadline - time.monotonic())
             self._tell_end()
-            self._is_stopped = True
-            with self._data_dir:
+            try:
                 if self._saver:
                     self._saver.stop()
-            return was_in_time
+            except Exception:
+                self._let_go()
+                raise
+            self._let_go()  # Not before: whoever interrupts this may call it again.
+            return self._was_in_time
+
+    def _let_go(self) -> None:
+        self._data_dir.close()
+        self._is_stopped = True
 
     def __enter__(self) -> Self:
         return self
@@ -269,6 +277,7 @@ class Server:
         if self._same_host:
             undo.callback(self._same_host.stop, _UNDO_S)
         if self._saver:
+            undo.callback(self._saver.halt)
             self._saver.start()
         self._grpc.start()
         self._recorder = Recorder(self.status, sinks, first=first) if sinks else None

@@ -1,7 +1,7 @@
 """Which sessions have joined, and what the server remembers of each."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from psserver.decision import Session, superseded
@@ -56,7 +56,13 @@ class Sessions:
             )
         return row
 
-    def join(self, worker: str, session: str, rejoin_at: int | None = None) -> Entry:
+    def join(
+        self,
+        worker: str,
+        session: str,
+        rejoin_at: int | None = None,
+        busy: Collection[str] = (),
+    ) -> Entry:
         """Enter a session, which takes its worker's name over from any other.
 
         One that has joined before, but is forgotten, takes it only from a session that
@@ -66,6 +72,7 @@ class Sessions:
             worker: The worker's name.
             session: Its process's.
             rejoin_at: The step, if the session has joined before; None: it has not.
+            busy: The sessions that have to be remembered, however old they are.
 
         Raises:
             InvalidRequestError: A name is empty or too long, or the session belongs
@@ -81,7 +88,7 @@ class Sessions:
                 raise superseded(worker, session)
             self._here.add(session)
             entry = self.enter(worker, session, rejoin_at)
-            self._trim(self._of[worker])
+            self._trim(self._of[worker], busy)
             return entry
         if known.worker != worker:
             raise InvalidRequestError(
@@ -122,9 +129,14 @@ class Sessions:
 
     def put_back(self, session: str, row: Session) -> None:
         """Remember of a session what was remembered before its newest push."""
-        now = self._rows.get(session)
-        if now:  # Else it is forgotten.
-            self._rows[session] = replace(row, superseded=now.superseded)
+        now = self._rows[session]
+        self._rows[session] = replace(row, superseded=now.superseded)
+
+    def begin_at(self, step: int) -> None:
+        """Let no session have joined again at a step that is still to come."""
+        for session, row in self._rows.items():
+            if row.since > step:
+                self._rows[session] = replace(row, since=step)
 
     def rows(self) -> dict[str, Session]:
         """Return what is remembered, by session, in the order of their joining."""
@@ -135,10 +147,10 @@ class Sessions:
         for session in self._of.pop(worker, ()):
             self._drop(session)
 
-    def _trim(self, sessions: list[str]) -> None:
-        for old in sessions[: -_MAX_SUPERSEDED - 1]:
+    def _trim(self, sessions: list[str], busy: Collection[str]) -> None:
+        for old in [s for s in sessions[: -_MAX_SUPERSEDED - 1] if s not in busy]:
+            sessions.remove(old)
             self._drop(old)
-        del sessions[: -_MAX_SUPERSEDED - 1]
 
     def _drop(self, session: str) -> None:
         del self._rows[session]

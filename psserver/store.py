@@ -138,10 +138,12 @@ class Store:
             InvalidRequestError: A name is empty or too long, or the session belongs
                 to another worker.
             SessionSupersededError: A newer session has taken the name over.
+            ServerUnavailableError: The joining cannot be kept.
         """
         with self._lock:
-            entry = self._core.join(worker, session, now, rejoin=rejoin)
+            entry, pending = self._core.join(worker, session, now, rejoin=rejoin)
             forgotten = self._core.forget_silent(now)
+            self._commits.wait(pending)
             model = self._core.model
             joined = Joined(
                 generation=self.generation,
@@ -333,9 +335,11 @@ class Store:
         with self._lock:
             timing.enter()
             verdict = core.decide(header)
-            if verdict.duplicate or not verdict.applied:
+            is_told = verdict.duplicate or not verdict.applied
+            if not (is_told and core.is_kept):
+                self._commits.require_room()
+            if is_told:
                 return self._settle(header, verdict, timing)
-            self._commits.require_room()
         model = core.require_model()
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))
@@ -354,10 +358,10 @@ class Store:
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         pending = self._core.settle(header, verdict, timing.judged_at)
-        told = self._commits.wait(pending)
-        if told.applied and not told.duplicate:
+        self._commits.wait(pending)
+        if verdict.applied and not verdict.duplicate:
             self._keeper.stepped(self.lineage.step)
-        return told
+        return verdict
 
 
 def _tell(entry: Entry, worker: str, session: str) -> None:

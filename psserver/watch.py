@@ -127,7 +127,7 @@ def _figures(status: Status) -> Table:
     if status.staleness:
         grid.add_row("staleness", summary.quantiles(status))
     if status.durability.mode != "none":
-        grid.add_row("kept", summary.kept(status.durability))
+        grid.add_row("kept", summary.kept(status))
     return grid
 
 

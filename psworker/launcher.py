@@ -94,7 +94,7 @@ class _Run:
         self._restarts: Counter[str] = Counter()
         self._began = time.monotonic()
         self._names = [f"{plan.name}-{index}" for index in range(plan.workers)]
-        self._before = self._status()
+        self._before = self._last = self._status()
 
     def start(self) -> None:
         for name in self._names:
@@ -133,7 +133,7 @@ class _Run:
     def sum_up(self) -> bool:
         """Print what the server has counted; say whether there are variables."""
         elapsed = time.monotonic() - self._began
-        status = self._status()
+        status = self._look()
         if status is None:
             self._say(f"{self._address}: no answer, so there is no summary")
             return False
@@ -186,7 +186,7 @@ class _Run:
         return True
 
     def _tell_progress(self, workers: int) -> None:
-        status = self._status()
+        status = self._look()
         if status is None:
             news = f"no answer from {self._address} yet"
         elif not status.counts.judged:
@@ -216,6 +216,19 @@ class _Run:
     def _judged(self, status: Status) -> int:
         ours = (worker for worker in status.workers if worker.name in self._names)
         return sum(worker.counts.judged for worker in ours)
+
+    def _look(self) -> Status | None:
+        """Return the server's figures, and say so if it has lost what it had."""
+        status, last = self._status(), self._last
+        if status is None:
+            return None
+        if last and last.initialized and last.generation != status.generation:
+            lost = "what no checkpoint had"
+            if status.durability.mode == "none":
+                lost = "its variables, and training begins anew"
+            self._say(f"the server was at step {last.step}, and has lost {lost}")
+        self._last = status
+        return status
 
     def _status(self) -> Status | None:
         connection = Connection(self._address, timeout_s=5.0, outage_s=0.0)

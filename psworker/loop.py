@@ -143,15 +143,26 @@ class _Training:
         try:
             yield
         except _RESTARTED as error:
-            _log.warning("starting again from the newest variables: %s", error)
+            has_lost_all = isinstance(error, NotInitializedError)
+            if has_lost_all:
+                _log.warning("the server has lost its variables: training begins anew")
+            else:
+                _log.warning("starting again from the newest variables: %s", error)
             with suppress(*_RESTARTED):  # Lost with its history.
                 self._count(self._calls.settle())
-            self._compute, self._snapshot = self._start()
-            self.progress = replace(self.progress, step=self._snapshot.step)
+            self._compute, self._snapshot = self._start(has_lost_all)
+            self._go_on_at(self._snapshot.step)
 
-    def _start(self) -> tuple[Compute, Snapshot[Body]]:
+    def _go_on_at(self, step: int) -> None:
+        before = self.progress.step
+        if step < before:
+            _log.warning("the server went back from step %d to step %d", before, step)
+        self.progress = replace(self.progress, step=step)
+
+    def _start(self, has_nothing: bool = True) -> tuple[Compute, Snapshot[Body]]:
         params = self._task.init()
-        if self._client.initialize(params):
+        # Who was first long ago is told so again, of a server that still has them.
+        if self._client.initialize(params) and has_nothing:
             _log.info("initialized the variables")
         compute = differentiate(self._task.loss, params, has_aux=self._task.has_aux)
         return compute, self._calls.start()

@@ -21,6 +21,7 @@ ONLY_IN = {
         "psserver/service.py",
         "psserver/commands.py",
         "psserver/grpcport.py",
+        "psserver/health.py",
         "psserver/malformed.py",
         "psserver/admin.py",
         "psworker/remote.py",

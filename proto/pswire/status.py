@@ -63,6 +63,7 @@ class Durability:
         failures: Those that could not be.
         log_nbytes: Of the log since the newest checkpoint was begun, in bytes.
         log_syncs: How often the log has waited for the disk since the server's start.
+        corrupt: Checkpoints that the server's start has set aside as corrupt.
     """
 
     mode: str = "none"
@@ -72,6 +73,7 @@ class Durability:
     failures: int = 0
     log_nbytes: int = 0
     log_syncs: int = 0
+    corrupt: int = 0
 
     @classmethod
     def from_proto(cls, message: pb.Durability) -> Self:
@@ -83,6 +85,7 @@ class Durability:
             failures=message.failures,
             log_nbytes=message.log_nbytes,
             log_syncs=message.log_syncs,
+            corrupt=message.corrupt,
         )
 
     def to_proto(self) -> pb.Durability:
@@ -154,6 +157,14 @@ class Status:
         """Of all judged pushes, in steps; None: none has been judged."""
         judged = self.counts.judged
         return self.staleness_sum / judged if judged else None
+
+    @property
+    def steps_at_risk(self) -> int:
+        """What would be lost with the server now, in steps."""
+        if self.durability.mode == "log":
+            return 0
+        # A checkpoint may be newer than the rest of the figures.
+        return max(0, self.step - (self.durability.saved_step or 0))
 
     @property
     def staleness_buckets(self) -> tuple[int, ...]:

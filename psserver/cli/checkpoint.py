@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from psserver.cli import complaints
+
 if TYPE_CHECKING:
     from psserver.durability.checkpoints import Checkpoints
 
@@ -28,7 +30,10 @@ def checkpoint() -> None:
 @_data_dir
 @_as_json
 def ls(data_dir: Path, as_json: bool) -> None:
-    """List the checkpoints in DATA_DIR, oldest first, after reading each whole."""
+    """List the checkpoints in DATA_DIR, oldest first, after reading each whole.
+
+    Exits with 1 unless all are good.
+    """
     from psserver.durability import listing
     from pswire.display import summary
 
@@ -38,6 +43,7 @@ def ls(data_dir: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
     else:
         summary.put(listing.table(rows), sys.stdout)
+    sys.exit(0 if all(row["state"] == listing.GOOD for row in rows) else 1)
 
 
 @checkpoint.command()
@@ -52,7 +58,8 @@ def show(data_dir: Path, which: str | None, as_json: bool) -> None:
     with _clear_errors():
         checkpoints = _open(data_dir)
         name = checkpoints.find(which)
-        manifest = checkpoints.describe(name)
+        with _naming_a_good_one(checkpoints, name):
+            manifest = checkpoints.describe(name)
     if as_json:
         click.echo(json.dumps({"name": name, **manifest.to_json()}, indent=2))
     else:
@@ -85,8 +92,9 @@ def export(data_dir: Path, output: Path, step: int | None, style: str | None) ->
 
     with _clear_errors():
         checkpoints = _open(data_dir)
-        name = checkpoints.find(None if step is None else str(step))
-        kept = checkpoints.load(name, now=0.0)
+        name = _find(checkpoints, step)
+        with _naming_a_good_one(checkpoints, name):
+            kept = checkpoints.load(name, now=0.0)
         exports.write(kept.variables, output, style)
     click.echo(f"{output}: {len(kept.variables)} variables of step {kept.step}")
 
@@ -95,14 +103,41 @@ def _open(data_dir: Path) -> "Checkpoints":
     from psserver.durability.checkpoints import FOLDER, Checkpoints
     from psserver.durability.disk import RealDisk
 
-    return Checkpoints(RealDisk(), data_dir / FOLDER)
+    disk = RealDisk()
+    checkpoints = Checkpoints(disk, data_dir / FOLDER)
+    if checkpoints.names():
+        return checkpoints
+    hint = ""
+    for parent in data_dir.absolute().parents[:2]:  # It may be a checkpoint's folder.
+        if Checkpoints(disk, parent / FOLDER).names():
+            hint = f", which is a part of one: {parent}"
+    raise click.ClickException(
+        f"data_dir: expected a folder with checkpoints, got {data_dir}{hint}"
+    )
+
+
+def _find(checkpoints: "Checkpoints", step: int | None) -> str:
+    steps = {name.rpartition("-")[2]: None for name in checkpoints.names()}
+    if step is not None and str(step) not in steps:
+        raise click.ClickException(f"step: expected {' or '.join(steps)}, got {step}")
+    return checkpoints.find(None if step is None else str(step))
+
+
+@contextmanager
+def _naming_a_good_one(checkpoints: "Checkpoints", name: str) -> Iterator[None]:
+    from psserver.durability import listing
+
+    try:
+        yield
+    except OSError as error:
+        good = listing.good_before(checkpoints, name)
+        hint = f"; {good}, which is before it, is good" if good else ""
+        raise click.ClickException(f"{complaints.told(error)}{hint}") from error
 
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    from psserver.durability.errors import DataDirectoryError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, DataDirectoryError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise click.ClickException(complaints.told(error)) from error

@@ -4,6 +4,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from psserver import logs
+from psserver.cli import complaints
 from psserver.config import DURABILITIES, ServerConfig
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
@@ -134,14 +136,16 @@ def _read_config(
     default=ServerConfig.checkpoint_every,
     show_default=True,
     metavar="STEPS|SECONDSs",
-    help="When to save a checkpoint: 1000 means steps, 60s seconds.",
+    help="When to save a checkpoint: 1000 means about every 1000 steps, as pushes go "
+    "on while one is saved; 60s means seconds.",
 )
 @click.option(
     "--keep",
     type=int,
     default=ServerConfig.keep,
     show_default=True,
-    help="How many checkpoints stay.",
+    help="How many checkpoints stay; at least 2 with log, which goes back to the one "
+    "before the newest.",
 )
 @click.option(
     "--metrics-file",
@@ -210,16 +214,22 @@ def serve(
         try:
             server.wait()
         except OSError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(complaints.told(error)) from error
         finally:
             _stop(server)
 
 
 def _stop(server: "Server") -> None:
+    # In a thread: a signal that comes meanwhile ends the wait for it, and nothing else.
+    with ThreadPoolExecutor(1, "psserver stop") as pool:
+        stopping = pool.submit(server.stop)
+        while not stopping.done():
+            with suppress(KeyboardInterrupt):
+                wait((stopping,))
     try:
-        was_in_time = server.stop()
+        was_in_time = stopping.result()
     except OSError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(complaints.told(error)) from error
     if not was_in_time:
         raise click.ClickException(
             "stop: expected calls in flight to finish in time, some were cut off"
@@ -247,7 +257,7 @@ def _start(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(complaints.told(error)) from error
 
 
 def _open_sinks(metrics_file: str | None, names: tuple[str, ...]) -> list["Sink"]:

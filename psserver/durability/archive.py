@@ -1,20 +1,22 @@
 """What a data directory holds of a model, and how a server goes on from there."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability import replay
-from psserver.durability.checkpoints import FOLDER, Checkpoints
+from psserver.durability.checkpoints import FOLDER, Checkpoints, is_part
 from psserver.durability.disk import Disk
 from psserver.durability.ending import NAME as ENDING
 from psserver.durability.ending import Ending
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.log import Log
+from pswire.errors import ParameterServerError
+from pswire.layout import Layout
 
 _log = logging.getLogger("psserver")
 
@@ -24,9 +26,12 @@ class Recovering(Protocol):
 
     @property
     def generation(self) -> str: ...
-    def recover(
-        self, kept: Checkpoint, changes: Iterable[Change], now: float
-    ) -> None: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def layout(self) -> Layout: ...
+    def restore(self, kept: Checkpoint) -> None: ...
+    def replay(self, changes: Iterable[Change], now: float) -> None: ...
     def begin_history(self, generation: str) -> None: ...
     def checkpoint(self) -> Checkpoint | None: ...
 
@@ -54,6 +59,7 @@ class Archive:
         self._log_folder = folder / "log"
         self._keep = keep
         self._log: Log | None = None
+        self._has_model = False
         self.saves = 0
         """Checkpoints saved so far."""
 
@@ -71,19 +77,36 @@ class Archive:
             DataDirectoryError: What is there is damaged, or of another rule.
             OSError: It cannot be read, or not be written.
         """
+        self._require_own()
         ending = Ending.read(self._disk, self._folder)
-        # The last server may have died before all names were on the disk.
-        self._disk.sync_folder(self._folder)
-        kept = self.checkpoints.load_newest(now)
-        if kept is None:
-            self._require_no_changes()
+        fresh = store.generation
+        kept_step = self._restore(store, rule, now)
+        if kept_step is None:
+            self._require_nothing(ending)
             self._remove_log()  # Of a server that never got its first checkpoint.
-        else:
-            _require_rule(kept, rule)
-            self._go_on(store, kept, ending, now)
-        Ending(self.mode).write(self._disk, self._folder)
+            _tell_fresh(self._folder)
+            return
+        self._has_model = True
+        is_whole = self._replay(store, ending, now)
+        if not is_whole:
+            store.begin_history(fresh)
+        at = store.checkpoint()
+        assert at is not None
+        if at.step > kept_step or (self.keeps_changes and not is_whole):
+            self.save(at)
+        if self.keeps_changes:
+            self._begin_log(at)
+        _tell_recovered(self._folder, at, kept_step, is_whole=is_whole)
+
+    def open(self) -> None:
+        """Write down that a server runs; from now on there may be something to lose.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        Ending(self.mode, self._has_model).write(self._disk, self._folder)
         if not self.keeps_changes:
-            self._remove_log()
+            self._remove_log()  # What it had is in the checkpoint.
 
     def begin(self, first: Checkpoint) -> None:
         """Keep the first variables.
@@ -130,87 +153,115 @@ class Archive:
         """
         path = self.checkpoints.save(checkpoint)
         self.saves += 1
-        self.checkpoints.prune(self._keep)
-        good = self.checkpoints.good
-        if self._log and len(good) > 1:
-            self._log.remove_covered(good[1])  # Should the newest one be damaged.
+        if not self._has_model:
+            Ending(self.mode, has_model=True).write(self._disk, self._folder)
+            self._has_model = True
+        self._tidy()
         return path
 
     def seal(self, generation: str, step: int) -> None:
         """Write down that all there is, up to a step, is in a checkpoint."""
-        Ending(self.mode, generation, step).write(self._disk, self._folder)
+        ending = Ending(self.mode, self._has_model, generation, step)
+        ending.write(self._disk, self._folder)
 
     def close(self) -> None:
         """Let go of the log."""
         if self._log:
             self._log.close()
 
-    def _go_on(
-        self, store: Recovering, kept: Checkpoint, ending: Ending | None, now: float
-    ) -> None:
-        fresh = store.generation
-        # What another mode has left of a log is in the checkpoint.
-        is_logged = ending.mode == "log" if ending else self._has_log()
-        changes = self._changes(kept) if is_logged else ()
-        try:
-            store.recover(kept, changes, now)
-        except ValueError as error:
+    def _restore(self, store: Recovering, rule: str, now: float) -> int | None:
+        """Give a store the newest checkpoint, and return its step; None: none."""
+        kept = self.checkpoints.load_newest(now)
+        if kept is None:
+            return None
+        if kept.rule != rule:
             raise DataDirectoryError(
-                f"rule: expected the one that {self._folder} is of; {error}"
-            ) from error
-        at = store.checkpoint()
-        assert at is not None
-        is_whole = is_logged or (
-            ending is not None
-            and (ending.generation, ending.step) == (at.generation, at.step)
-        )
-        if not is_whole:
-            store.begin_history(fresh)
-            at = replace(at, generation=fresh)
-        if at.step > kept.step or (self.keeps_changes and not is_whole):
-            self.save(at)
-        if self.keeps_changes:
-            if not is_logged:
-                self._remove_log()  # Of a server that could not start.
-            self._begin_log(at)
-        _log.info(
-            "going on from step %d of %s",
-            *(at.step, self._folder),
-            extra={
-                "event": "recovered",
-                "step": at.step,
-                "checkpoint_step": kept.step,
-                "generation": at.generation,
-                "same_generation": is_whole,
-            },
-        )
-
-    def _changes(self, kept: Checkpoint) -> Iterable[Change]:
-        if not self._has_log():
-            raise DataDirectoryError(
-                f"{self._log_folder}: expected what came after step {kept.step}, got "
-                "no log; to go on without it, move "
-                f"{self._folder / ENDING} away too"
+                f"rule: expected {kept.rule}, which the variables were trained with, "
+                f"got {rule}"
             )
-        return replay.read(
+        with self._of_this_rule():
+            store.restore(kept)
+        return kept.step
+
+    def _replay(self, store: Recovering, ending: Ending | None, now: float) -> bool:
+        """Do what came after the checkpoint; say whether that is all there was."""
+        was = (ending.generation, ending.step) if ending else None
+        is_sealed = was == (store.generation, store.step)
+        is_logged = ending.mode == "log" if ending else self._has_log()
+        if is_logged and not self._has_log():
+            if not is_sealed and ending and ending.has_model:
+                raise DataDirectoryError(
+                    f"{self._log_folder}: expected what came after step {store.step}, "
+                    f"got no log; to go on without it, move {self._folder / ENDING} "
+                    "away too"
+                )
+            is_logged = False
+        if not is_logged:
+            # What another mode has left is in the checkpoint, and what a server that
+            # died while it began would be in the way.
+            self._remove_log()
+            return is_sealed
+        changes = replay.read(
             self._disk,
             self._log_folder,
-            generation=kept.generation,
-            after=kept.step,
-            trainable=kept.variables.layout.trainable,
+            generation=store.generation,
+            after=store.step,
+            trainable=store.layout.trainable,
         )
+        with self._of_this_rule():
+            store.replay(changes, now)
+        return True
 
-    def _require_no_changes(self) -> None:
+    @contextmanager
+    def _of_this_rule(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, ParameterServerError) as error:
+            raise DataDirectoryError(
+                f"rule: expected the one that {self._folder} is of, got another one; "
+                f"{error}"
+            ) from error
+
+    def _require_own(self) -> None:
+        """Check that the folder is no part of a data directory itself."""
+        for name in self._disk.names(self._folder):
+            if is_part(name):
+                raise DataDirectoryError(
+                    f"data_dir: expected a folder of its own, got {self._folder}, "
+                    f"which has {name} of another data directory"
+                )
+
+    def _require_nothing(self, ending: Ending | None) -> None:
+        if ending and ending.has_model:
+            raise DataDirectoryError(
+                f"{self.checkpoints.folder}: expected the checkpoints that "
+                f"{self._folder / ENDING} tells of, got none"
+            )
         if not replay.is_empty(self._disk, self._log_folder):
             raise DataDirectoryError(
                 f"{self.checkpoints.folder}: expected the checkpoint that "
                 f"{self._log_folder} goes on from, got none"
             )
 
+    def _tidy(self) -> None:
+        """Remove what nobody needs; what cannot be removed does no harm."""
+        try:
+            self.checkpoints.prune(self._keep)
+            good = self.checkpoints.good
+            if self._log and len(good) > 1:
+                self._log.remove_covered(good[1])  # Should the newest one be damaged.
+        except OSError as error:
+            _log.warning(
+                "something that is not needed any more stays: %s",
+                error,
+                extra={"event": "not_removed", "error": str(error)},
+            )
+
     def _has_log(self) -> bool:
         return any(n.endswith(".log") for n in self._disk.names(self._log_folder))
 
     def _begin_log(self, at: Checkpoint) -> None:
+        self.close()
         self._log = Log(self._disk, self._log_folder, at.generation)
         self._log.begin(at.step)
 
@@ -220,9 +271,27 @@ class Archive:
             self._disk.sync_folder(self._folder)
 
 
-def _require_rule(kept: Checkpoint, rule: str) -> None:
-    if kept.rule != rule:
-        raise DataDirectoryError(
-            f"rule: expected {kept.rule}, which the variables were trained with, "
-            f"got {rule}"
-        )
+def _tell_fresh(folder: Path) -> None:
+    _log.info(
+        "%s: nothing there yet, so a new model begins",
+        folder,
+        extra={"event": "fresh", "path": str(folder)},
+    )
+
+
+def _tell_recovered(
+    folder: Path, at: Checkpoint, kept_step: int, *, is_whole: bool
+) -> None:
+    news = "nothing is lost" if is_whole else "later steps are lost if there were any"
+    _log.log(
+        logging.INFO if is_whole else logging.WARNING,
+        "going on from step %d of %s, with a checkpoint of step %d: %s",
+        *(at.step, folder, kept_step, news),
+        extra={
+            "event": "recovered",
+            "step": at.step,
+            "checkpoint_step": kept_step,
+            "generation": at.generation,
+            "same_generation": is_whole,
+        },
+    )

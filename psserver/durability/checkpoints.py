@@ -45,6 +45,8 @@ class Checkpoints:
         self._folder = folder
         self._clock = clock
         self._good: dict[str, int] = {}
+        self.set_aside = 0
+        """Those that were found corrupt."""
 
     @property
     def folder(self) -> Path:
@@ -111,7 +113,9 @@ class Checkpoints:
         for name in reversed(self.names()):
             try:
                 newest = self.load(name, now)
-            except (OSError, DataDirectoryError) as error:
+            except OSError as error:
+                if not _is_damage(error):
+                    raise  # It may be whole: somebody has to see to it.
                 broken[name] = str(error)
             else:
                 self._put_aside(broken)
@@ -120,6 +124,11 @@ class Checkpoints:
                 return newest
         self._require_none(broken)
         return None
+
+    def newest_age_s(self) -> float:
+        """Return how long ago the newest one was saved, in seconds, by the clock."""
+        saved = datetime.fromisoformat(self.describe(self.names()[-1]).saved)
+        return max(0.0, self._clock() - saved.timestamp())
 
     def describe(self, name: str) -> Manifest:
         """Return what one is, without a look at its arrays; see `load`."""
@@ -194,12 +203,14 @@ class Checkpoints:
     def _clean(self) -> None:
         for name in self._disk.names(self._folder):
             if name.startswith((_SAVING, _DELETING)):
-                self._disk.remove(self._folder / name)
+                with suppress(OSError):  # Nobody looks at it: the next one may do it.
+                    self._disk.remove(self._folder / name)
 
     def _rename(self, old: str, new: str) -> None:
         self._disk.rename(self._folder / old, self._folder / new)
 
     def _put_aside(self, broken: Mapping[str, str]) -> None:
+        self.set_aside += len(broken)
         for name, why in broken.items():
             _log.error(
                 "checkpoint %s is corrupt, and one before it is used: %s",
@@ -220,6 +231,17 @@ class Checkpoints:
                 f"{self._folder}: expected a good checkpoint, got none: "
                 + "; ".join(found)
             )
+
+
+def is_part(name: str) -> bool:
+    """Say whether a name is that of a checkpoint, or of a file in one."""
+    return bool(_NAME.fullmatch(name)) or name in files.NAMES
+
+
+def _is_damage(error: OSError) -> bool:
+    """Say whether bytes are lost, rather than kept from us."""
+    lost = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return isinstance(error, DataDirectoryError) or error.errno in lost
 
 
 def _number(name: str) -> int:

@@ -50,7 +50,11 @@ class Disk(Protocol):
         """Return some of a file's bytes; fewer if it ends before."""
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder that only its owner opens, unless it is there."""
+        """Make a folder that only its owner opens, unless it is there.
+
+        Those that it lies in are made too; whether their names last is for the caller
+        to see to.
+        """
 
     def rename(self, old: Path, new: Path) -> None:
         """Give a file or a folder another name, at once or not at all."""
@@ -97,7 +101,11 @@ class RealDisk:
         return b"".join(parts)
 
     def make_folder(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.is_dir():
+            return
+        self.make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.sync_folder(folder.parent)
 
     def rename(self, old: Path, new: Path) -> None:
         old.rename(new)

@@ -32,8 +32,13 @@ def write(variables: Body, output: Path, style: str | None = None) -> None:
             f"format to be asked for, got {output}"
         )
     if output.exists():
-        raise FileExistsError(f"{output}: expected a new name, got one that is there")
-    STYLES[style](variables, output.absolute())
+        raise OSError(f"output: expected a new name, got {output}, which is there")
+    try:
+        STYLES[style](variables, output.absolute())
+    except OSError as error:
+        raise OSError(
+            f"output: expected {output} to be written, got {error.strerror or error}"
+        ) from error
 
 
 def _to_npz(variables: Body, output: Path) -> None:

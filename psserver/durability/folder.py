@@ -17,6 +17,9 @@ from pswire.errors import VariableMismatchError
 from pswire.layout import ArraySpec, Layout
 
 _ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
+NAMES = frozenset({_ARRAYS, _MANIFEST})
+"""Its files."""
+
 _VARIABLES = "variables/"
 _MAX_MANIFEST_NBYTES = 2**30
 

@@ -1,6 +1,9 @@
 """Checkpoints as a person reads them."""
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import takewhile
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,12 +20,17 @@ from pswire.display import summary
 
 _COLUMNS = ("name", "step", "saved", "nbytes", "generation", "rule", "state")
 _COUNTS = ("applied", "dropped", "duplicate", "rejected")
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+
+GOOD = "good"
+"""The state of a checkpoint that can be used."""
 
 
 def rows(checkpoints: Checkpoints) -> Iterator[dict[str, Any]]:
     """Read each checkpoint whole, oldest first, and say what it is.
 
-    What a corrupt one does not tell is None; "problem" is what is wrong with it.
+    The "state" of one that is not `GOOD` is "corrupt", or "unreadable" if nobody knows.
+    What it does not tell is None; "problem" is what is wrong with it.
     """
     for name in checkpoints.names():
         row: dict[str, Any] = dict.fromkeys((*_COLUMNS, "problem")) | {"name": name}
@@ -32,13 +40,23 @@ def rows(checkpoints: Checkpoints) -> Iterator[dict[str, Any]]:
             row |= {
                 **{"step": kept.step, "generation": kept.generation, "rule": kept.rule},
                 **{"saved": manifest.saved, "nbytes": checkpoints.nbytes(name)},
-                "state": "good",
+                "state": GOOD,
             }
-        except (OSError, DataDirectoryError) as error:
+        except OSError as error:
             if name not in checkpoints.names():
                 continue  # A running server has just pruned it.
-            row |= {"state": "corrupt", "problem": str(error)}
+            row |= {"state": _state(error), "problem": str(error)}
         yield row
+
+
+def good_before(checkpoints: Checkpoints, name: str) -> str | None:
+    """Return the newest one that is good of those before another; None: none is."""
+    before = [*takewhile(lambda each: each != name, checkpoints.names())]
+    for each in reversed(before):
+        with suppress(OSError):
+            checkpoints.verify(each)
+            return each
+    return None
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -70,6 +88,11 @@ def page(name: str, manifest: Manifest) -> RenderableType:
         "",
         _table(("worker", *_COUNTS), workers),
     )
+
+
+def _state(error: OSError) -> str:
+    is_damage = isinstance(error, DataDirectoryError) or error.errno in _MISSING
+    return "corrupt" if is_damage else "unreadable"
 
 
 def _worker(row: WorkerStatus) -> Iterable[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from psserver.durability.disk import RealDisk
 from psserver.durability.errors import DataDirectoryError
 
 
@@ -17,7 +18,7 @@ def locked(folder: Path) -> Iterator[None]:
         DataDirectoryError: Another server has it.
         OSError: It cannot be made.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    RealDisk().make_folder(folder)
     path = folder / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -1,32 +1,34 @@
 """The log: every change of a model, on the disk before anybody is told of it."""
 
-import errno
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from psserver.changes import Applied, Change
-from psserver.durability.disk import Disk, Writer
+from psserver.changes import Change
+from psserver.durability.disk import Disk
 from psserver.durability.errors import DiskFailedError, DiskFullError
-from psserver.durability.records import Start, encode
-from psserver.durability.segments import Segment, first_needed, segments
-from pswire.body import Buffer
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PROBE = "probe"
-_PROBE_NBYTES = 2**20
+from psserver.durability.frame import MARK_NBYTES
+from psserver.durability.records import Start
+from psserver.durability.room import require_room
+from psserver.durability.segments import first_needed, segments
+from psserver.durability.tail import Tail
 
 
 class Log:
-    """Writes a folder's newest segment; its owner guards all but `remove_covered`.
+    """Writes a folder's segments, one after another.
 
     All that was written is on the disk whenever a call ends, but for one that raises
     `DiskFailedError`. That is final: a sync that has told of an error once does not
     tell again, so no later one would prove anything.
 
+    Any thread may call anything at any time, but `probe` only one at a time. `begin`,
+    `write` and `close` wait for each other, `probe` for them, and the rest for nothing.
+
     Attributes:
-        nbytes: The size of the records since the last `begin`.
-        syncs: How many times a segment was synced.
+        nbytes: The size of the records since the last `begin` or `turn`.
+        syncs: How many times records were synced, all that were written together once.
     """
 
     def __init__(self, disk: Disk, folder: Path, generation: str) -> None:
@@ -41,28 +43,29 @@ class Log:
         self.syncs = 0
         self._disk = disk
         self._folder = folder
-        self._start = Start(generation)
-        self._failure = ""
+        self._generation = generation
         self._turns = False
-        self._step = 0
-        self._path = folder  # Of the newest segment, as the next two.
-        self._writer: Writer | None = None
-        self._start_nbytes = self._nbytes = 0
+        # Held while the disk is written to; guards all above but `_turns`, and below.
+        self._lock = threading.Lock()
+        self._step = 0  # The last one, while there is no tail.
+        self._tail: Tail | None = None
+        self._wanted_nbytes = 0
+        self._failure = ""
 
     def begin(self, step: int) -> None:
         """Start a segment for what comes after a step.
 
         Raises:
-            DiskFullError: The log goes on as it was.
-            DiskFailedError: It takes nothing any more.
+            DiskFullError: The next `write` tries again.
+            DiskFailedError: The log takes nothing any more.
         """
-        self._require_no_failure()
-        self._turns = False
-        self._open(step)
-        self.nbytes = 0
+        with self._alone():
+            self._end_segment()
+            self._step = step
+            self._begun()
 
     def turn(self) -> None:
-        """Have the next `write` begin a segment; any thread may ask for that.
+        """Have the next `write` begin a segment.
 
         Who then cuts a checkpoint has all whom the segments from its step on may lack.
         """
@@ -75,37 +78,20 @@ class Log:
             DiskFullError: None of them is, or will be.
             DiskFailedError: Nobody knows, and no more are taken.
         """
-        self._require_no_failure()
-        if not changes:
-            return
-        if self._turns:
-            self.begin(self._step)
-        writer = self._writer or self._open(self._step)
-        step, buffers = self._step, list[Buffer]()
-        for change in changes:
-            step = change.step if isinstance(change, Applied) else step
-            buffers += encode(change, step=step, synced=self._nbytes)
-        with self._undone_if_full(self._path, buffers, self._forget_batch):
-            writer.write(buffers)
-        self._sync(writer)
-        self._step = step
-        self._nbytes += _size(buffers)
-        self.nbytes += _size(buffers)
+        with self._alone():
+            if changes:
+                self._write(changes)
 
     def probe(self) -> None:
-        """Check that there is room again: for a mebibyte.
+        """Check that there is room again for what was refused last.
 
         Raises:
-            DiskFullError: There is not.
+            DiskFullError: There is not, or nobody can tell now.
             DiskFailedError: The log takes nothing any more.
         """
-        self._require_no_failure()
-        path = self._folder / _PROBE
-        with self._fatal(path):
-            self._remove(path)  # Of a server that was killed.
-        self._create(path, [bytes(_PROBE_NBYTES)]).close()
-        with self._fatal(path):
-            self._remove(path)
+        with self._alone():
+            nbytes = self._wanted_nbytes
+        require_room(self._disk, self._folder, nbytes)
 
     def remove_covered(self, step: int) -> None:
         """Remove what nobody needs who has a checkpoint of a step.
@@ -120,88 +106,53 @@ class Log:
                 self._disk.remove(segment.path)
 
     def close(self) -> None:
-        """Let go of the newest segment."""
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        """Let go of the newest segment, and take nothing any more."""
+        with self._lock:
+            self._let_go()
+            self._failure = self._failure or f"{self._folder}: the log is closed"
 
-    def _require_no_failure(self) -> None:
-        if self._failure:
-            raise DiskFailedError(self._failure)
-
-    def _open(self, step: int) -> Writer:
-        with self._fatal(self._folder):
-            self._disk.make_folder(self._folder)
-            self._disk.sync_folder(self._folder.parent)
-            number = max(
-                (s.number for s in segments(self._disk, self._folder)), default=0
-            )
-        path = Segment.named(self._folder, number + 1, step).path
-        start = encode(self._start, step=step, synced=0)
-        writer = self._create(path, start)
-        with self._fatal(path):
-            self.close()
-        self._path, self._writer, self._step = path, writer, step
-        self._start_nbytes = self._nbytes = _size(start)
-        self._sync(writer)
-        with self._fatal(self._folder):
-            self._disk.sync_folder(self._folder)
-        return writer
-
-    def _create(self, path: Path, buffers: Sequence[Buffer]) -> Writer:
-        with self._undone_if_full(path, buffers, lambda: self._remove(path)):
-            writer = self._disk.create(path)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock:
+            if self._failure:
+                raise DiskFailedError(self._failure)
             try:
-                writer.write(buffers)
-            except OSError:
-                writer.close()
+                yield
+            except DiskFullError as error:
+                self._wanted_nbytes = error.nbytes
                 raise
-        return writer
+            except Exception as error:  # Of the last record there may be a part.
+                self._failure = str(error) or repr(error)
+                raise
 
-    def _remove(self, path: Path) -> None:
-        if path.name in self._disk.names(self._folder):
-            self._disk.remove(path)
-            # Else it may come back, with a step that the log has long gone past.
-            self._disk.sync_folder(self._folder)
-
-    def _forget_batch(self) -> None:
-        assert self._writer
-        self._writer.truncate(self._nbytes)
-        # The next segment may be on the disk before these bytes are gone from it.
-        self._sync(self._writer)
-        if self._nbytes > self._start_nbytes:
-            self.close()  # It may be the file that is too large.
-
-    def _sync(self, writer: Writer) -> None:
-        with self._fatal(self._path):
-            writer.sync()
+    def _write(self, changes: Sequence[Change]) -> None:
+        if self._turns:
+            self._end_segment()
+        tail = self._begun()
+        try:
+            self.nbytes += tail.append(changes)
+        except DiskFullError:
+            if not tail.is_empty:
+                self._let_go()  # It may be the file that is too large.
+            raise
         self.syncs += 1
 
-    @contextmanager
-    def _undone_if_full(
-        self, path: Path, buffers: Sequence[Buffer], undo: Callable[[], None]
-    ) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            with self._fatal(path):
-                if error.errno not in _FULL:
-                    raise
-                undo()
-            raise DiskFullError(
-                f"{path}: expected room for {_size(buffers)} bytes, got {error}"
-            ) from error
+    def _begun(self) -> Tail:
+        if self._tail is None:
+            start = Start(self._generation, secrets.token_bytes(MARK_NBYTES))
+            self._tail = Tail(self._disk, self._folder, start, self._step)
+        if not self._tail.has_begun:
+            self._tail.begin()
+            self.syncs += 1
+        return self._tail
 
-    @contextmanager
-    def _fatal(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except DiskFailedError:
-            raise
-        except OSError as error:
-            self._failure = f"{path}: expected a disk that keeps all, got {error}"
-            raise DiskFailedError(self._failure) from error
+    def _end_segment(self) -> None:
+        self._turns = False
+        self._let_go()
+        self.nbytes = 0
 
-
-def _size(buffers: Sequence[Buffer]) -> int:
-    return sum(map(len, buffers))
+    def _let_go(self) -> None:
+        if self._tail:
+            self._tail.close()
+            self._step = self._tail.step
+            self._tail = None

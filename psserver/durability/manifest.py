@@ -6,11 +6,11 @@ from functools import cache
 from importlib import metadata
 from typing import Any, Self
 
-from psserver import keptcounters
 from psserver.checkpoint import Checkpoint, Slots
 from psserver.decision import Session
+from psserver.durability import keptcounters
 from psserver.durability.arrayfile import DTYPES, Digests
-from psserver.jsonfields import count, get, number, optional
+from psserver.durability.jsonfields import count, get, number, optional
 from pswire.body import Body
 from pswire.layout import ArraySpec, Layout
 from pswire.values import Reason, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from psserver.durability.disk import Disk
-from psserver.durability.frame import FRAME_NBYTES, MAGIC, Frame, Record
+from psserver.durability.frame import FIRST_MARK, FRAME_NBYTES, Frame, Record
 from pswire.body import CHUNK_NBYTES, Bytes
 from pswire.memory import aligned, fill
 
@@ -30,6 +30,7 @@ class Reader:
         self._path = path
         self._window = b""
         self._window_at = 0
+        self._mark = FIRST_MARK
         self.nbytes = disk.nbytes(path)
         self.end = 0
         self.synced = 0
@@ -44,14 +45,21 @@ class Reader:
         while self.end < self.nbytes:
             record = self._record(self.end)
             yield record
+            if not self.end:
+                self._mark = bytes(record.body.data)
             self.end += record.frame.nbytes
-            self.synced = record.frame.synced
+            self.synced = record.frame.place.synced
 
     def was_synced(self) -> bool:
-        """Say whether any later record knew that what follows `end` was on the disk."""
-        frame = self._frame(self.end)
-        start = self.end + (frame.nbytes if frame else 1)
-        return any(later.synced > self.end for later in self._frames(start))
+        """Say whether what follows `end` may have been on the disk, all of it.
+
+        It was if a later record knew that. Without a file's first record nobody can
+        tell; but that one was on the disk before any other was written, so there can
+        only be none where there is no room for two.
+        """
+        if not self.end:
+            return self.nbytes >= 2 * FRAME_NBYTES
+        return any(later.place.synced > self.end for later in self._frames())
 
     def _record(self, start: int) -> Record:
         frame = self._frame(start)
@@ -84,24 +92,23 @@ class Reader:
         return "bytes that begin none"
 
     def _frame(self, start: int) -> Frame | None:
-        return Frame.unpack(self._read(start, FRAME_NBYTES))
+        return Frame.unpack(self._read(start, FRAME_NBYTES), self._mark)
 
-    def _frames(self, start: int) -> Iterator[Frame]:
-        # What lies within a record is skipped: a body's bytes are its worker's choice.
+    def _frames(self) -> Iterator[Frame]:
+        start = self.end
         while (start := self._find(start)) < self.nbytes:
-            frame = self._frame(start)
-            if frame:
+            if frame := self._frame(start):
                 yield frame
-            start += frame.nbytes if frame else 1
+            start += 1
 
     def _find(self, start: int) -> int:
         while start < self.nbytes:
-            self._look_at(start, len(MAGIC))
-            at = self._window.find(MAGIC, start - self._window_at)
+            self._look_at(start, len(self._mark))
+            at = self._window.find(self._mark, start - self._window_at)
             if at >= 0:
                 return self._window_at + at
             window_end = self._window_at + len(self._window)
-            start = max(start + 1, window_end - len(MAGIC) + 1)
+            start = max(start + 1, window_end - len(self._mark) + 1)
         return self.nbytes
 
     def _read(self, start: int, nbytes: int) -> bytes:

@@ -2,11 +2,12 @@
 
 | kind | header | body |
 |---|---|---|
-| 1 START | the format's version in 4 bytes, little-endian; the generation | |
+| 1 START | the format's version in 4 bytes, little-endian; the generation | a mark |
 | 2 JOINED | a `JoinRequest` of parameter_server.proto: who has joined | |
 | 3 APPLIED | the `PushHeader` of a push that was applied | as it travelled |
 
-A START is the first record of every file, and no other. The step of an APPLIED is one
+A START is the first record of every file, and no other; what its mark is for says
+`frame`. The step of an APPLIED is one
 more than that of the record before it, that of a JOINED the same. Of a PushHeader
 `served_at`, `held_s` and `snapshot_wire_dtype` are left out.
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from psserver.changes import Applied, Change, Joined
-from psserver.durability.frame import Record, framed
+from psserver.durability.frame import MARK_NBYTES, Place, Record, framed
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Assembly, Body, Buffer, cut
 from pswire.encoding import PLAIN
@@ -42,21 +43,23 @@ class Start:
 
     Attributes:
         generation: The history that its steps count in.
+        mark: Of all its other frames.
     """
 
     generation: str
+    mark: bytes
 
 
-def encode(said: Start | Change, *, step: int, synced: int) -> Sequence[Buffer]:
+def encode(said: Start | Change, *, step: int, place: Place) -> Sequence[Buffer]:
     """Return a record's bytes; a large body is not copied.
 
     Args:
         said: What it is of.
         step: The step after it, in steps.
-        synced: The bytes of its file that are known to be on the disk.
+        place: Where it is to lie.
     """
     kind, header, body = _parts(said)
-    return framed(kind, header, body, step=step, synced=synced)
+    return framed(kind, header, body, step=step, place=place)
 
 
 def decode(record: Record, trainable: Layout) -> Start | Change:
@@ -73,7 +76,7 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
     """
     match record.frame.kind:
         case Kind.START:
-            return _start(record.header)
+            return _start(record.header, bytes(record.body.data))
         case Kind.JOINED:
             joined = pb.JoinRequest.FromString(record.header)
             return Joined(joined.worker, joined.session, joined.rejoin)
@@ -87,8 +90,8 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
 
 def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
     match said:
-        case Start(generation):
-            return Kind.START, _VERSION.pack(_FORMAT) + generation.encode(), ()
+        case Start(generation, mark):
+            return Kind.START, _VERSION.pack(_FORMAT) + generation.encode(), [mark]
         case Joined(worker, session, rejoin):
             joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
             return Kind.JOINED, joined.SerializeToString(), ()
@@ -100,13 +103,15 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
             return Kind.APPLIED, kept.SerializeToString(), pieces
 
 
-def _start(header: bytes) -> Start:
+def _start(header: bytes, mark: bytes) -> Start:
     if len(header) < _VERSION.size:
         raise ValueError(f"format: expected {_FORMAT}, got none")
     (version,) = _VERSION.unpack_from(header)
     if version != _FORMAT:
         raise ValueError(f"format: expected {_FORMAT}, got {version}")
-    return Start(header[_VERSION.size :].decode())
+    if len(mark) != MARK_NBYTES:
+        raise ValueError(f"mark: expected {MARK_NBYTES} bytes, got {len(mark)}")
+    return Start(header[_VERSION.size :].decode(), mark)
 
 
 def _body(record: Record, header: PushHeader, trainable: Layout) -> Body:

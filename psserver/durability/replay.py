@@ -99,17 +99,21 @@ def _changes(
     for record in reader.records():
         where = f"{segment.path} at byte {record.offset}"
         said = _decode(record, trainable, where)
+        if record.frame.place.offset != record.offset:
+            raise DataDirectoryError(
+                f"{where}: expected a record of that place, got the one of byte "
+                f"{record.frame.place.offset}"
+            )
         step += isinstance(said, Applied)
         if record.frame.step != step:
             raise DataDirectoryError(
                 f"{where}: expected step {step}, got step {record.frame.step}"
             )
-        is_start = isinstance(said, Start)
-        if is_start and record.offset:
-            raise DataDirectoryError(f"{where}: expected no START, got one")
-        if not is_start and not record.offset:
-            kind = type(said).__name__.upper()
-            raise DataDirectoryError(f"{where}: expected a START, got a {kind}")
+        if isinstance(said, Start) == bool(record.offset):
+            raise DataDirectoryError(
+                f"{where}: expected a START at byte 0 and nowhere else, got "
+                f"{type(said).__name__.upper()}"
+            )
         if not isinstance(said, Start):
             yield said
         elif said.generation != generation:

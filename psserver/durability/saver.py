@@ -4,23 +4,26 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
+from psserver.decision import Session
 from psserver.durability.archive import Archive, Recovering
-from psserver.durability.errors import DiskFullError
+from psserver.durability.errors import DiskFullError, is_final
 from psserver.durability.every import Every
 from pswire.errors import NotInitializedError
 from pswire.status import Durability
 
 _POLL_S = 1.0  # How late a checkpoint may be by the clock, and an answer of the disk.
 _PATIENCE_S = 10.0  # After a checkpoint that failed.
+_STALL_S = 5.0
 _LONG_LOG = 4  # Times a checkpoint.
 _LONG_LOG_NBYTES = 2**28
+_LONG_LOG_STEPS = 50_000  # They are replayed within a worker's patience.
 
 _log = logging.getLogger("psserver")
 
@@ -32,7 +35,9 @@ class Saved(Recovering, Protocol):
     def step(self) -> int: ...
     @property
     def refuses_pushes(self) -> bool: ...
+    def refuse(self, why: str) -> None: ...
     def resume(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Saver:
@@ -67,11 +72,12 @@ class Saver:
         self._woken = threading.Event()
         self._stopped = threading.Event()
         self._failure: Exception | None = None
-        # Held while a checkpoint is written; guards all fields below.
-        self._saving = threading.Lock()
+        self._keeping_since: float | None = None
+        self._is_stalled = False
         self._newest: Kept | None = None
         self._tried_at = time.monotonic()
         self._failures = 0
+        self._saving = threading.Lock()  # Held while a checkpoint is written.
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
             target=self._run, name="psserver saver", daemon=True
@@ -83,12 +89,15 @@ class Saver:
         except OSError as error:
             self._failures += 1
             if self.keeps_changes:
+                if is_final(error):
+                    self._fail(error)
                 raise
             _tell_failure(error)
         else:
             self._note(first)
 
     def keep(self, changes: Sequence[Change]) -> None:
+        self._keeping_since = time.monotonic()
         try:
             self._archive.keep(changes)
         except DiskFullError as error:
@@ -100,9 +109,10 @@ class Saver:
             )
             raise
         except Exception as error:  # Of the last record there may be a part.
-            self._failure = error
-            self._on_failure(error)
+            self._fail(error)
             raise
+        finally:
+            self._keeping_since = None
 
     def stepped(self, step: int) -> None:
         if self._every.steps and self._steps_since(step) >= self._every.steps:
@@ -116,6 +126,7 @@ class Saver:
             saved_s=time.monotonic() - newest.at if newest else None,
             saves=self._archive.saves,
             failures=self._failures,
+            corrupt=self._archive.checkpoints.set_aside,
             log_nbytes=self._archive.log_nbytes,
             log_syncs=self._archive.log_syncs,
         )
@@ -134,44 +145,40 @@ class Saver:
         self._archive.recover(store, rule, time.monotonic())
         kept = store.checkpoint()
         if kept:
-            self._note(kept)
+            age_s = self._archive.checkpoints.newest_age_s()
+            self._newest = Kept.of(kept, time.monotonic() - age_s)
 
     def start(self) -> None:
-        """Begin to save."""
+        """Begin to save; from now on there may be calls.
+
+        Raises:
+            OSError: The data directory cannot be written.
+        """
+        self._archive.open()
         self._thread.start()
 
     def save(self) -> tuple[Path, int]:
         """Save a checkpoint now, and return where and of which step.
 
+        Of many that ask while one is being saved, the next one does for all.
+
         Raises:
             NotInitializedError: There are no variables yet.
             OSError: It cannot be kept; the ones before still are.
         """
+        asked_at = time.monotonic()
         with self._saving:
-            self._tried_at = time.monotonic()
-            self._archive.turn()
-            checkpoint = self._store.checkpoint()
-            if checkpoint is None:
-                raise NotInitializedError(
-                    "variables: expected to be initialized, got none to save"
-                )
-            try:
-                path = self._archive.save(checkpoint)
-            except OSError:
-                self._failures += 1
-                raise
-            self._note(checkpoint)
-        _log.info(
-            "saved step %d: %s",
-            *(checkpoint.step, path),
-            extra={
-                "event": "checkpoint_saved",
-                "step": checkpoint.step,
-                "path": str(path),
-                "seconds": round(time.monotonic() - self._tried_at, 3),
-            },
-        )
-        return path, checkpoint.step
+            newest = self._newest
+            if newest and newest.path and newest.cut_at >= asked_at:
+                return newest.path, newest.step
+            return self._save()
+
+    def halt(self) -> None:
+        """End the thread; what it has begun is done first."""
+        self._stopped.set()
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def stop(self) -> None:
         """Save the last checkpoint, with all that was acknowledged.
@@ -179,9 +186,8 @@ class Saver:
         Raises:
             OSError: It cannot be kept.
         """
-        self._stopped.set()
-        self._woken.set()
-        self._thread.join()
+        self.halt()
+        self._store.close()
         last = self._store.checkpoint()
         if self._failure or last is None:
             return
@@ -189,12 +195,40 @@ class Saver:
             self.save()
         self._archive.seal(last.generation, last.step)
 
+    def _save(self) -> tuple[Path, int]:
+        self._tried_at = cut_at = time.monotonic()
+        self._archive.turn()
+        checkpoint = self._store.checkpoint()
+        if checkpoint is None:
+            raise NotInitializedError(
+                "variables: expected to be initialized, got none to save"
+            )
+        try:
+            path = self._archive.save(checkpoint)
+        except Exception:
+            self._failures += 1
+            raise
+        self._newest = Kept.of(checkpoint, time.monotonic(), cut_at, path)
+        _log.info(
+            "saved step %d: %s",
+            *(checkpoint.step, path),
+            extra={
+                "event": "checkpoint_saved",
+                "step": checkpoint.step,
+                "path": str(path),
+                "seconds": round(time.monotonic() - cut_at, 3),
+            },
+        )
+        return path, checkpoint.step
+
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._woken.wait(_POLL_S)
             self._woken.clear()
+            self._look_for_stall()
             # Not before the store knows that there is none: else it learns too late.
-            if self._store.refuses_pushes and not self._failure:
+            may_try = not (self._failure or self._is_stalled)
+            if self._store.refuses_pushes and may_try:
                 self._look_for_room()
             if self._is_due() and not self._stopped.is_set():
                 self._try_save()
@@ -210,6 +244,7 @@ class Saver:
             since >= (self._every.steps or math.inf)
             or now - newest.at >= (self._every.seconds or math.inf)
             or self._archive.log_nbytes >= newest.long_log_nbytes
+            or (self.keeps_changes and since >= _LONG_LOG_STEPS)
         )
 
     def _steps_since(self, step: int) -> int:
@@ -219,8 +254,23 @@ class Saver:
     def _try_save(self) -> None:
         try:
             self.save()
-        except OSError as error:
+        except Exception as error:  # The next one may do.
             _tell_failure(error)
+
+    def _look_for_stall(self) -> None:
+        """Refuse pushes while the disk does not answer: each would hold a thread."""
+        since = self._keeping_since
+        stalled = since is not None and time.monotonic() - since > _STALL_S
+        if stalled == self._is_stalled:
+            return
+        self._is_stalled = stalled
+        if stalled:
+            why = f"log: expected the disk to answer, got nothing for {_STALL_S:g} s"
+            self._store.refuse(why)
+            self._on_room(False)
+            _log.warning("pushes are refused: %s", why, extra={"event": "disk_stalled"})
+        else:
+            _log.info("the disk answers again", extra={"event": "disk_answers"})
 
     def _look_for_room(self) -> None:
         try:
@@ -231,26 +281,58 @@ class Saver:
         self._store.resume()
         _log.info("pushes are taken again", extra={"event": "disk_has_room"})
 
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._on_failure(error)
+
     def _note(self, kept: Checkpoint) -> None:
         self._newest = Kept.of(kept, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is remembered of a checkpoint once it is kept, without its arrays."""
+    """What is remembered of a checkpoint once it is kept, without its arrays.
+
+    Attributes:
+        generation: Its history.
+        step: Its step.
+        sessions: What it remembers of sessions.
+        received: How many pushes had been received.
+        nbytes: Of its arrays, in bytes.
+        at: When it was saved, in seconds.
+        cut_at: When it was taken, if it was by this server, in seconds.
+        path: Where it is, likewise.
+    """
 
     generation: str
     step: int
+    sessions: Mapping[str, Session]
     received: int
     nbytes: int
     at: float
+    cut_at: float = -math.inf
+    path: Path | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, at: float) -> Self:
-        received = checkpoint.counters.total.freeze().received
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        at: float,
+        cut_at: float = -math.inf,
+        path: Path | None = None,
+    ) -> Self:
         nbytes = checkpoint.variables.layout.nbytes
         nbytes += sum(array.nbytes for array in checkpoint.slots.arrays.values())
-        return cls(checkpoint.generation, checkpoint.step, received, nbytes, at)
+        return cls(
+            generation=checkpoint.generation,
+            step=checkpoint.step,
+            sessions=checkpoint.sessions,
+            received=checkpoint.counters.total.freeze().received,
+            nbytes=nbytes,
+            at=at,
+            cut_at=cut_at,
+            path=path,
+        )
 
     @property
     def long_log_nbytes(self) -> int:
@@ -259,10 +341,10 @@ class Kept:
 
     def is_like(self, checkpoint: Checkpoint) -> bool:
         """Say whether nothing has happened since."""
-        return self == Kept.of(checkpoint, self.at)
+        return self == Kept.of(checkpoint, self.at, self.cut_at, self.path)
 
 
-def _tell_failure(error: OSError) -> None:
+def _tell_failure(error: Exception) -> None:
     _log.error(
         "no checkpoint: %s",
         error,

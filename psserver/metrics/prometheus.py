@@ -165,6 +165,11 @@ def _kept(durability: Durability) -> Iterator[Metric]:
         durability.failures,
     )
     yield gauge(
+        "asyncps_checkpoint_corrupt",
+        "Checkpoints that this start has set aside as corrupt.",
+        durability.corrupt,
+    )
+    yield gauge(
         "asyncps_log_bytes",
         "Of the log since the newest checkpoint was begun.",
         durability.log_nbytes,

@@ -1,5 +1,6 @@
 """`psserver checkpoint`, on the files of a data directory."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -32,6 +33,22 @@ def data_dir(tmp_path: Path, make_checkpoint: Make) -> str:
     return str(tmp_path / "data")
 
 
+@pytest.fixture
+def fail_to_read(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Have the disk refuse to give what is in a folder, with an error's number."""
+    read = RealDisk.read
+
+    def fail(folder: str, number: int) -> None:
+        def refuse(disk: RealDisk, path: Path, start: int, nbytes: int) -> bytes:
+            if path.parent.name == folder:
+                raise OSError(number, "by plan")
+            return read(disk, path, start, nbytes)
+
+        monkeypatch.setattr(RealDisk, "read", refuse)
+
+    return fail
+
+
 def assert_same(got: Arrays, expected: Arrays) -> None:
     """Check that all arrays are the same, bit for bit."""
     assert got.keys() == expected.keys()
@@ -61,6 +78,7 @@ def test_ls_tells_each_and_what_is_wrong(run: Run, data_dir: str) -> None:
     assert second.split() == ["00000002-step-7", "corrupt"]
     assert (third.split()[1], third.split()[-1]) == ("9", "good")
     assert problem.startswith(f"{spoilt}: ")
+    assert result.exit_code == 1
     assert [row["state"] for row in rows] == ["good", "corrupt", "good"]
     assert [row["problem"] for row in rows] == [None, problem, None]
     assert [row["nbytes"] for row in rows] == [nbytes, None, rows[2]["nbytes"]]
@@ -117,7 +135,9 @@ def test_a_text_from_a_file_steers_no_terminal(
     Checkpoints(RealDisk(), tmp_path / FOLDER).save(kept)
 
     for command in ("ls", "show"):
-        output = run("checkpoint", command, str(tmp_path)).output
+        result = run("checkpoint", command, str(tmp_path))
+        output = result.output
+        assert result.exit_code == 0
         assert r"\x1b[31m" in output
         assert output.replace("\n", "").isprintable()
 
@@ -157,7 +177,10 @@ def test_an_export_that_fails_leaves_nothing(
 
     result = run("checkpoint", "export", data_dir, "-o", str(tmp_path / name))
 
-    assert (result.exit_code, result.output) == (1, "Error: by plan\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        f"Error: output: expected {tmp_path / name} to be written, got by plan\n",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -204,9 +227,13 @@ def test_an_orbax_checkpoint_is_restored_by_orbax(
     [
         ("bool", ["-o", "x.pt"], "output: expected a name that ends with .npz or"),
         ("bool", ["-o", "x"], "output: expected a name that ends with .npz or"),
-        ("bool", ["-o", "there.npz"], "there.npz: expected a new name, got one"),
-        ("bool", ["-o", "no/x.npz"], "No such file or directory"),
-        ("bool", ["-o", "x.npz", "--step", "8"], "expected 00000001-step-7, got 8"),
+        ("bool", ["-o", "there.npz"], "output: expected a new name, got there.npz, w"),
+        (
+            "bool",
+            ["-o", "no/x.npz"],
+            "output: expected no/x.npz to be written, got No such file or ",
+        ),
+        ("bool", ["-o", "x.npz", "--step", "8"], "Error: step: expected 7, got 8"),
         ("bfloat16", ["-o", "x.npz"], "got bfloat16; .safetensors has it"),
         ("bool", ["-o", "x", "--format", "orbax"], "with elements for orbax, got (0,"),
     ],
@@ -247,13 +274,100 @@ def test_orbax_that_is_not_installed_is_a_clear_error(
     assert 'pip install "asyncps[orbax]" brings' in result.output
 
 
-def test_without_checkpoints_there_is_nothing_to_show(run: Run, tmp_path: Path) -> None:
-    """An empty table is an answer, an empty page is none."""
-    listed = run("checkpoint", "ls", str(tmp_path), "--json")
-    shown = run("checkpoint", "show", str(tmp_path))
+@pytest.mark.parametrize("command", [("ls", "--json"), ("show",)], ids=["ls", "show"])
+@pytest.mark.parametrize(
+    ("where", "hint"),
+    [
+        ("other", ""),
+        ("data/log", ", which is a part of one: {}/data"),
+        ("data/checkpoints", ", which is a part of one: {}/data"),
+        ("data/checkpoints/00000001-step-7", ", which is a part of one: {}/data"),
+    ],
+    ids=lambda text: Path(text).name,
+)
+def test_a_folder_without_checkpoints_is_a_clear_error(
+    command: tuple[str, ...],
+    where: str,
+    hint: str,
+    run: Run,
+    data_dir: str,
+    tmp_path: Path,
+) -> None:
+    """An empty list would pass for that of a backup; a part of one is told."""
+    (tmp_path / where).mkdir(exist_ok=True)
 
-    assert (listed.exit_code, listed.output) == (0, "[]\n")
-    assert shown.exit_code == 1
-    assert shown.output == (
-        f"Error: {tmp_path / FOLDER}: expected a checkpoint, got none\n"
+    result = run("checkpoint", command[0], str(tmp_path / where), *command[1:])
+
+    assert (result.exit_code, result.output) == (
+        1,
+        f"Error: data_dir: expected a folder with checkpoints, got {tmp_path / where}"
+        f"{hint.format(tmp_path)}\n",
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_checkpoint_that_cannot_be_read_is_not_called_corrupt(
+    number: int, run: Run, data_dir: str, fail_to_read: Callable[[str, int], None]
+) -> None:
+    """It may be good: that a list is no proof of a backup, the exit code tells."""
+    fail_to_read("00000001-step-7", number)
+
+    result = run("checkpoint", "ls", data_dir, "--json")
+
+    rows = json.loads(result.output)
+    assert result.exit_code == 1
+    assert [row["state"] for row in rows] == ["unreadable", "good", "good"]
+    assert rows[0]["problem"] == f"[Errno {number}] by plan"
+
+
+def test_a_checkpoint_that_lacks_a_file_is_corrupt(run: Run, data_dir: str) -> None:
+    """Nothing is kept from us: it is not there."""
+    Path(data_dir, FOLDER, "00000001-step-7", "manifest.json").unlink()
+
+    result = run("checkpoint", "ls", data_dir, "--json")
+
+    states = [row["state"] for row in json.loads(result.output)]
+    assert (result.exit_code, states) == (1, ["corrupt", "good", "good"])
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "hint"),
+    [
+        ("3", "; 00000002-step-7, which is before it, is good\n"),
+        ("32", "; 00000001-step-7, which is before it, is good\n"),
+        ("321", "expected to end with the sha256 of all before, got another\n"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "export"])
+def test_where_the_newest_is_corrupt_one_before_it_that_is_good_is_named(
+    command: str, corrupt: str, hint: str, run: Run, data_dir: str, tmp_path: Path
+) -> None:
+    """It is not used by itself: who asks for the newest may not want an older one."""
+    for number in corrupt:
+        (manifest,) = Path(data_dir, FOLDER).glob(f"*{number}-step-?/manifest.json")
+        manifest.write_bytes(manifest.read_bytes()[1:])
+    options = ("-o", str(tmp_path / "a.npz")) if command == "export" else ()
+
+    result = run("checkpoint", command, data_dir, *options)
+
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {data_dir}/{FOLDER}/00000003-step-9/mani")
+    assert result.output.endswith(hint)
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize("command", ["show", "export"])
+def test_what_the_system_refuses_is_said_under_the_option_s_name(
+    command: str, run: Run, data_dir: str, fail_to_read: Callable[[str, int], None]
+) -> None:
+    """As every other error is."""
+    fail_to_read("00000003-step-9", errno.EACCES)
+    options = ("-o", "a.npz") if command == "export" else ()
+
+    result = run("checkpoint", command, data_dir, *options)
+
+    assert (result.exit_code, result.output) == (
+        1,
+        f"Error: data_dir: expected a folder that can be used, got [Errno "
+        f"{errno.EACCES}] by plan; 00000002-step-7, which is before it, is good\n",
     )

@@ -17,9 +17,8 @@ from safetensors.numpy import load_file
 
 from kit.changes import FOLDER, data_disk
 from kit.virtualdisk import Crashed, Operation, VirtualDisk, failing
-from psserver import keptcounters
 from psserver.checkpoint import Checkpoint
-from psserver.durability import sealed
+from psserver.durability import keptcounters, sealed
 from psserver.durability.checkpoints import Checkpoints
 from psserver.durability.disk import RealDisk
 from psserver.durability.errors import DataDirectoryError

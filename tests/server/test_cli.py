@@ -185,6 +185,27 @@ def test_a_signal_right_after_a_line_ends_it_with_grace(
     assert "listening on 127.0.0.1:" in result.output
 
 
+def test_calls_that_are_cut_off_at_the_end_make_it_a_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says that they were; what it says is stood in for here."""
+
+    def stop(server: psserver.Server) -> bool:
+        real_stop(server)
+        return False
+
+    real_stop = psserver.Server.stop
+    monkeypatch.setattr(psserver.Server, "stop", stop)
+    monkeypatch.setattr(psserver.Server, "wait", lambda server: None)
+
+    result = run("serve", *_SGD)
+
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        "Error: stop: expected calls in flight to finish in time, some were cut off\n"
+    )
+
+
 # Asking a server
 
 

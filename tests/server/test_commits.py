@@ -130,7 +130,7 @@ def test_all_that_wait_are_kept_in_one_turn(pushers: Pushers, disk: SlowDisk) ->
 
 
 def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
-    """Neither a pull, nor the counters, nor a checkpoint, nor who joins."""
+    """Neither a pull, nor the counters, nor a checkpoint; and who joins has to wait."""
     first, second = pushers.apply(0, 1)
 
     kept, status = pushers.store.lineage.checkpoint(), pushers.store.status(0.0)
@@ -140,10 +140,13 @@ def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
     assert kept
     assert (kept.step, kept.variables["w"].tolist()) == (0, [0.0, 0.0])
     assert {row.last_seq for row in kept.sessions.values()} == {0}
-    assert pushers.store.join("late", "late", now=0.0).step == 0
+    late = pushers.pool.submit(pushers.store.join, "late", "late", 0.0)
+    with pytest.raises(TimeoutError):
+        late.result(0.1)
     assert not any(push.done() for push in (first, second))
     disk.is_open.set()
     assert {first.result(TIMEOUT_S).step, second.result(TIMEOUT_S).step} == {1, 2}
+    assert late.result(TIMEOUT_S).step > 0
 
 
 def test_a_verdict_waits_for_the_steps_that_it_tells_of(
@@ -161,6 +164,40 @@ def test_a_verdict_waits_for_the_steps_that_it_tells_of(
     repeated, dropped = (verdict.result(TIMEOUT_S) for verdict in told)
     assert repeated == waiting[3].result(TIMEOUT_S).repeated()
     assert dropped == Verdict(False, PUSHERS, PUSHERS, Reason.STALE)
+
+
+def test_nobody_is_forgotten_whose_push_waits(
+    pushers: Pushers, disk: SlowDisk, hook: Any
+) -> None:
+    """Not after hours, nor when its name is taken over again and again."""
+    (push,) = pushers.apply(0)
+    later = 3 * 3600.0
+    takeovers = [
+        pushers.pool.submit(pushers.store.join, NAMES[0], f"next {number}", later)
+        for number in range(12)
+    ]
+    while len(_sessions(pushers.store)) < 10:
+        pass  # They have joined, and wait.
+
+    before = pushers.store.lineage.checkpoint()
+    disk.is_open.set()
+
+    assert push.result(TIMEOUT_S).applied
+    assert all(joined.result(TIMEOUT_S) for joined in takeovers)
+    assert _sessions(pushers.store) >= {NAMES[0]}
+    assert pushers.store.status(later).counts.applied == 1
+    assert before
+    again = _open_store(hook.rule, SlowDisk())
+    again.lineage.restore(before)
+    changes = [change for kept in disk.kept for change in kept]
+    again.lineage.replay(changes, later)
+    assert again.lineage.step == 1
+
+
+def _sessions(store: Store) -> set[str]:
+    kept = store.lineage.checkpoint()
+    assert kept
+    return {s for s, row in kept.sessions.items() if row.worker == NAMES[0]}
 
 
 def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) -> None:
@@ -189,6 +226,24 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     assert status.counts.rejected == {"SERVER_UNAVAILABLE": PUSHERS + 1}
     joined = [c for changes in disk.kept for c in changes if isinstance(c, Joined)]
     assert [each.session for each in joined] == NAMES
+
+
+def test_while_pushes_are_refused_nobody_else_waits(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """Neither with a new push, nor with a retry of one that waits, nor a stale one."""
+    waiting = pushers.apply(*range(PUSHERS))
+    pushers.store.lineage.refuse("no answer")
+
+    for worker, seq in ((0, 1), (0, 2), (1, 1)):
+        with pytest.raises(ServerUnavailableError, match="no answer"):
+            pushers.push(worker, seq).result(TIMEOUT_S)
+
+    disk.is_open.set()
+    pushers.store.lineage.resume()
+    steps = sorted(push.result(TIMEOUT_S).step for push in waiting)
+    assert steps == [*range(1, PUSHERS + 1)]
+    assert pushers.push(0).result(TIMEOUT_S).duplicate
 
 
 def test_a_first_model_that_cannot_be_kept_is_not_there(

@@ -45,10 +45,14 @@ def test_a_server_is_safe_as_it_comes() -> None:
         ({"durability": "log"}, r"data_dir: expected a folder for .* log, got none"),
         ({"data_dir": "d"}, r"durability: expected checkpoint or log .*, got none"),
         ({"checkpoint_every": "5m"}, r"checkpoint_every: expected .*, got '5m'"),
-        ({"keep": 0}, r"keep: expected 1 checkpoints or more, got 0"),
+        (
+            {"durability": "log", "data_dir": ""},
+            r"data_dir: expected the name of a folder, got ''",
+        ),
+        ({"keep": 0}, r"keep: expected 1 checkpoint or more, got 0"),
         (
             {"durability": "log", "data_dir": "d", "keep": 1},
-            r"keep: expected 2 checkpoints or more, got 1",
+            r"keep: expected 2 checkpoints or more, as a log goes back .*, got 1",
         ),
         *[
             ({"host": host}, rf"host: expected a loopback address, got {host}; .*")

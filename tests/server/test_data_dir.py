@@ -63,6 +63,20 @@ def test_a_second_server_of_a_data_directory_refuses_at_once(
     assert keep().status().step == 2
 
 
+def test_what_the_system_says_of_a_data_directory_is_told_under_its_name(
+    run: Run, tmp_path: Path
+) -> None:
+    """Here it lies in a file."""
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "data")
+
+    result = run(*SGD, "--durability", "log", "--data-dir", folder, "--port", "0")
+
+    assert result.exit_code == 1
+    said = "data_dir: expected a folder that can be used, got [Errno "
+    assert result.output.startswith(f"Error: {said}")
+
+
 @pytest.mark.parametrize(
     ("rule", "got"),
     [
@@ -90,7 +104,7 @@ def test_a_rule_without_a_name_is_refused_by_its_slots(
     """Which one is amiss is said; the server with the right rule goes on."""
     with pytest.raises(
         DataDirectoryError,
-        match=r"^rule: expected the one that .*/data is of; slots.*: expected .*, got",
+        match=r"^rule: expected .*/data is of.*; slots.*: expected .*, got",
     ):
         keep(optax.sgd(0.5, momentum=0.9))
 

@@ -17,7 +17,6 @@ from psserver.decision import Session
 from psserver.sessions import Entry, Sessions
 from psserver.store import Store
 from pswire.body import Body
-from pswire.counts import Counts
 from pswire.errors import (
     GenerationError,
     SessionSupersededError,
@@ -63,7 +62,8 @@ class Server:
         """Return a server that goes on from a checkpoint of this one and a log."""
         again, checkpoint = open_store(), self.store.lineage.checkpoint()
         assert checkpoint is not None
-        again.lineage.recover(checkpoint, log, self.now)
+        again.lineage.restore(checkpoint)
+        again.lineage.replay(log, self.now)
         return Server(again, self.now)
 
     def variables(self) -> list[float]:
@@ -308,17 +308,3 @@ def test_joinings_that_are_read_again_make_nobody_forget_the_newest(
     again = server.recovered([Joined("ann", session) for session in sessions])
 
     assert again.push("s9", 1, step_read=0) == first.repeated()
-
-
-def test_a_push_whose_session_was_forgotten_while_it_waited_is_read_again(
-    server: Server,
-) -> None:
-    """Neither the checkpoint nor what came after it tells who that was."""
-    header = PushHeader("s0", 1, "g", 0, LAYOUT.nbytes)
-
-    again = server.recovered([Applied(1, header, Body.gather(LAYOUT, UP))])
-
-    assert again.variables() == [1.0, 1.0]
-    status = again.store.status(again.now)
-    assert status.counts == status.unjoined == Counts(applied=1)
-    assert not again.knows("s0")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from psserver import keptcounters
 from psserver.checkpoint import Checkpoint
 from psserver.counters import Counters
+from psserver.durability import keptcounters
 from pswire.values import Verdict
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import resource
+import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -23,10 +25,11 @@ from kit.changes import (
     replayed,
     write_log,
 )
-from kit.virtualdisk import Crashed, Operation, VirtualDisk
+from kit.virtualdisk import Crashed, Operation, VirtualDisk, failing
 from psserver.changes import Applied, Change
 from psserver.durability.disk import RealDisk
 from psserver.durability.errors import DiskFailedError, DiskFullError
+from psserver.durability.frame import Place
 from psserver.durability.log import Log
 from psserver.durability.records import encode
 from pswire.body import Body
@@ -37,6 +40,16 @@ Size = Callable[[int, int], int]
 
 FIRST, FAILED, LATER = batches([4, 5, 3])
 FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+NO_DESCRIPTOR = [errno.EMFILE, errno.ENFILE]
+ANY = [*FULL, *NO_DESCRIPTOR, errno.ENOMEM, errno.EACCES, errno.EIO]
+REFUSALS = {
+    "make_folder": ANY,
+    "names": ANY,
+    "create": ANY,
+    "sync_folder": NO_DESCRIPTOR,
+    "write": [*FULL, errno.ENOMEM],
+}
+"""What does no harm: nothing is written yet, or it can be taken back."""
 
 
 @pytest.fixture
@@ -54,6 +67,17 @@ def begun(disk: VirtualDisk, step: int = 0) -> Log:
 
 def calm(operation: Operation) -> None:
     """Let everything succeed."""
+
+
+@contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """Let this process have no more of something."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
 
 
 @contextmanager
@@ -146,7 +170,7 @@ def test_a_large_body_is_not_copied(runs: int) -> None:
     edges = [*layout.offsets, layout.nbytes]
     body = Body(layout, [(start, memory[start:end]) for start, end in pairwise(edges)])
 
-    frame, *pieces = encode(applied(1, body), step=1, synced=0)
+    frame, *pieces = encode(applied(1, body), step=1, place=Place())
 
     assert len(frame) < 1000
     assert sum(map(len, pieces)) == layout.nbytes
@@ -203,6 +227,21 @@ def test_a_segment_that_was_asked_for_begins_with_the_next_batch(
     assert facts(replayed(disk, 3)) == facts([*FAILED, *LATER])
 
 
+def test_a_segment_may_be_asked_for_while_a_batch_is_written(
+    disk: VirtualDisk,
+) -> None:
+    """That one goes where it was to go, and nobody waits."""
+    log = begun(disk)
+    disk.on_operation = lambda operation: log.turn()
+    log.write(FIRST)
+    disk.on_operation = calm
+
+    log.write(INSTEAD)
+
+    assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+    assert facts(replayed(disk, 3)) == facts(INSTEAD)
+
+
 def test_on_a_real_disk_it_does_the_same(tmp_path: Path) -> None:
     """A torn end, and a file that may grow no more, which is true of the next too."""
     disk, folder = RealDisk(), tmp_path / "log"
@@ -214,16 +253,18 @@ def test_on_a_real_disk_it_does_the_same(tmp_path: Path) -> None:
     with closing(Log(disk, folder, GENERATION)) as log:
         log.begin(3)
         log.write(FAILED)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         written = (folder / "00000002-step-3.log").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (written + 50, hard))
-        try:
+        with limited(resource.RLIMIT_FSIZE, written + 50):
             with pytest.raises(DiskFullError, match="File too large"):
                 log.write([applied(8), applied(9)])
             with pytest.raises(DiskFullError, match="1048576 bytes"):
                 log.probe()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.probe()
+        with limited(resource.RLIMIT_NOFILE, 0):
+            with pytest.raises(DiskFullError, match="Too many open files"):
+                log.write([applied(8)])
+            with pytest.raises(DiskFullError, match="Too many open files"):
+                log.probe()
         log.probe()
         log.write(LATER)
 
@@ -257,7 +298,7 @@ def filled(room: int) -> tuple[VirtualDisk, Log]:
 
 def test_a_full_disk_takes_a_batch_wholly_or_not_at_all() -> None:
     """With room for any number of its bytes; nothing of it comes back after a crash."""
-    nbytes = sum(len(b) for c in FAILED for b in encode(c, step=0, synced=0))
+    nbytes = sum(len(b) for c in FAILED for b in encode(c, step=0, place=Place()))
 
     for room in range(nbytes):
         print("room", room)
@@ -317,33 +358,103 @@ def test_a_batch_that_never_fits_leaves_no_files_behind(disk: VirtualDisk) -> No
     assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
 
 
-@pytest.mark.parametrize("kind", ["create", "write"])
-def test_a_segment_that_cannot_begin_lets_the_old_one_go_on(kind: str) -> None:
-    """Nothing of it is left, nor comes back after a crash."""
-    text = r"2-step-3\.log: expected room"
-    for seed in range(20):
+@pytest.mark.parametrize(
+    ("kind", "number"), [(kind, n) for kind, each in REFUSALS.items() for n in each]
+)
+def test_a_segment_that_cannot_begin_is_begun_by_a_later_write(
+    kind: str, number: int
+) -> None:
+    """Neither is the old one written to, which may be removed by now."""
+    for seed in range(5):
         disk = data_disk(seed)
         log = begun(disk)
         log.write(FIRST)
+        log.turn()
 
-        failing = failing_next(disk, kind, errno.ENOSPC)
-        with failing, pytest.raises(DiskFullError, match=text):
-            log.begin(3)
+        with failing_next(disk, kind, number), pytest.raises(DiskFullError):
+            log.write(FAILED)
         log.write(INSTEAD)
 
         disk = disk.crash()
-        assert disk.names(FOLDER) == ["00000001-step-0.log"]
+        assert disk.names(FOLDER) == ["00000001-step-0.log", "00000002-step-3.log"]
+        assert facts(replayed(disk, 3)) == facts(INSTEAD)
         assert facts(replayed(disk)) == facts([*FIRST, *INSTEAD])
 
 
-def test_a_probe_of_a_server_that_was_killed_is_in_nobodys_way(
-    disk: VirtualDisk,
-) -> None:
-    """It is removed, as is the probe itself."""
+def test_a_probe_needs_the_room_that_there_was_none_for(disk: VirtualDisk) -> None:
+    """Else pushes that are too large would be taken, and refused, again and again."""
+    large = Layout.of({"w": np.zeros(3 * 2**20, np.uint8)})
+    batch = [applied(1, Body.zeros(large))]
     log = begun(disk)
-    disk.create(FOLDER / "probe").close()
+    [name] = disk.names(FOLDER)
+    begin = disk.nbytes(FOLDER / name)
+
+    for room in (2**20, 3 * 2**20):
+        disk.capacity = begin + room
+        with pytest.raises(DiskFullError, match="room for 3145"):
+            log.write(batch)
+        with pytest.raises(DiskFullError, match="room for 4194304 bytes"):
+            log.probe()
+    disk.capacity = begin + 4 * 2**20
+    log.probe()
+    log.write(batch)
+
+    assert facts(replayed(disk, trainable=large)) == facts(batch)
+
+
+def test_a_probe_takes_little_memory(tmp_path: Path) -> None:
+    """However large it is."""
+    large = Layout.of({"w": np.zeros(2**25, np.uint8)})
+    batch = [applied(1, Body.zeros(large))]
+    with closing(Log(RealDisk(), tmp_path / "log", GENERATION)) as log:
+        log.begin(0)
+        with limited(resource.RLIMIT_FSIZE, 2**20), pytest.raises(DiskFullError):
+            log.write(batch)
+        with limited(resource.RLIMIT_FSIZE, 2**25), pytest.raises(DiskFullError):
+            log.probe()
+
+        tracemalloc.start()
+        log.probe()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert peak < 2**20
+
+
+def test_a_probe_is_gone_with_its_server(disk: VirtualDisk) -> None:
+    """Wherever that is killed; an older one's, of which there is a name, goes too."""
+    log = begun(disk)
+    first = disk.operations
+    log.probe()
+    count = disk.operations - first
+    places = set()
+
+    for number in range(1, count + 1):
+        disk = data_disk()
+        log = begun(disk)
+        disk.on_operation = failing(disk.operations + number, Crashed())
+        with pytest.raises(Crashed):
+            log.probe()
+        disk = disk.kill()
+        places.add("probe" in disk.names(FOLDER))
+        begun(disk).probe()
+        assert "probe" not in disk.names(FOLDER)
+        if number == count:
+            assert places == {False, True}
+
+
+@pytest.mark.parametrize("kind", ["names", "create", "remove", "write", "sync"])
+def test_a_probe_that_fails_for_whatever_reason_may_be_tried_again(
+    kind: str, disk: VirtualDisk
+) -> None:
+    """It has nothing that anybody was told of."""
+    log = begun(disk)
+    failing = failing_next(disk, kind, errno.EIO)
+    with failing, pytest.raises(DiskFullError, match="by plan"):
+        log.probe()
 
     log.probe()
+    log.write(FIRST)
 
     assert disk.names(FOLDER) == ["00000001-step-0.log"]
 
@@ -357,8 +468,8 @@ def test_a_probe_of_a_server_that_was_killed_is_in_nobodys_way(
         ("sync", errno.EIO),
         ("sync", errno.ENOSPC),
         ("sync_folder", errno.EIO),
+        ("sync_folder", errno.ENOSPC),
         ("write", errno.EIO),
-        ("create", errno.EACCES),
     ],
 )
 def test_a_failure_is_final(kind: str, number: int, disk: VirtualDisk) -> None:
@@ -396,6 +507,56 @@ def test_a_batch_that_cannot_be_taken_back_is_a_failure(
 
     with pytest.raises(DiskFailedError, match="by plan"):
         log.write(FAILED)
+
+
+# The end
+
+
+def test_a_log_that_is_closed_takes_nothing_any_more(disk: VirtualDisk) -> None:
+    """Nor does it touch the disk."""
+    log = begun(disk)
+    log.write(FIRST)
+    log.close()
+    operations = disk.operations
+
+    calls: list[Callable[[], None]] = [
+        *(lambda: log.write(INSTEAD), lambda: log.begin(3), log.probe)
+    ]
+    for call in calls:
+        log.turn()
+        with pytest.raises(DiskFailedError, match=f"^{FOLDER}: the log is closed$"):
+            call()
+    log.close()
+
+    assert disk.operations == operations
+
+
+def test_a_failure_is_still_told_of_once_the_log_is_closed(disk: VirtualDisk) -> None:
+    """It says more."""
+    log = begun(disk)
+    with failing_next(disk, "sync", errno.EIO), pytest.raises(DiskFailedError):
+        log.write(FIRST)
+    log.close()
+
+    with pytest.raises(DiskFailedError, match="by plan"):
+        log.write(FIRST)
+
+
+def test_the_end_waits_for_a_batch_that_is_written(disk: VirtualDisk) -> None:
+    """Its file is not closed below it."""
+    log = begun(disk)
+    closing = threading.Thread(target=log.close)
+
+    def close(operation: Operation) -> None:
+        disk.on_operation = calm
+        closing.start()
+        closing.join(0.2)  # It should not end: the batch has not.
+
+    disk.on_operation = close
+    log.write(FIRST)
+    closing.join()
+
+    assert facts(replayed(disk)) == facts(FIRST)
 
 
 # Segments that are no longer needed
@@ -500,8 +661,7 @@ class Lives:
 
     def _fail(self, operation: Operation) -> None:
         if self._random.random() < 0.03:
-            full = operation.kind in ("create", "write")
-            numbers = [errno.EIO, *(FULL if full else ())]
+            numbers = [errno.EIO, *REFUSALS.get(operation.kind, ())]
             failures = [OSError(n, "by plan") for n in numbers]
             raise self._random.choice([Crashed(), *failures])
 

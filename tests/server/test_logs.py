@@ -242,4 +242,4 @@ def test_every_call_that_logs_names_its_event_which_is_documented() -> None:
     text = (_ROOT / "docs" / "logs.md").read_text().partition("\n| event |")[2]
     rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     at_debug = re.findall(r"`(\w+)`", text.rpartition("At the level `debug`")[2])
-    assert sorted(found) == sorted({*rows, *at_debug})
+    assert sorted(found) == sorted([*rows, *at_debug])

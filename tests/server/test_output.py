@@ -70,13 +70,13 @@ def test_json_is_one_line_with_every_figure_of_the_status(
 
 def test_what_outlasts_the_server_is_a_figure_of_the_total() -> None:
     """Its names are those of the JSON, but for the mode, which has none of its own."""
-    durability = Durability("log", 1200, 34.5678, saves=3, failures=2)
+    durability = Durability("log", 1200, 34.5678, saves=3, failures=2, corrupt=1)
     sample = recorder.sample(replace(QUIET, durability=durability), 1.7e9)
 
     total, unjoined = output.rows(sample)
 
-    told = ("durability", "saved_step", "saved_s", "saves", "failures")
-    assert [total[c] for c in told] == ["log", 1200, 34.568, 3, 2]
+    told = ("durability", "saved_step", "saved_s", "saves", "failures", "corrupt")
+    assert [total[c] for c in told] == ["log", 1200, 34.568, 3, 2, 1]
     assert not unjoined.keys() & {*told}
 
 

@@ -232,7 +232,7 @@ def test_counters_begin_from_0_with_every_start_of_the_server(
 
 def test_what_outlasts_the_server_is_told(read_metrics: Read) -> None:
     """Where nothing does, there is no such metric; without a checkpoint no age."""
-    kept = Durability("log", 1200, 34.5, saves=3, failures=2, log_nbytes=7, log_syncs=9)
+    kept = Durability("log", 1200, 34.5, 3, 2, log_nbytes=7, log_syncs=9, corrupt=1)
 
     none, some, first = (
         read_metrics(text_of(replace(STATUS, durability=durability)))
@@ -245,6 +245,7 @@ def test_what_outlasts_the_server_is_told(read_metrics: Read) -> None:
         "asyncps_checkpoint_age_seconds": 34.5,
         "asyncps_checkpoint_saves_total": 3,
         "asyncps_checkpoint_failures_total": 2,
+        "asyncps_checkpoint_corrupt": 1,
         "asyncps_log_bytes": 7,
         "asyncps_log_syncs_total": 9,
     }

@@ -1,8 +1,6 @@
 """The log read again: what a crash leaves is repaired, all else amiss is refused."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from itertools import accumulate, chain
 from random import Random
 from typing import Any
@@ -25,7 +23,14 @@ from kit.virtualdisk import Crashed, VirtualDisk, failing
 from psserver.changes import Change, Joined
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
-from psserver.durability.frame import FRAME_NBYTES, Frame, framed
+from psserver.durability.frame import (
+    FIRST_MARK,
+    FRAME_NBYTES,
+    MARK_NBYTES,
+    Frame,
+    Place,
+    framed,
+)
 from psserver.durability.log import Log
 from psserver.durability.records import Kind, Start, encode
 from psserver.durability.replay import is_empty, read
@@ -77,13 +82,26 @@ def files() -> Files:
 
 def records(data: bytes) -> list[bytes]:
     """Part a segment."""
-    found = []
+    found, mark = [], FIRST_MARK
     while data:
-        frame = Frame.unpack(data[:FRAME_NBYTES])
+        frame = Frame.unpack(data[:FRAME_NBYTES], mark)
         assert frame
         found.append(data[: frame.nbytes])
         data = data[frame.nbytes :]
+        mark = mark_of(found[0])
     return found
+
+
+def mark_of(data: bytes) -> bytes:
+    """Return the mark of a segment's frames, which its START has."""
+    start = Frame.unpack(data[:FRAME_NBYTES], FIRST_MARK)
+    assert start
+    return data[start.nbytes - MARK_NBYTES : start.nbytes]
+
+
+def end_of(data: bytes) -> Place:
+    """Return where a segment's next record lies."""
+    return Place(mark_of(data), len(data), len(data))
 
 
 def starts(data: bytes) -> list[int]:
@@ -233,7 +251,7 @@ def test_a_segment_that_is_not_the_last_has_no_torn_end(files: Files) -> None:
         assert f"{LAST_PATH}: expected the steps from " in said
 
 
-@pytest.mark.parametrize("nbytes", [1, 43, 44, 45, 4096])
+@pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 4096])
 def test_zeros_at_the_end_are_cut_off(nbytes: int, files: Files) -> None:
     """A file system may know a file's size before it has its bytes."""
     disk = disk_of({**files, LAST_NAME: files[LAST_NAME] + bytes(nbytes)})
@@ -242,9 +260,12 @@ def test_zeros_at_the_end_are_cut_off(nbytes: int, files: Files) -> None:
     assert files_of(disk) == {**files, f"{LAST_NAME}.broken": bytes(nbytes)}
 
 
-def test_zeros_alone_are_a_segment_that_never_began(files: Files) -> None:
+@pytest.mark.parametrize("left", [b"", b"\0", bytes(77), b"?" * 127])
+def test_a_segment_without_room_for_a_record_never_began(
+    left: bytes, files: Files
+) -> None:
     """Nobody was told of anything in it, and the log goes on after it."""
-    disk = disk_of({**files, LAST_NAME: bytes(60)})
+    disk = disk_of({**files, LAST_NAME: left})
 
     assert facts(replayed(disk)) == told(OLD)
     write_log(disk, NEW, step=STEP)
@@ -252,30 +273,77 @@ def test_zeros_alone_are_a_segment_that_never_began(files: Files) -> None:
     assert facts(replayed(disk)) == told(OLD, NEW)
 
 
+@pytest.mark.parametrize("nbytes", [1, 64, 90])
+def test_a_segment_whose_beginning_is_lost_is_refused(
+    nbytes: int, files: Files
+) -> None:
+    """The mark of its frames is lost too: what follows may be records, or not."""
+    data = bytes(nbytes) + files[LAST_NAME][nbytes:]
+    for lost in (data, data[:128], bytes(len(data)), bytes(128)):
+        said = refusal({**files, LAST_NAME: lost})
+
+        where = f"{LAST_PATH} at byte 0: expected a whole record, which was there once"
+        assert said.startswith(where)
+
+
 def test_a_length_beyond_the_end_takes_no_memory(files: Files) -> None:
     """A frame is believed as far as the file goes."""
-    frame = replace(Frame(Kind.APPLIED, 0, 0, LAST + 1, 0, 0), body_nbytes=2**62)
-    disk = disk_of({**files, LAST_NAME: files[LAST_NAME] + frame.pack()})
+    data = files[LAST_NAME]
+    frame = Frame(end_of(data), Kind.APPLIED, 0, 2**62, LAST + 1, 0)
+    disk = disk_of({**files, LAST_NAME: data + frame.pack()})
 
     assert facts(replayed(disk)) == told(OLD, NEW)
     assert files_of(disk)[f"{LAST_NAME}.broken"] == frame.pack()
 
 
-def test_what_lies_in_a_record_is_not_taken_for_one(files: Files) -> None:
-    """A worker may send a body full of frames: its own torn end is still repaired."""
-    nbytes = len(files[LAST_NAME])
-    frames = b"".join(
-        Frame(Kind.APPLIED, 0, 0, LAST + 1, nbytes + n, 0).pack() for n in range(1, 99)
-    )
-    header = b"header"
-    whole = b"".join(
-        framed(Kind.APPLIED, header, [frames], step=LAST + 1, synced=nbytes)
-    )
-    changed = whole[:-1] + b"\0"
+def forged(files: Files) -> bytes:
+    """Return frames that a worker may send: with every mark but the segment's own."""
+    marks = [FIRST_MARK, mark_of(files[FIRST_NAME]), Random(SEED).randbytes(16)]
+    places = [
+        Place(mark, offset, synced)
+        for mark in marks
+        for offset, synced in ((0, 0), (0, 2**40), (2**40, 2**40))
+    ]
+    frames = [
+        Frame(place, kind, 0, nbytes, LAST + 1, 0)
+        for place in places
+        for kind in Kind
+        for nbytes in (0, 2**40)
+    ]
+    return b"".join(frame.pack() for frame in frames)
 
-    for tail in (whole[:-1], changed, b"torn" + whole):
-        disk = disk_of({**files, LAST_NAME: files[LAST_NAME] + tail})
+
+def test_what_a_worker_has_sent_makes_no_torn_end_a_loss(files: Files) -> None:
+    """Whichever part of a record that was never synced is missing."""
+    data = files[LAST_NAME]
+    pieces = framed(
+        Kind.APPLIED, b"header", [forged(files)], step=LAST + 1, place=end_of(data)
+    )
+    whole = b"".join(pieces)
+    headless = bytes(FRAME_NBYTES) + whole[FRAME_NBYTES:]
+
+    for tail in (whole[:-1], whole[:-1] + b"?", headless, whole[1:]):
+        disk = disk_of({**files, LAST_NAME: data + tail})
         assert facts(replayed(disk)) == told(OLD, NEW)
+        assert files_of(disk)[f"{LAST_NAME}.broken"] == tail
+
+
+def test_what_a_worker_has_sent_hides_no_record_after_it(files: Files) -> None:
+    """Wherever its push is damaged, that it was on the disk once is known."""
+    sent = forged(files)
+    layout = Layout.of({"w": np.zeros(len(sent), np.uint8)})
+    body = Body(layout, [(0, np.frombuffer(sent, np.uint8))])
+    disk = data_disk()
+    path = write_log(disk, [[applied(step, body)] for step in range(1, 5)])
+    data = files_of(disk)[FIRST_NAME]
+    edges = starts(data)
+
+    for place in (*range(FRAME_NBYTES + 20), -1):
+        damaged = bytearray(data)
+        damaged[edges[2] + place if place >= 0 else edges[3] - 1] ^= 1
+        said = refusal({FIRST_NAME: bytes(damaged)}, trainable=layout)
+
+        assert said.startswith(f"{path} at byte {edges[2]}: expected a whole record")
 
 
 def test_a_repair_can_be_cut_short_anywhere(files: Files) -> None:
@@ -335,8 +403,10 @@ def test_a_log_is_empty_if_nothing_was_ever_written_but_its_beginning(
     edges = starts(data)
     damaged = b"?" + data[1:]
 
+    long = encode(Start("f" * 32, mark_of(data)), step=STEP, place=Place())
+
     beginnings = (b"", data[:1], data[: edges[1] - 1], data[: edges[1]], bytes(50))
-    for beginning in beginnings:
+    for beginning in (*beginnings, b"".join(long)[:-1]):
         assert is_empty(disk_of({LAST_NAME: beginning}), FOLDER)
     for more in (data, data[: edges[1] + 1], damaged):
         assert not is_empty(disk_of({LAST_NAME: more}), FOLDER)
@@ -352,21 +422,34 @@ def test_a_record_that_comes_twice_is_refused(files: Files) -> None:
     """As nobody can tell which of the two was meant."""
     data = files[LAST_NAME]
 
-    said = refusal({**files, LAST_NAME: data + records(data)[-1]})
+    again = records(data)[-1]
+    said = refusal({**files, LAST_NAME: data + again})
 
-    assert said == f"{LAST_PATH} at byte {len(data)}: expected step 45, got step 44"
+    assert said == (
+        f"{LAST_PATH} at byte {len(data)}: expected a record of that place, got the "
+        f"one of byte {len(data) - len(again)}"
+    )
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_record_that_is_missing_is_refused(number: int, files: Files) -> None:
+    """A push, or who has joined: each record knows where it was."""
+    parts = records(files[LAST_NAME])
+    place, following = (sum(map(len, parts[:count])) for count in (number, number + 1))
+
+    said = refusal({**files, LAST_NAME: b"".join(parts[:number] + parts[number + 1 :])})
+
+    where = f"{LAST_PATH} at byte {place}: expected a record of that place"
+    assert said == f"{where}, got the one of byte {following}"
 
 
 def test_a_step_that_is_missing_is_refused(files: Files) -> None:
-    """Each record knows its own."""
-    parts = records(files[LAST_NAME])
+    """Though all that was written is there."""
+    disk = disk_of(files)
+    write_log(disk, [[applied(LAST + 2)]], step=LAST)
 
-    said = refusal({**files, LAST_NAME: b"".join(parts[:5] + parts[6:])})
-
-    where = sum(map(len, parts[:5]))
-    assert re.fullmatch(
-        rf"{LAST_PATH} at byte {where}: expected step 27, got step 28", said
-    )
+    with pytest.raises(DataDirectoryError, match=r"expected step 45, got step 46$"):
+        replayed(disk)
 
 
 @pytest.mark.parametrize(
@@ -412,15 +495,16 @@ def test_a_segment_of_another_name_is_refused(files: Files) -> None:
 
 def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
     """Without one nobody knows whose it is."""
-    parts = records(files[LAST_NAME])
-    start = b"".join(encode(Start(GENERATION), step=LAST, synced=0))
-    nbytes = len(files[LAST_NAME])
+    data = files[LAST_NAME]
+    joined = encode(Joined("ann", "s"), step=STEP, place=Place())
+    started = encode(Start(GENERATION, mark_of(data)), step=LAST, place=end_of(data))
 
-    headless = refusal({**files, LAST_NAME: b"".join(parts[1:])})
-    twice = refusal({**files, LAST_NAME: files[LAST_NAME] + start})
+    headless = refusal({**files, LAST_NAME: b"".join(joined)})
+    twice = refusal({**files, LAST_NAME: data + b"".join(started)})
 
-    assert headless == f"{LAST_PATH} at byte 0: expected a START, got a JOINED"
-    assert twice == f"{LAST_PATH} at byte {nbytes}: expected no START, got one"
+    text = "expected a START at byte 0 and nowhere else, got"
+    assert headless == f"{LAST_PATH} at byte 0: {text} JOINED"
+    assert twice == f"{LAST_PATH} at byte {len(data)}: {text} START"
 
 
 @pytest.mark.parametrize(
@@ -428,6 +512,7 @@ def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
     [
         (Kind.START, b"\2\0\0\0g", b"", "format: expected 1, got 2"),
         (Kind.START, b"\1\0", b"", "format: expected 1, got none"),
+        (Kind.START, b"\1\0\0\0g", b"123", "mark: expected 16 bytes, got 3"),
         (9, b"", b"", "kind: expected one of 1, 2, 3, got 9"),
         (Kind.JOINED, b"\xff", b"", "Error parsing message"),
         (Kind.APPLIED, b"", b"", "body: expected 12 bytes, got 0"),
@@ -439,7 +524,7 @@ def test_what_cannot_be_read_is_refused_though_its_checksums_are_right(
 ) -> None:
     """It is of a later version, or of another model, or somebody made it up."""
     data = files[LAST_NAME]
-    made = b"".join(framed(kind, header, [body], step=LAST, synced=len(data)))
+    made = b"".join(framed(kind, header, [body], step=LAST, place=end_of(data)))
 
     said = refusal({**files, LAST_NAME: data + made})
 

@@ -194,9 +194,12 @@ def test_a_view_tells_what_outlasts_the_server() -> None:
     """Where anything does; what could not be saved cannot be overlooked."""
     durability = Durability("log", saved_step=1300, saved_s=12.0, failures=1)
 
-    lines = drawn(view(status(durability=durability)))
+    lines = drawn(view(status(durability=durability)), width=100)
 
-    assert lines[7] == "kept       log, step 1300 saved 12 s ago, 1 failed to be saved"
+    assert lines[7] == (
+        "kept       log, all 1330 steps; checkpoint of step 1300, 12 s old, "
+        "1 failed to be saved"
+    )
     assert not any(line.startswith("kept") for line in drawn(view(status())))
 
 

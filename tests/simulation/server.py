@@ -12,7 +12,6 @@ import optax
 
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
-from psserver.core import Pending
 from psserver.durability.archive import Archive
 from psserver.durability.disk import Disk
 from psserver.durability.saver import Kept
@@ -87,7 +86,7 @@ class Server:
             OSError: See `Archive.recover`.
         """
         self.settings = settings
-        self.waiting: list[tuple[Any, Pending]] = []
+        self.waiting: list[tuple[Any, WaitingError]] = []
         self.archive: Archive | None = None
         if settings.mode != "none":
             self.archive = Archive(disk, FOLDER, mode=settings.mode, keep=settings.keep)
@@ -107,6 +106,7 @@ class Server:
         self._turns = commits
         if self.archive:
             self.archive.recover(self._store.lineage, "simulated", now)
+            self.archive.open()
 
     @property
     def generation(self) -> str:
@@ -143,16 +143,16 @@ class Server:
                 try:
                     return self._store.push(header, lambda _: gradients, now)
                 except WaitingError as waiting:
-                    self.waiting.append((sender, waiting.pending))
+                    self.waiting.append((sender, waiting))
                     raise
 
     def advance(self) -> list[tuple[Any, Verdict | ParameterServerError]] | None:
         """Let the turn go on; if it ends, return whom it answers what."""
         if not self._turns.advance():
             return None
-        settled = [each for each in self.waiting if each[1].is_settled]
-        self.waiting = [each for each in self.waiting if not each[1].is_settled]
-        return [(sender, self._told(pending)) for sender, pending in settled]
+        settled = [each for each in self.waiting if each[1].pending.is_settled]
+        self.waiting = [each for each in self.waiting if each not in settled]
+        return [(sender, self._told(waiting)) for sender, waiting in settled]
 
     def checkpoint(self) -> Checkpoint | None:
         return self._store.lineage.checkpoint()
@@ -189,9 +189,9 @@ class Server:
                 self.save(last)
             self.archive.seal(last.generation, last.step)
 
-    def _told(self, pending: Pending) -> Verdict | ParameterServerError:
-        if not pending.taken_back:
-            return pending.verdict
-        error = ServerUnavailableError(pending.taken_back)
-        self._store.reject(pending.session, error)
+    def _told(self, waiting: WaitingError) -> Verdict | ParameterServerError:
+        if not waiting.pending.taken_back:
+            return waiting.push.verdict
+        error = ServerUnavailableError(waiting.pending.taken_back)
+        self._store.reject(waiting.push.session, error)
         return error

@@ -14,6 +14,7 @@ from simulation.server import Settings, simulated
 from simulation.witness import Witness
 
 WIDTH = 16
+START = 30  # Operations that a server has started with, or more.
 FAULTS = ["killed", "cut off", "failing"]
 
 
@@ -30,20 +31,21 @@ class Lives:
 
     def live(self, mode: str) -> None:
         """Start, push from a session of its own, save, push again, and stop."""
-        self.begin(mode)
+        session = self.begin(mode)
+        for _ in self.witness.save():
+            pass
+        self._push(session, 2)
         self.witness.stop()
 
-    def begin(self, mode: str) -> None:
-        """Do the same, but for the end."""
+    def begin(self, mode: str) -> str:
+        """Start, and push from a session of its own."""
         self._count += 1
         session = f"s{self._count}"
         self.witness.start(Settings(mode, 0, 2), f"g{self._count}", 0.0)
         self._ask(Join("ann", session, rejoin=False))
         self._ask(Initialize(session))
         self._push(session, 1)
-        for _ in self.witness.save():
-            pass
-        self._push(session, 2)
+        return session
 
     def _push(self, session: str, seq: int) -> None:
         snapshot = self._ask(Pull(session))
@@ -74,13 +76,13 @@ def test_whatever_moment_ends_a_server_the_next_ones_go_on(
     before: str, mode: str, fault: str, size: Callable[[int, int], int]
 ) -> None:
     """Each operation on the disk is the last once; after the next life power fails."""
-    seed, is_over = size(FAULTS.index(fault) - 2, 0), False
+    ahead, is_over = 0, False
     while not is_over:
-        seed += size(3, 1)
-        print(f"{seed=}")
-        lives = Lives(seed)
+        ahead += 1 if ahead < START else size(5, 1)
+        print(f"{ahead=}")
+        lives = Lives(ahead)
         lives.live(before)
-        lives.faults.arm(seed, is_last=fault != "failing")
+        lives.faults.arm(ahead, is_last=fault != "failing")
         try:
             lives.live(mode)
         except Crashed:

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 
 from psserver.changes import Change
 from psserver.commits import Keep
-from psserver.core import Core, Pending
+from psserver.core import Core, Judged, Pending
 from pswire.errors import ServerUnavailableError
-from pswire.values import Verdict
 
 
 class WaitingError(BaseException):
     """A push waits until what it has changed is kept."""
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, pending: Pending, push: Judged) -> None:
         super().__init__()
         self.pending = pending
+        self.push = push
 
 
 class Turns:
@@ -38,10 +38,11 @@ class Turns:
     def resume(self) -> None:
         self.refusal = None
 
-    def wait(self, pending: Pending) -> Verdict:
-        if not pending.is_settled:
-            raise WaitingError(pending)
-        return pending.verdict
+    def wait(self, pending: Pending) -> None:
+        # A joining is answered at once: here it is as good as one whose answer waits,
+        # but for a name that is taken over just when the server dies.
+        if pending.judged and not pending.is_settled:
+            raise WaitingError(pending, pending.judged)
 
     def advance(self) -> bool:
         """Take changes, or else keep them, or else end the turn; say if it ends."""

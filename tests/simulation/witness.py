@@ -51,7 +51,7 @@ class Witness:
         try:
             answer = self.server.answer(request, (request, sender), now)
         except WaitingError as waiting:
-            self._compare(request, expected, waiting.pending.verdict)
+            self._compare(request, expected, waiting.push.verdict)
             return None
         except ParameterServerError as error:
             answer = error
@@ -91,7 +91,9 @@ class Witness:
     def _expect(self, request: Request, now: float) -> Any:
         members = self.model.members
         if isinstance(request, Join):
-            return members.join(request, self.model.step, now) or Joined
+            assert self.server
+            busy = {waiting.push.session for _, waiting in self.server.waiting}
+            return members.join(request, self.model.step, now, busy) or Joined
         refusal = members.see(request.session, now)
         if refusal:
             return refusal

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import optax
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import psserver
 import psworker
@@ -33,6 +34,7 @@ UseDisk = Callable[[VirtualDisk], None]
 MakePush = Callable[..., pb.PushRequest]
 JoinRaw = Callable[..., tuple[rpc.ParameterServerStub, MakePush]]
 Hold = Callable[[], AbstractContextManager[threading.Event]]
+Watch = Callable[[str], Iterator[int]]
 SendHalf = Callable[
     [rpc.ParameterServerStub, pb.PushRequest], tuple[Any, Callable[[], None]]
 ]
@@ -218,6 +220,20 @@ def send_half() -> Iterator[SendHalf]:
     yield send
     for rest in rests:
         rest.set()
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Watch a server's health: yields what it says, until it says no more."""
+    with ExitStack() as stack:
+
+        def begin(address: str) -> Iterator[int]:
+            channel = stack.enter_context(grpc.insecure_channel(address))
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            replies = stub.Watch(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+            return (reply.status for reply in replies)
+
+        yield begin
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,17 @@ def test_every_rule_goes_on(
 def test_a_model_of_many_types_goes_on(assert_goes_on: AssertGoesOn) -> None:
     """What is not trained is kept."""
     assert_goes_on(optax.adam(0.1), MIXED, 5)
+
+
+def test_a_rule_goes_on_with_its_plain_numbers(assert_goes_on: AssertGoesOn) -> None:
+    """They leave the types of gradients alone, which arrays of them would widen."""
+
+    def scale(updates: Any, count: Any, _: Any = None) -> Any:
+        return jax.tree.map(lambda each: each * count, updates), count + 0.7
+
+    growing = optax.GradientTransformation(lambda params: 0.1, scale)
+
+    assert_goes_on(optax.chain(optax.sgd(0.1), growing), MIXED, 5)
 
 
 def test_a_rule_goes_on_with_its_random_numbers(assert_goes_on: AssertGoesOn) -> None:

@@ -178,7 +178,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, size: Size) -> History:
     In the soak 154, at each failpoint three times.
     """
     folder = tmp_path_factory.mktemp("killed")
-    pushes = size(2**12, 2**14)
+    pushes = size(2**12, 2**15)
     weights = np.random.default_rng(SEED).standard_normal((pushes, 4), np.float32)
     zeros = {name: np.zeros(pushes, np.float32) for name in "AB"}
     with Forge(folder / "servers.log", timeout_s=size(120, 3600)) as forge:

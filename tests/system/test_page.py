@@ -434,7 +434,7 @@ def test_a_server_that_goes_on_makes_no_jump(
     first = serve(**kept)
     train(first, join)
     visit(browser, first)
-    assert texts(browser, "#kept")[0].startswith("checkpoint, step 0 saved ")
+    assert texts(browser, "#kept")[0].startswith("checkpoint of step 0, ")
     first.stop()
     browser.evaluate(
         """void (({ show }) => {
@@ -449,7 +449,7 @@ def test_a_server_that_goes_on_makes_no_jump(
 
     (news,) = texts(browser, "#restarted")
     assert re.fullmatch(r"The server has restarted at [\d:]+: no step is lost\.", news)
-    assert texts(browser, "#kept")[0].startswith("checkpoint, step 40 saved ")
+    assert texts(browser, "#kept")[0].startswith("checkpoint of step 40, ")
     fastest, steps = browser.evaluate(
         """(({ time, stepRate, meanStepRate }) => [Math.max(...stepRate),
             meanStepRate * (time.at(-1) - time[0])])(window.shown)"""
@@ -459,30 +459,43 @@ def test_a_server_that_goes_on_makes_no_jump(
     browser.complaints.clear()  # Of a server that is away.
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_told_aloud(
+def test_what_outlasts_the_server_is_told_and_what_is_wrong_with_it_aloud(
     browser: Browser, serve: Serve, join: Join
 ) -> None:
-    """Beside what is kept, which goes on to be told."""
+    """Checkpoints that could not be saved, or were corrupt."""
     server = serve()
     join(server, "one")(0, loss=1.0)
     visit(browser, server)
 
     told = browser.evaluate(
         """fetch("status.json").then((answer) => answer.json()).then((status) => {
-            const durability = { mode: "log", saved_step: 1200, saved_s: 34.5 };
-            return [0, 1].flatMap((failures) => {
-                status.durability = { ...durability, failures };
+            const kept = { saved_step: 1200, saved_s: 34.5, failures: 0, corrupt: 0 };
+            const first = { saved_step: null, saved_s: null };
+            return [{ mode: "none" }, { mode: "log" }, { mode: "checkpoint" },
+                { mode: "checkpoint", ...first }, { mode: "log", failures: 1 },
+                { mode: "log", corrupt: 1 }].map((told) => {
+                status.step = 1201;
+                status.durability = { ...kept, ...told };
                 view.show(status, { time: [], recentDropRate: [], dropRate: [],
                     stepRate: [], loss: [] });
-                return [...document.querySelectorAll("#kept, #unsaved")]
-                    .map((place) => place.hidden ? "" : place.textContent).sort();
+                return ["kept", "unsaved", "corrupt"].map((id) =>
+                    document.getElementById(id)).map((place) =>
+                    place.hidden ? "" : place.textContent);
             });
         })"""
     )
 
-    kept = "log, step 1,200 saved 34 s ago"
-    loud = "1 checkpoint could not be saved: see the server's log."
-    assert told == ["", kept, loud, kept]
+    whole = "log, all 1,201 steps; checkpoint of step 1,200, 34 s old"
+    unsaved = "1 checkpoint could not be saved: see the server's log."
+    corrupt = "The server went on from an older checkpoint: 1 set aside as corrupt."
+    assert told == [
+        ["nothing", "", ""],
+        [whole, "", ""],
+        ["checkpoint of step 1,200, 34 s old; 1 step at risk", "", ""],
+        ["no checkpoint yet; 1,201 steps at risk", "", ""],
+        [whole, unsaved, ""],
+        [whole, "", corrupt],
+    ]
 
 
 # Who looks at it

@@ -103,17 +103,25 @@ def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
 @pytest.mark.parametrize(
     ("durability", "told"),
     [
-        (Durability("checkpoint"), "checkpoint, no checkpoint yet"),
-        (Durability("log", 0, 59.6), "log, step 0 saved 60 s ago"),
+        (Durability("checkpoint"), "no checkpoint yet; 1327 steps at risk"),
         (
             Durability("checkpoint", 1200, 7300.0, saves=3, failures=2),
-            "checkpoint, step 1200 saved 2 h ago, 2 failed to be saved",
+            "checkpoint of step 1200, 2 h old; 127 steps at risk, 2 failed to be saved",
+        ),
+        (
+            Durability("checkpoint", 1328, 0.0),
+            "checkpoint of step 1328, 0 s old; 0 steps at risk",
+        ),
+        (
+            Durability("log", 0, 59.6, corrupt=1),
+            "log, all 1327 steps; checkpoint of step 0, 60 s old, "
+            "1 set aside as corrupt",
         ),
     ],
 )
 def test_what_outlasts_the_server_is_told(durability: Durability, told: str) -> None:
-    """Where anything does, with the age of the newest checkpoint."""
-    got = lines(replace(QUIET, durability=durability))
+    """Where anything does: how much, and what has gone wrong."""
+    got = lines(replace(QUIET, step=1327, durability=durability))
 
     assert got[-1] == f"kept: {told}"
 

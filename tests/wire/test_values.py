@@ -54,7 +54,7 @@ BUSY = Status(
     recent_drop_rate=0.5,
     loss=0.125,
     staleness_sum=16,
-    durability=Durability("log", 4, 3.45678, 2, 1, 4096, 3),
+    durability=Durability("log", 4, 3.45678, 2, 1, 4096, 3, 5),
 )
 
 
@@ -244,6 +244,7 @@ def test_a_status_is_json() -> None:
             "failures": 1,
             "log_nbytes": 4096,
             "log_syncs": 3,
+            "corrupt": 5,
         },
     }
 

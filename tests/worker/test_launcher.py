@@ -275,23 +275,35 @@ def test_a_second_launch_sums_up_its_own_pushes(
 
 
 @pytest.mark.parametrize(
-    ("folders", "summary"),
+    ("folders", "summary", "lost"),
     [
-        ((), r"{} pushes of .* s, since the server was started anew: "),
-        (("one", "one"), r"6 pushes of .* s, start-up included: "),
-        (("one", "other"), r"pushes of these workers: not known, .*; 0 restarts, "),
+        (
+            (),
+            r"{} pushes of .* s, since the server was started anew: ",
+            ["its variables, and training begins anew"],
+        ),
+        (("one", "one"), r"6 pushes of .* s, start-up included: ", []),
+        (
+            ("one", "other"),
+            r"pushes of these workers: not known, .*; 0 restarts, ",
+            ["what no checkpoint had"],
+        ),
     ],
     ids=["begins_anew", "goes_on", "goes_back"],
 )
 def test_a_launch_that_outlives_its_server_says_what_it_sums_up(
     folders: tuple[str, ...],
     summary: str,
+    lost: list[str],
     psworker: Callable[..., Command],
     meet: Meet,
     start_server: Any,
     tmp_path: Path,
 ) -> None:
-    """What the server before had counted went with it, or goes on, or does in part."""
+    """What the server before had counted went with it, or goes on, or does in part.
+
+    What is lost is said, once, rather than seen from steps that fall.
+    """
     kept = [{"durability": "log", "data_dir": tmp_path / name} for name in folders]
     before, after = kept or ({}, {})
     first = start_server(**before)
@@ -306,8 +318,10 @@ def test_a_launch_that_outlives_its_server_says_what_it_sums_up(
     worker.tell("batch", "batch", "batch", "batch")
     worker.lines.close()
 
-    _, out, _ = command.end()
+    _, out, said = command.end()
 
+    told = re.findall(r"^the server was at step 2, and has lost (.*)$", said, re.M)
+    assert told == lost
     pushes = second.status().counts.judged
     assert 0 < pushes <= 6
     assert re.search(rf"^{summary.format(pushes)}", out, re.MULTILINE)

@@ -1,6 +1,7 @@
 """The training loop, round a client that does as it is told."""
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -244,6 +245,39 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert client.read[-2:] == [("first", 2), ("second", 0)]
     assert client.pushed[-1] == [4, 4]
     assert progress == Progress(step=1, applied=3, dropped=0, loss=12.0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (
+            GenerationError("cut"),
+            [
+                "starting again from the newest variables: cut",
+                "the server went back from step 2 to step 0",
+            ],
+        ),
+        (
+            NotInitializedError("empty"),
+            [
+                "the server has lost its variables: training begins anew",
+                "initialized the variables",
+                "the server went back from step 2 to step 0",
+            ],
+        ),
+    ],
+    ids=["cut", "lost"],
+)
+def test_what_a_restart_has_cost_is_told(
+    failure: ParameterServerError, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody initializes what a server still has, though it says who once did."""
+    caplog.set_level(logging.INFO, "psworker")
+    client = FakeClient(answers=["apply", "apply", failure])
+
+    train(client, make_task(floats(1, 2, 3, 4)), Shard())
+
+    assert caplog.messages == ["initialized the variables", *told]
 
 
 def test_a_restart_at_the_last_batch_is_in_the_progress() -> None:

@@ -283,7 +283,7 @@ class StatusReply(_message.Message):
     def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ...) -> None: ...
 
 class Durability(_message.Message):
-    __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs")
+    __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs", "corrupt")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SAVED_STEP_FIELD_NUMBER: _ClassVar[int]
     SAVED_S_FIELD_NUMBER: _ClassVar[int]
@@ -291,6 +291,7 @@ class Durability(_message.Message):
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     LOG_NBYTES_FIELD_NUMBER: _ClassVar[int]
     LOG_SYNCS_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
     mode: str
     saved_step: int
     saved_s: float
@@ -298,7 +299,8 @@ class Durability(_message.Message):
     failures: int
     log_nbytes: int
     log_syncs: int
-    def __init__(self, mode: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_s: _Optional[float] = ..., saves: _Optional[int] = ..., failures: _Optional[int] = ..., log_nbytes: _Optional[int] = ..., log_syncs: _Optional[int] = ...) -> None: ...
+    corrupt: int
+    def __init__(self, mode: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_s: _Optional[float] = ..., saves: _Optional[int] = ..., failures: _Optional[int] = ..., log_nbytes: _Optional[int] = ..., log_syncs: _Optional[int] = ..., corrupt: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
     __slots__ = ("applied", "dropped", "duplicate", "rejected")

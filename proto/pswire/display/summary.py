@@ -8,7 +8,7 @@ from rich.text import Text
 from pswire.counts import Counts
 from pswire.display import bars, workertable
 from pswire.display.workertable import span
-from pswire.status import Durability, Status
+from pswire.status import Status
 
 _ENDLESS = 10_000
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
@@ -62,14 +62,19 @@ def rates(status: Status) -> str:
     return f"{status.pushes_per_s:.1f} pushes/s, {status.steps_per_s:.1f} steps/s{loss}"
 
 
-def kept(durability: Durability) -> Text:
+def kept(status: Status) -> Text:
     """Say what outlasts the server; its mode is not `none`."""
+    now = status.durability
     newest = "no checkpoint yet"
-    if durability.saved_s is not None:
-        newest = f"step {durability.saved_step} saved {span(durability.saved_s)} ago"
-    failures = durability.failures
-    failed = f", {failures} failed to be saved" if failures else ""
-    return Text.assemble(f"{durability.mode}, {newest}", (failed, "bold red"))
+    if now.saved_s is not None:
+        newest = f"checkpoint of step {now.saved_step}, {span(now.saved_s)} old"
+    if now.mode == "log":
+        told = f"log, all {status.step} steps; {newest}"
+    else:
+        told = f"{newest}; {status.steps_at_risk} steps at risk"
+    failed = f", {now.failures} failed to be saved" if now.failures else ""
+    corrupt = f", {now.corrupt} set aside as corrupt" if now.corrupt else ""
+    return Text.assemble(told, (failed + corrupt, "bold red"))
 
 
 def quantiles(status: Status) -> str:
@@ -91,7 +96,7 @@ def _headline(status: Status) -> Text:
     if status.staleness:
         lines.append(f"staleness: {quantiles(status)}")
     if status.durability.mode != "none":
-        lines.append(Text("kept: ") + kept(status.durability))
+        lines.append(Text("kept: ") + kept(status))
     return Text("\n").join(Text() + line for line in lines)
 
 

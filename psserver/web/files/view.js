@@ -62,11 +62,15 @@ const view = (() => {
     notice("starved", names.length && `Starved, nearly all recent pushes dropped: ${shown}${more}`);
   }
 
-  function tellKept({ mode, saved_step: step, saved_s: age, failures }) {
-    const newest = step === null ? "no checkpoint yet"
-      : `step ${format.count(step)} saved ${format.duration(age)} ago`;
-    write("kept", mode === "none" ? "nothing" : `${mode}, ${newest}`);
+  function tellKept({ step, durability }) {
+    const { mode, saved_step: saved, saved_s: age, failures, corrupt } = durability;
+    const newest = saved === null ? "no checkpoint yet"
+      : `checkpoint of step ${format.count(saved)}, ${format.duration(age)} old`;
+    const atRisk = plural(Math.max(0, step - saved), "step"); // It may be newer than the rest.
+    write("kept", mode === "none" ? "nothing"
+      : mode === "log" ? `log, all ${plural(step, "step")}; ${newest}` : `${newest}; ${atRisk} at risk`);
     notice("unsaved", failures && `${plural(failures, "checkpoint")} could not be saved: see the server's log.`);
+    notice("corrupt", corrupt && `The server went on from an older checkpoint: ${format.count(corrupt)} set aside as corrupt.`);
   }
 
   function drawCurves(status, curves) {
@@ -150,7 +154,7 @@ const view = (() => {
     show(status, curves) {
       headline(status);
       tellStarved(status);
-      tellKept(status.durability);
+      tellKept(status);
       drawCurves(status, curves);
       drawStaleness(status);
       fillTable(status.workers);

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from psserver.counters import Counters, Tally, WorkerRow
-from psserver.jsonfields import count, counts, get, number
+from psserver.durability.jsonfields import count, counts, get, number
 from pswire.counts import STALENESS_BUCKETS
 
 

@@ -29,12 +29,12 @@ def test_one_server_has_a_data_directory(tmp_path: Path) -> None:
         assert stat.S_IMODE((folder / "lock").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("ending", [Ending("log"), Ending("checkpoint", "g", 7)])
+@pytest.mark.parametrize("ending", [Ending("log"), Ending("checkpoint", True, "g", 7)])
 def test_what_a_server_wrote_down_is_read(tmp_path: Path, ending: Ending) -> None:
     """In place of what was there; a file of a server that was killed is in no way."""
     disk = RealDisk()
     (tmp_path / "state.json.new").write_text("torn")
-    Ending("checkpoint", "before", 3).write(disk, tmp_path)
+    Ending("checkpoint", True, "before", 3).write(disk, tmp_path)
 
     ending.write(disk, tmp_path)
 
@@ -48,13 +48,19 @@ def test_where_nobody_wrote_nothing_is_read(tmp_path: Path) -> None:
     assert Ending.read(RealDisk(), tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"mode": "log", "more": 1}', "{}"])
-def test_what_nobody_understands_is_refused(tmp_path: Path, text: str) -> None:
-    """It decides whether a history goes on."""
-    (tmp_path / "state.json").write_text(text)
+def test_every_bit_of_it_counts(tmp_path: Path) -> None:
+    """It decides whether a history goes on: nothing is guessed."""
+    disk, path = RealDisk(), tmp_path / "state.json"
+    Ending("log", True).write(disk, tmp_path)
+    whole = path.read_bytes()
 
-    with pytest.raises(DataDirectoryError, match="expected how the last server"):
-        Ending.read(RealDisk(), tmp_path)
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataDirectoryError, match="expected how the last server"):
+            Ending.read(disk, tmp_path)
+        path.write_bytes(whole[:at])
+        with pytest.raises(DataDirectoryError, match="expected how the last server"):
+            Ending.read(disk, tmp_path)
 
 
 @pytest.mark.parametrize(
