@@ -48,6 +48,15 @@ class Commits:
         if self._refusal:
             raise ServerUnavailableError(self._refusal)
 
+    def refuse(self, why: str) -> None:
+        """Take nothing for a while; what waits already goes on waiting.
+
+        Args:
+            why: What is told until then.
+        """
+        with self._lock:
+            self._refusal = self._refusal or why
+
     def resume(self) -> None:
         """Take changes again: the trouble is over."""
         with self._lock:
@@ -75,8 +84,9 @@ class Commits:
         while not pending.is_settled:
             if self._is_keeping:
                 self._settled.wait()
+            elif self._closed:
+                raise ServerUnavailableError(self._closed)
             else:
-                self.require_room()
                 self._keep_all()
         if pending.taken_back:
             raise ServerUnavailableError(pending.taken_back)

@@ -181,11 +181,16 @@ class Core:
         pending = Pending(Judged(header.session, before, verdict, header.value, now))
         if not self._keeps_changes:
             self.published = self._newest
-        if self._newest is self.published:
+        if self.is_kept:
             self._tell(pending)
         else:
             self._waiting.append(pending)
         return pending
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether no verdict waits for anything."""
+        return self._newest is self.published
 
     def take(self) -> Sequence[Change]:
         """Hand out the changes since the last time, in their order."""

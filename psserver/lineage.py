@@ -77,8 +77,12 @@ class Lineage:
         """Whether no push is applied, because one could not be kept."""
         return self._commits.refuses
 
+    def refuse(self, why: str) -> None:
+        """Apply no push until `resume`."""
+        self._commits.refuse(why)
+
     def resume(self) -> None:
-        """Apply pushes again, after one could not be kept."""
+        """Apply pushes again."""
         self._commits.resume()
 
     def close(self) -> None:

@@ -335,9 +335,11 @@ class Store:
         with self._lock:
             timing.enter()
             verdict = core.decide(header)
-            if verdict.duplicate or not verdict.applied:
+            is_told = verdict.duplicate or not verdict.applied
+            if not (is_told and core.is_kept):
+                self._commits.require_room()
+            if is_told:
                 return self._settle(header, verdict, timing)
-            self._commits.require_room()
         model = core.require_model()
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))

@@ -20,9 +20,10 @@ from pswire.status import Durability
 
 _POLL_S = 1.0  # How late a checkpoint may be by the clock, and an answer of the disk.
 _PATIENCE_S = 10.0  # After a checkpoint that failed.
-_STALL_S = 10.0
+_STALL_S = 5.0
 _LONG_LOG = 4  # Times a checkpoint.
 _LONG_LOG_NBYTES = 2**28
+_LONG_LOG_STEPS = 50_000  # They are replayed within a worker's patience.
 
 _log = logging.getLogger("psserver")
 
@@ -34,6 +35,7 @@ class Saved(Recovering, Protocol):
     def step(self) -> int: ...
     @property
     def refuses_pushes(self) -> bool: ...
+    def refuse(self, why: str) -> None: ...
     def resume(self) -> None: ...
     def close(self) -> None: ...
 
@@ -225,7 +227,8 @@ class Saver:
             self._woken.clear()
             self._look_for_stall()
             # Not before the store knows that there is none: else it learns too late.
-            if self._store.refuses_pushes and not self._failure:
+            may_try = not (self._failure or self._is_stalled)
+            if self._store.refuses_pushes and may_try:
                 self._look_for_room()
             if self._is_due() and not self._stopped.is_set():
                 self._try_save()
@@ -241,6 +244,7 @@ class Saver:
             since >= (self._every.steps or math.inf)
             or now - newest.at >= (self._every.seconds or math.inf)
             or self._archive.log_nbytes >= newest.long_log_nbytes
+            or (self.keeps_changes and since >= _LONG_LOG_STEPS)
         )
 
     def _steps_since(self, step: int) -> int:
@@ -254,19 +258,17 @@ class Saver:
             _tell_failure(error)
 
     def _look_for_stall(self) -> None:
-        """Say that the server is not healthy while the disk keeps a push waiting."""
+        """Refuse pushes while the disk does not answer: each would hold a thread."""
         since = self._keeping_since
         stalled = since is not None and time.monotonic() - since > _STALL_S
         if stalled == self._is_stalled:
             return
         self._is_stalled = stalled
-        self._on_room(not stalled)
         if stalled:
-            _log.warning(
-                "the disk has kept pushes waiting for %g s",
-                _STALL_S,
-                extra={"event": "disk_stalled"},
-            )
+            why = f"log: expected the disk to answer, got nothing for {_STALL_S:g} s"
+            self._store.refuse(why)
+            self._on_room(False)
+            _log.warning("pushes are refused: %s", why, extra={"event": "disk_stalled"})
         else:
             _log.info("the disk answers again", extra={"event": "disk_answers"})
 

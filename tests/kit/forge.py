@@ -20,7 +20,8 @@ class Forge(Process):
             log: Where the servers' stderr goes.
             timeout_s: How long all of them may take together, in seconds.
         """
-        super().__init__("-m", "kit.forge", str(log), timeout_s=timeout_s)
+        options = ("-m", "kit.forge", str(log), str(int(timeout_s)))
+        super().__init__(*options, timeout_s=timeout_s)
         self.log = log
         self._port = "0"
 
@@ -57,14 +58,16 @@ class Forge(Process):
         return int(line.removeprefix("ended "))
 
 
-def main(log: str) -> None:
+def main(log: str, timeout_s: int) -> None:
     """Run what is told in lines of stdin, one after another."""
     os.setpgrp()  # For `kill`.
+    signal.alarm(timeout_s)  # Should nobody be left to do that.
     _import_all()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     for line in iter(sys.stdin.readline, ""):
         process = os.fork()
         if not process:
+            signal.alarm(timeout_s)
             _become(json.loads(line))
         print(f"started {process}", flush=True)
         _, status = os.waitpid(process, 0)
@@ -88,4 +91,4 @@ def _become(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -228,6 +228,24 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     assert [each.session for each in joined] == NAMES
 
 
+def test_while_pushes_are_refused_nobody_else_waits(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """Neither with a new push, nor with a retry of one that waits, nor a stale one."""
+    waiting = pushers.apply(*range(PUSHERS))
+    pushers.store.lineage.refuse("no answer")
+
+    for worker, seq in ((0, 1), (0, 2), (1, 1)):
+        with pytest.raises(ServerUnavailableError, match="no answer"):
+            pushers.push(worker, seq).result(TIMEOUT_S)
+
+    disk.is_open.set()
+    pushers.store.lineage.resume()
+    steps = sorted(push.result(TIMEOUT_S).step for push in waiting)
+    assert steps == [*range(1, PUSHERS + 1)]
+    assert pushers.push(0).result(TIMEOUT_S).duplicate
+
+
 def test_a_first_model_that_cannot_be_kept_is_not_there(
     disk: SlowDisk, hook: Any
 ) -> None:
