@@ -75,8 +75,8 @@ class Saver:
         self._keeping_since: float | None = None
         self._is_stalled = False
         self._newest: Kept | None = None
-        self._tried_at = time.monotonic()
         self._failures = 0
+        self._failed_at: float | None = None  # Unless one has been saved since.
         self._saving = threading.Lock()  # Held while a checkpoint is written.
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
@@ -87,14 +87,14 @@ class Saver:
         try:
             self._archive.begin(first)
         except OSError as error:
-            self._failures += 1
+            self._count_failure()
             if self.keeps_changes:
                 if is_final(error):
                     self._fail(error)
                 raise
             _tell_failure(error)
         else:
-            self._note(first)
+            self._note(Kept.of(first, time.monotonic()))
 
     def keep(self, changes: Sequence[Change]) -> None:
         self._keeping_since = time.monotonic()
@@ -146,7 +146,7 @@ class Saver:
         kept = store.checkpoint()
         if kept:
             age_s = self._archive.checkpoints.newest_age_s()
-            self._newest = Kept.of(kept, time.monotonic() - age_s)
+            self._note(Kept.of(kept, time.monotonic() - age_s))
 
     def start(self) -> None:
         """Begin to save; from now on there may be calls.
@@ -196,7 +196,7 @@ class Saver:
         self._archive.seal(last.generation, last.step)
 
     def _save(self) -> tuple[Path, int]:
-        self._tried_at = cut_at = time.monotonic()
+        cut_at = time.monotonic()
         self._archive.turn()
         checkpoint = self._store.checkpoint()
         if checkpoint is None:
@@ -206,9 +206,9 @@ class Saver:
         try:
             path = self._archive.save(checkpoint)
         except Exception:
-            self._failures += 1
+            self._count_failure()
             raise
-        self._newest = Kept.of(checkpoint, time.monotonic(), cut_at, path)
+        self._note(Kept.of(checkpoint, time.monotonic(), cut_at, path))
         _log.info(
             "saved step %d: %s",
             *(checkpoint.step, path),
@@ -238,9 +238,9 @@ class Saver:
         since = self._steps_since(self._store.step)
         if self._failure or not since:
             return False
-        if newest is None or self._tried_at > newest.at:  # The last one has failed.
-            return now - self._tried_at >= _PATIENCE_S
-        return (
+        if self._failed_at is not None:
+            return now - self._failed_at >= _PATIENCE_S
+        return newest is not None and (
             since >= (self._every.steps or math.inf)
             or now - newest.at >= (self._every.seconds or math.inf)
             or self._archive.log_nbytes >= newest.long_log_nbytes
@@ -285,8 +285,12 @@ class Saver:
         self._failure = error
         self._on_failure(error)
 
-    def _note(self, kept: Checkpoint) -> None:
-        self._newest = Kept.of(kept, time.monotonic())
+    def _note(self, newest: "Kept") -> None:
+        self._newest, self._failed_at = newest, None
+
+    def _count_failure(self) -> None:
+        self._failures += 1
+        self._failed_at = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
