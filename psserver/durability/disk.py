@@ -101,11 +101,10 @@ class RealDisk:
         return b"".join(parts)
 
     def make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
-            return
-        self.make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        self.sync_folder(folder.parent)
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in missing:
+            self.sync_folder(each.parent)
 
     def rename(self, old: Path, new: Path) -> None:
         old.rename(new)
