@@ -189,8 +189,10 @@ class Successors:
         return server
 
 
-def wait_until(is_so: Callable[[], bool], client: psworker.Client) -> None:
+def wait_until(
+    is_so: Callable[[], bool], client: psworker.Client, timeout_s: float = TIMEOUT_S
+) -> None:
     """Wait for what no event of this process tells; the server has turns meanwhile."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not is_so() and time.monotonic() < deadline:
         client.status()

@@ -1,7 +1,10 @@
 """A network that is as bad as a test wants it: a TCP relay on loopback."""
 
 import asyncio
+import ctypes
 import enum
+import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Self, TypeVar
@@ -10,6 +13,8 @@ Answer = TypeVar("Answer")
 
 _PIECE_NBYTES = 2**12
 _MAX_PIECES = 16  # Under way in one direction of a connection.
+_SO_ATTACH_FILTER = 26  # Linux's; Python does not name it.
+_DROP_ALL = struct.pack("HBBI", 6, 0, 0, 0)  # Of a packet, accept 0 bytes.
 
 
 class Fate(enum.Enum):
@@ -42,6 +47,7 @@ class TcpRelay:
         # All below is of the loop's thread alone.
         self._requests, self._replies = _Gate(), _Gate()
         self._connections: set[asyncio.Task[None] | None] = set()
+        self._ends: set[asyncio.StreamWriter] = set()
         self._server = self._run(
             lambda: asyncio.start_server(self._serve, "127.0.0.1", 0)
         )
@@ -64,6 +70,13 @@ class TcpRelay:
         """Fail all connections; others may be made."""
         self._run(self._cut)
 
+    def vanish(self) -> None:
+        """Have both ends of all connections hear nothing more, not even of TCP itself.
+
+        As if a machine had lost its power, or a link its cable.
+        """
+        self._run(self._vanish)
+
     def __enter__(self) -> Self:
         return self
 
@@ -84,6 +97,15 @@ class TcpRelay:
         for connection in connections:
             connection.cancel()
         await asyncio.gather(*connections)
+
+    async def _vanish(self) -> None:
+        drop_all = ctypes.create_string_buffer(_DROP_ALL)
+        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        for end in self._ends:
+            # The kernel drops what comes for it, and so acknowledges nothing.
+            end.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, program
+            )
 
     async def _close(self) -> None:
         self._server.close()
@@ -107,6 +129,7 @@ class TcpRelay:
     ) -> None:
         host, _, port = self.target.rpartition(":")
         replies, far = await asyncio.open_connection(host, int(port))
+        self._ends |= {near, far}
         ways = (
             _Way(self, requests, far, self._requests),
             _Way(self, replies, near, self._replies),
@@ -119,6 +142,7 @@ class TcpRelay:
         except* OSError:
             pass
         finally:
+            self._ends -= {near, far}
             far.transport.abort()
 
 

@@ -1,6 +1,9 @@
 """The relay passes bytes, and is as bad as it is told to be."""
 
+import fcntl
 import socket
+import struct
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,3 +161,26 @@ def test_the_server_may_move(ends: Ends) -> None:
             far, _ = other.accept()
             with far:
                 assert receive(far, 5) == b"hello"
+
+
+def test_an_end_that_vanishes_neither_takes_bytes_nor_says_so(ends: Ends) -> None:
+    """Not even TCP does: what is sent stays where it is."""
+    near, far = ends.connect()
+    near.sendall(b"before")
+    assert receive(far, 6) == b"before"
+
+    ends.relay.vanish()
+    near.sendall(b"after")
+    far.sendall(b"after")
+
+    for end in (near, far):
+        end.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            end.recv(1)
+        assert unacknowledged(end) == 5
+
+
+def unacknowledged(end: socket.socket) -> int:
+    """Return how many bytes were sent of which the kernel has not heard since."""
+    (nbytes,) = struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))
+    return int(nbytes)

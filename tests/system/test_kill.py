@@ -204,7 +204,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, size: Size) -> History:
 
 
 def test_of_all_that_was_acknowledged_nothing_is_lost_and_nothing_applied_twice(
-    history: History,
+    history: History, size: Size
 ) -> None:
     """Among it are pushes that a kill has left without an answer, till the retry."""
     applied = np.zeros(len(history.weights), np.float32)
