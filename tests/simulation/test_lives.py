@@ -14,7 +14,7 @@ from simulation.server import Settings, simulated
 from simulation.witness import Witness
 
 WIDTH = 16
-START = 30  # Operations that a server has started with, or more.
+START = 60  # Operations, in which a server has started and saved.
 FAULTS = ["killed", "cut off", "failing"]
 
 
