@@ -123,7 +123,7 @@ class VirtualDisk:
             return self._volume.file(path).data[start : start + nbytes]
 
     def make_folder(self, folder: Path) -> None:
-        if not self._is_folder(folder.parent):
+        if not self._exists(folder.parent):
             self.make_folder(folder.parent)
         with self.operation("make_folder", folder):
             parent = self._volume.folder(folder.parent)
@@ -211,11 +211,12 @@ class VirtualDisk:
     def _followed_by(self, volume: Volume) -> "VirtualDisk":
         return VirtualDisk(self._random, capacity=self.capacity, volume=volume)
 
-    def _is_folder(self, path: Path) -> bool:
+    def _exists(self, path: Path) -> bool:
         try:
-            return isinstance(self._volume.node(path), Folder)
-        except OSError:
+            self._volume.node(path)
+        except FileNotFoundError:
             return False
+        return True
 
     def _require_alive(self) -> None:
         if self._is_dead:
