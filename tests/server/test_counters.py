@@ -353,18 +353,6 @@ def test_who_has_not_called_for_an_hour_is_forgotten_but_for_the_counts(
     assert ann.counts.received == (len(_OUTCOMES) if names else 0)
 
 
-def test_a_push_that_waited_until_its_worker_was_forgotten_is_counted() -> None:
-    """A disk may stall for an hour, or the whole machine."""
-    counters = _counters("ann")
-    counters.forget_silent(4000.0)
-
-    _add(counters, "ann", _DROPPED, now=4000.0)
-
-    assert counters.workers(4000.0, uptime_s=1.0) == ()
-    assert counters.total.freeze() == counters.unjoined.freeze() == Counts(dropped=1)
-    assert counters.staleness_sum == _DROPPED.staleness
-
-
 def test_a_stranger_has_no_row() -> None:
     """Its rejected pushes are in the totals and apart."""
     counters = _counters()
