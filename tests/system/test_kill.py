@@ -150,7 +150,7 @@ class Lives:
 
     def kill(self, workers: Workers) -> None:
         """End that one at some moment."""
-        workers.wait_for(self._random.randint(1, 60))
+        workers.wait_for(self._random.randint(1, 100))
         os.kill(self._process, SIGKILL)
         assert self._forge.ended() == -SIGKILL
 
@@ -173,9 +173,9 @@ class Lives:
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory, size: Size) -> History:
-    """Kill servers at each failpoint and at random moments, once; 22 in all.
+    """Kill servers at each failpoint and at random moments, once; 20 in all.
 
-    In the soak 154, at each failpoint three times.
+    In the soak 151, at each failpoint three times.
     """
     folder = tmp_path_factory.mktemp("killed")
     pushes = size(2**12, 2**15)
@@ -212,7 +212,7 @@ def test_of_all_that_was_acknowledged_nothing_is_lost_and_nothing_applied_twice(
 
     assert history.final.params["A"].tolist() == applied.tolist()
     assert history.final.step == len(history.applied)
-    assert len(history.applied) > 100
+    assert len(history.applied) >= size(100, 5000)
     assert any(push.verdict.duplicate for push in history.applied)
 
 
