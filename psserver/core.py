@@ -180,7 +180,7 @@ class Core:
             self.sessions.settle(header.session, header.seq, verdict)
         pending = Pending(Judged(header.session, before, verdict, header.value, now))
         if not self._keeps_changes:
-            self.published = self._newest
+            self.published = self._taken = self._newest
         if self.is_kept:
             self._tell(pending)
         else:
