@@ -132,7 +132,7 @@ class Archive:
 
     @property
     def log_nbytes(self) -> int:
-        """What the log has got since the last `turn`, in bytes."""
+        """What the log has got since its newest segment was begun, in bytes."""
         return self._log.nbytes if self._log else 0
 
     @property
