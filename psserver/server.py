@@ -19,6 +19,7 @@ from psserver.durability import disk
 from psserver.durability.archive import Archive
 from psserver.durability.every import Every
 from psserver.durability.lock import locked
+from psserver.durability.logwatch import LogWatch
 from psserver.durability.saver import Saver
 from psserver.grpcport import GrpcPort
 from psserver.metrics.history import History
@@ -238,12 +239,12 @@ class Server:
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep
         )
         self._data_dir.callback(archive.close)
-        return Saver(
+        watch = LogWatch(
             archive,
-            Every.parse(config.checkpoint_every),
             on_room=lambda is_there: self._grpc.tell_health(is_there),
             on_failure=self._fail,
         )
+        return Saver(archive, Every.parse(config.checkpoint_every), watch)
 
     def _fail(self, error: Exception) -> None:
         """Have the server end: what it acknowledged from now on might be lost."""

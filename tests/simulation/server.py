@@ -14,7 +14,7 @@ from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability.archive import Archive
 from psserver.durability.disk import Disk
-from psserver.durability.saver import Kept
+from psserver.durability.kept import Kept
 from psserver.keeper import KeepNothing
 from psserver.store import Store
 from pswire.errors import ParameterServerError, ServerUnavailableError
