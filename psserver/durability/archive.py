@@ -201,6 +201,8 @@ class Archive:
             # died while it began would be in the way.
             self._remove_log()
             return is_sealed
+        if not is_sealed:
+            _tell_replay(self._log_folder, store.step)
         changes = replay.read(
             self._disk,
             self._log_folder,
@@ -276,6 +278,14 @@ def _tell_fresh(folder: Path) -> None:
         "%s: nothing there yet, so a new model begins",
         folder,
         extra={"event": "fresh", "path": str(folder)},
+    )
+
+
+def _tell_replay(folder: Path, step: int) -> None:
+    _log.info(
+        "doing again what %s has after step %d",
+        *(folder, step),
+        extra={"event": "replaying", "path": str(folder), "step": step},
     )
 
 

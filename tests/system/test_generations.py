@@ -1,5 +1,6 @@
 """What becomes of a push from before a restart: never is it taken for another's."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,44 @@ def test_checkpoints_that_were_killed_begin_a_history_for_the_log_that_follows(
 
     final = client.pull()
     assert (final.step, final.generation) == (SAVED + 1, generation)
+
+
+@pytest.mark.parametrize(
+    ("durability", "end", "replayed", "began", "whole"),
+    [
+        ("checkpoint", "stopped", [], LAST, True),
+        ("checkpoint", "killed", [], SAVED, False),
+        ("log", "stopped", [], LAST, True),
+        ("log", "killed", [f"step {SAVED}"], LAST, True),
+    ],
+)
+def test_a_start_says_what_it_goes_on_from_and_whether_something_is_lost(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    caplog: pytest.LogCaptureFixture,
+    durability: str,
+    end: str,
+    replayed: list[str],
+    began: int,
+    whole: bool,
+) -> None:
+    """That a log is applied again it says first: it may take a while."""
+    server = start_server(**kept(durability))
+    client = connect_near(server.address)
+    client.initialize(ZEROS)
+    push(client, SAVED)
+    admin.save_checkpoint(server.address)
+    push(client, LAST - SAVED)
+    caplog.set_level(logging.INFO, "psserver")
+
+    succeed(server, end, **kept(durability))
+
+    news = ("replaying", "recovered")
+    told = [r for r in caplog.records if getattr(r, "event", "") in news]
+    recovered = told.pop()
+    assert [r.getMessage().rpartition(" after ")[2] for r in told] == replayed
+    assert recovered.getMessage().startswith(f"going on from step {began} of ")
+    assert recovered.levelno == (logging.INFO if whole else logging.WARNING)
+    assert ("nothing is lost" in recovered.getMessage()) == whole
