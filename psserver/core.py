@@ -87,6 +87,7 @@ class Core:
         # Read without a lock, so replaced as a whole.
         self.published = self._taken = self._newest = Cut(nothing, State((), None))
         self._is_keeping = False  # Changes that were taken.
+        self._is_starting = False
         self._being_kept: list[Pending] = []
         self._waiting: list[Pending] = []
 
@@ -109,14 +110,14 @@ class Core:
         busy = {push.session for push in self._pushes()}
         entry = self.sessions.join(worker, session, rejoin_at, busy=busy)
         self.counters.join(worker, now)
-        if entry is not Entry.AGAIN:
+        # Without variables there is nothing to keep it beside.
+        if entry is not Entry.AGAIN and (self.model or self._is_starting):
             self._note(Joined(worker, session, rejoin))
         pending = Pending()
-        # Without variables there is nothing to keep it beside, nor to take over.
-        if self.model is None or not (self._changes or self._is_keeping):
-            pending.is_settled = True
-        else:
+        if self._changes or self._is_keeping:
             self._waiting.append(pending)
+        else:
+            pending.is_settled = True
         return entry, pending
 
     def forget_silent(self, now: float) -> Sequence[str]:
@@ -127,8 +128,24 @@ class Core:
             self.sessions.forget(worker)
         return silent
 
+    def prepare(self) -> tuple[Mapping[str, Session], Counters]:
+        """Return what to keep beside the first variables; see `memory`.
+
+        Who joins from now on has to be kept too, once there are variables.
+        """
+        self._is_starting = True
+        return self.memory()
+
+    def give_up(self) -> None:
+        """Have no variables: they could not be kept."""
+        self._is_starting, self._changes = False, []
+        for pending in self._waiting:
+            pending.is_settled = True
+        self._waiting = []
+
     def start(self, model: Model, state: State, step: int = 0) -> None:
         """Have variables from now on."""
+        self._is_starting = False
         snapshot = Snapshot(model.body(state), step, self.generation)
         self.published = self._taken = self._newest = Cut(snapshot, state)
         self.model = model

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from psserver import gradients as checks
-from psserver.commits import Commits
+from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
 from psserver.lineage import Lineage
-from psserver.rules import CompiledRule, require_rule
+from psserver.model import Model
+from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
 from psserver.staleness import DropStale
 from psserver.timing import Timing
@@ -101,7 +102,9 @@ class Store:
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
-        self._commits = Commits(self._core, self._lock, self._keeper.keep)
+        self._commits = Commits(
+            *(self._core, self._lock, self._keeper.keep, self._keeper.taking)
+        )
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
@@ -141,9 +144,14 @@ class Store:
             ServerUnavailableError: The joining cannot be kept.
         """
         with self._lock:
+            if not self._core.sessions.find(session):
+                self._commits.require_room()
             entry, pending = self._core.join(worker, session, now, rejoin=rejoin)
             forgotten = self._core.forget_silent(now)
-            self._commits.wait(pending)
+            try:
+                self._commits.wait(pending)
+            except StalledError as error:
+                raise ServerUnavailableError(str(error)) from error
             model = self._core.model
             joined = Joined(
                 generation=self.generation,
@@ -183,6 +191,8 @@ class Store:
             self._require_initial(layout)
             variables = Body.gather(layout, receive(layout))
             checks.require_no_nan(variables)
+            with self._lock:
+                self._commits.require_room()
             with self._initializing:
                 if self._core.model is None:
                     self._set_first(session, variables)
@@ -234,6 +244,8 @@ class Store:
         try:
             self._see(header.session, now)
             verdict = self._judge(header, receive, timing, is_wanted)
+        except StalledError as error:  # It is counted once it has an answer.
+            raise ServerUnavailableError(str(error)) from error
         except ParameterServerError as error:
             self.reject(header.session, error)
             raise
@@ -295,15 +307,15 @@ class Store:
             )
 
     def _set_first(self, session: str, variables: Body) -> None:
-        model, state, first = self.lineage.first(variables, session)
-        try:
-            self._keeper.begin(first)
-        except OSError as error:
-            raise ServerUnavailableError(str(error)) from error
-        except ValueError as error:
-            raise InvalidRequestError(f"rule: {error}") from error
-        with self._lock:
-            self._core.start(model, state)
+        with self._commits.alone():
+            try:
+                model, state = self._keep_first(session, variables)
+            except Exception:
+                with self._lock:
+                    self._core.give_up()
+                raise
+            with self._lock:
+                self._core.start(model, state)
         _log.info(
             "initialized: %d variables, %d bytes",
             *(len(variables), variables.layout.nbytes),
@@ -315,6 +327,16 @@ class Store:
                 "nbytes": variables.layout.nbytes,
             },
         )
+
+    def _keep_first(self, session: str, variables: Body) -> tuple[Model, State]:
+        model, state, first = self.lineage.first(variables, session)
+        try:
+            self._keeper.begin(first)
+        except OSError as error:
+            raise ServerUnavailableError(str(error)) from error
+        except ValueError as error:
+            raise InvalidRequestError(f"rule: {error}") from error
+        return model, state
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._core.require_model().rule.parts(gradients))

@@ -91,7 +91,8 @@ def test_a_log_that_fails_ends_the_server_and_is_not_tried_again(
             assert isinstance(waiting.exception(TIMEOUT_S), type(failure))
             last = client.pull()
         finally:
-            server.stop()
+            with pytest.raises(type(failure)):
+                server.stop()
 
     assert len(later) == failed
     assert (last.step, last.params["w"].tolist()) == (3, [3.0, 3.0])
@@ -130,6 +131,39 @@ def push_until_refused(client: psworker.Client) -> int:
     raise AssertionError("none was refused")
 
 
+def test_a_disk_that_fails_while_the_server_stops_is_no_graceful_end(
+    start_server: StartServer, connect: Connect, use_disk: UseDisk, tmp_path: Path
+) -> None:
+    """A push was in flight; what was acknowledged before is not sealed, but there."""
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    settings = {"durability": "log", "data_dir": tmp_path, "checkpoint_every": 9**9}
+    server = start_server(**settings)
+    client = connect(server.address, outage_s=0.0)
+    client.initialize(ZEROS)
+    client.push(UP, client.pull())
+    syncing, stopping = threading.Event(), threading.Event()
+
+    def fail(operation: Operation) -> None:
+        if operation.kind == "sync" and operation.path.suffix == ".log":
+            syncing.set()
+            assert stopping.wait(TIMEOUT_S)
+            raise OSError(errno.EIO, "no luck")
+
+    disk.on_operation = fail
+    with ThreadPoolExecutor(2) as pool:
+        pushed = pool.submit(client.push, UP, client.pull())
+        assert syncing.wait(TIMEOUT_S)
+        with on_event("stopping", stopping.set):
+            stopped = pool.submit(server.stop)
+            assert isinstance(stopped.exception(TIMEOUT_S), OSError)
+        assert isinstance(pushed.exception(TIMEOUT_S), ServerUnavailableError)
+
+    use_disk(disk.kill())
+    again = connect(start_server(**settings).address)
+    assert again.pull().step == 1
+
+
 def test_a_disk_that_has_room_again_at_once_does_not_stay_full(
     start_server: StartServer,
     connect: Connect,
@@ -138,7 +172,7 @@ def test_a_disk_that_has_room_again_at_once_does_not_stay_full(
     tmp_path: Path,
 ) -> None:
     """It has before the push is refused for which there was none."""
-    monkeypatch.setattr("psserver.durability.saver._POLL_S", 0.01)
+    monkeypatch.setattr("psserver.durability.logwatch._POLL_S", 0.01)
     disk = VirtualDisk(Random(SEED))
     use_disk(disk)
     server = start_server(durability="log", data_dir=tmp_path)
