@@ -144,6 +144,13 @@ class Core:
             pending.is_settled = True
         self._waiting = []
 
+    def expects(self, session: str, now: float) -> bool:
+        """Say whether a session is its worker's newest, and not silent."""
+        known = self.sessions.find(session)
+        if known is None or known.superseded:
+            return False
+        return not self.counters.is_silent(known.worker, now)
+
     def start(self, model: Model, state: State, step: int = 0) -> None:
         """Have variables from now on."""
         self._is_starting = False

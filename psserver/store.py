@@ -15,6 +15,7 @@ from psserver.lineage import Lineage
 from psserver.model import Model
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
+from psserver.shards import Lease, Shards
 from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body
@@ -105,6 +106,7 @@ class Store:
         self._commits = Commits(
             *(self._core, self._lock, self._keeper.keep, self._keeper.taking)
         )
+        self._shards = Shards()
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
@@ -262,11 +264,31 @@ class Store:
             known = self._core.sessions.find(session)
             self._core.counters.reject(known.worker if known else None, error)
 
+    def lease_shard(
+        self, session: str, count: int, finished: Lease | None, now: float
+    ) -> Lease:
+        """Lease a part of the data; see `Shards.lease`.
+
+        Raises:
+            SessionUnknownError: The session has not joined.
+            SessionSupersededError: A newer one has taken its worker's name over.
+            InvalidRequestError: There cannot be so many parts, or not that one.
+        """
+        self._see(session, now)
+        with self._lock:
+            is_here = partial(self._core.expects, now=now)
+            return self._shards.lease(session, count, finished, is_here)
+
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
             step = self.lineage.step
+            parts = {
+                known.worker: part
+                for session, part in self._shards.held().items()
+                if (known := self._core.sessions.find(session)) and not known.superseded
+            }
         uptime_s = now - self._started
         recent = counters.recent.rates(now, uptime_s)
         return Status(
@@ -280,7 +302,7 @@ class Store:
             pushes_per_s=recent.pushes_per_s,
             counts=counters.total.freeze(),
             staleness=dict(sorted(counters.staleness.items())),
-            workers=counters.workers(now, uptime_s),
+            workers=counters.workers(now, uptime_s, parts),
             unjoined=counters.unjoined.freeze(),
             steps_per_s=recent.steps_per_s,
             recent_drop_rate=recent.drop_rate,
