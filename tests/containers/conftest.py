@@ -12,7 +12,14 @@ import pytest
 from kit.stack import Stack, missing
 
 ROOT = Path(__file__).parents[2]
-_BUILD_S = 600.0  # It may have to download all that the image is made of.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    """Skip all of this where no stack can be brought up."""
+    if why := missing():
+        assert not os.environ.get("REQUIRE_CONTAINERS"), why
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +35,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+def stack(checkout: Path) -> Iterator[Stack]:
     """Bring up a server, three workers and Prometheus; take all down in the end.
 
     An image that ASYNCPS_IMAGE names is used as it is, else one is built.
     """
-    if why := missing():
-        assert not os.environ.get("REQUIRE_CONTAINERS"), why
-        pytest.skip(why)
-    stack = Stack(request.getfixturevalue("checkout"), f"asyncps-test-{os.getpid()}")
+    stack = Stack(checkout, f"asyncps-test-{os.getpid()}")
     if "ASYNCPS_IMAGE" not in os.environ:
-        stack.compose("build", "server", timeout_s=_BUILD_S)
+        stack.compose("build", "server")
     try:
         stack.up(workers=3)
         yield stack

@@ -15,6 +15,7 @@ from psserver import admin
 from pswire.errors import ParameterServerError
 from pswire.status import Status
 
+_COMMAND_S = 600.0  # It may have to download all that an image is made of.
 _TIMEOUT_S = 90.0
 _LOOK_EVERY_S = 0.1
 
@@ -33,22 +34,22 @@ class Stack:
             **dict.fromkeys(ports, "0"),
         }
 
-    def docker(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
+    def docker(self, *arguments: str) -> str:
         """Run a command of Docker's; return what it prints."""
         done = subprocess.run(
             ["docker", *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=_COMMAND_S,
         )
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
         return done.stdout.strip()
 
-    def compose(self, *arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
+    def compose(self, *arguments: str) -> str:
         """Run a command of Compose's likewise."""
         where = ("--project-name", self.project, "--file", str(self._file))
-        return self.docker("compose", *where, *arguments, timeout_s=timeout_s)
+        return self.docker("compose", *where, *arguments)
 
     def up(self, *, workers: int) -> None:
         """Bring up all that does not run, until it is healthy."""
