@@ -215,7 +215,7 @@ def test_all_stop_in_time_and_leave_nothing(stack: Stack) -> None:
     codes = [stack.inspect(each)["State"]["ExitCode"] for each in running]
     stack.compose("down", "--volumes")
 
-    assert codes == [0] * 7
+    assert {*codes} == {0}
     label = f"label=com.docker.compose.project={stack.project}"
     for kind in ("container", "volume", "network"):
         everything = ("--all",) if kind == "container" else ()

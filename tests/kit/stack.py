@@ -16,7 +16,7 @@ from pswire.errors import ParameterServerError
 from pswire.status import Status
 
 _COMMAND_S = 600.0  # It may have to download all that an image is made of.
-_TIMEOUT_S = 90.0
+_TIMEOUT_S = 180.0  # A busy machine takes long to import JAX five times.
 _LOOK_EVERY_S = 0.1
 
 
@@ -97,7 +97,7 @@ class Stack:
                 if is_so(status):
                     return status
             time.sleep(_LOOK_EVERY_S)
-        logs = self.compose("logs", "--tail", "20", "--no-color")
+        logs = self.compose("logs", "--tail", "9", "--no-color", "server", "worker")
         raise AssertionError(f"it never came to this; {found}\n{logs}")
 
     def query(self, expression: str) -> list[Any]:
