@@ -86,14 +86,14 @@ def test_the_host_reads_status_page_and_logs(stack: Stack) -> None:
 def test_a_container_may_do_and_has_what_it_needs(stack: Stack) -> None:
     """No root, no capabilities, nothing to write to; only this machine reaches it."""
     [server] = stack.containers("server")
-    script = "id -u; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; touch /x || :"
+    script = "id -u; grep -E '^(CapBnd|NoNewPrivs)' /proc/self/status; touch /x || :"
     tools = "for each in gcc make git curl; do command -v $each; done; ls ~/.cache || :"
 
     for container in (server, *stack.containers("worker")):
         may = stack.docker("exec", container, "sh", "-c", script)
         has = stack.docker("exec", container, "sh", "-c", tools)
 
-        assert may.split() == ["10001", "CapEff:", "0" * 16, "NoNewPrivs:", "1"]
+        assert may.split() == ["10001", "CapBnd:", "0" * 16, "NoNewPrivs:", "1"]
         assert has == ""
     bindings = stack.inspect(server)["NetworkSettings"]["Ports"]
     assert bindings.keys() == {"7070/tcp", "7071/tcp"}
