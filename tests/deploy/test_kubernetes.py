@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 OLDEST = "1.29"
 WITHOUT_SCHEMA = {"ServiceMonitor"}  # The Prometheus operator's.
+ENDS_WELL = """
+from signal import *
+
+pthread_sigmask(SIG_BLOCK, {SIGTERM})
+print("up", flush=True)
+print("stopped" if sigtimedwait({SIGTERM}, 60) else "left alone")
+"""
 
 
 @pytest.fixture(scope="module", params=["base", "overlays/large"])
@@ -206,7 +214,7 @@ def test_a_worker_that_is_told_to_stop_is_not_taken_for_done(
     workers: Object, psworker: Callable[[str], Mapping[str, str]]
 ) -> None:
     """It ends with 0 then, which would end its part of the Job for good."""
-    found = psworker("trap 'echo stopped; exit 0' TERM; echo up; while :; do :; done")
+    found = psworker(f"exec {sys.executable} -c '{ENDS_WELL}'")
     with subprocess.Popen(
         container_of(workers)["args"], env=found, stdout=subprocess.PIPE, text=True
     ) as shell:
