@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import yaml
 
 import psserver
 from kit.processes import TIMEOUT_S
+from kit.variables import OF_SERVER, OF_WORKER
 from psserver import admin
 from psserver.cli.serve import serve
 from psserver.config import ServerConfig
@@ -41,18 +41,9 @@ print("stopped" if sigtimedwait({SIGTERM}, 60) else "left alone")
 
 
 @pytest.fixture(scope="module", params=["base", "overlays/large"])
-def objects(request: pytest.FixtureRequest) -> list[Object]:
+def objects(request: pytest.FixtureRequest, kubectl: Any) -> list[Object]:
     """Build each of what there is to apply."""
-    if shutil.which("kubectl") is None:
-        missing = "kubectl is not installed"
-        assert not os.environ.get("REQUIRE_TOOLS"), missing
-        pytest.skip(missing)
-    built = subprocess.run(
-        ["kubectl", "kustomize", MANIFESTS / request.param],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
+    built = kubectl("kustomize", str(MANIFESTS / request.param))
     assert (built.returncode, built.stderr) == (0, "")
     return list(yaml.safe_load_all(built.stdout))
 
@@ -128,11 +119,6 @@ def read_options(
     return command.make_context("command", arguments).params
 
 
-def names_of(command: click.Command, prefix: str) -> set[str]:
-    """Return the variables that a command reads."""
-    return {f"{prefix}_{each.name}".upper() for each in command.params}
-
-
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 def test_every_object_is_as_kubernetes_defines_it(
     objects: list[Object], version: str
@@ -153,7 +139,7 @@ def test_the_servers_settings_are_ones_that_it_takes(
 
     options = read_options(serve, [], environment, monkeypatch)
 
-    assert environment.keys() <= names_of(serve, "PSSERVER")
+    assert environment.keys() <= OF_SERVER
     known = inspect.signature(ServerConfig).parameters
     ServerConfig(**{name: options[name] for name in options.keys() & known.keys()})
     resolve(options["rule"], parse_arguments(options["argument"]))
@@ -201,7 +187,7 @@ def test_every_worker_reads_a_part_of_its_own(
     assert command == "run"
     settings = {name: environment[name] for name in environment.keys() - {"TASK"}}
     del settings["WORKERS"]
-    assert settings.keys() <= names_of(run, "PSWORKER")
+    assert settings.keys() <= OF_WORKER
     settings["PSWORKER_APP_DIR"] = "."  # That of the image is not here.
     options = read_options(run, arguments, settings, monkeypatch)
     assert spec["completionMode"] == "Indexed"
