@@ -67,17 +67,21 @@ def loss(params: Params, batch: Batch) -> jax.Array:
 
 
 def batches(shard: Shard) -> Iterator[Batch]:
-    """Yield random batches of this shard's images, for ever."""
+    """Yield this shard's images in batches, in another order every time."""
     (images, labels), _ = data()
     mine = slice(shard.index, None, shard.count)
     images, labels = images[mine], labels[mine]
-    rng = np.random.default_rng(shard.index)
     is_slow = shard.count > 1 and shard.index == shard.count - 1
     pause_s = PAUSE_S * (SLOWER if is_slow else 1)
-    while True:
-        chosen = rng.integers(len(labels), size=BATCH)
-        time.sleep(pause_s * rng.uniform(0.5, 1.5))
-        yield images[chosen], labels[chosen]
+    size = min(BATCH, len(labels))
+    for epoch in shard.epochs:
+        rng = np.random.default_rng((shard.index, epoch))
+        order = rng.permutation(len(labels))
+        # All of one size: for another one JAX would compile the loss again.
+        for first in range(0, len(labels) - size + 1, size):
+            chosen = order[first : first + size]
+            time.sleep(pause_s * rng.uniform(0.5, 1.5))
+            yield images[chosen], labels[chosen]
 
 
 def evaluate(params: Params) -> dict[str, float]:

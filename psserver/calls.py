@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from psserver.malformed import require_message
+from psserver.shards import Lease
 from psserver.store import Store
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
@@ -130,6 +131,18 @@ class Calls:
         """Return the size of the body that a snapshot takes to travel, in bytes."""
         layout, _ = self._store.pull(session, self._clock())
         return encoding.layout(layout).nbytes
+
+    def lease_shard(self, request: pb.LeaseShardRequest) -> pb.LeaseShardReply:
+        told = request.finished if request.HasField("finished") else None
+        lease = self._store.lease_shard(
+            request.session,
+            request.count,
+            Lease(told.index, told.epoch) if told else None,
+            self._clock(),
+        )
+        return pb.LeaseShardReply(
+            lease=pb.ShardLease(index=lease.index, epoch=lease.epoch)
+        )
 
     def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         require_message(request)

@@ -1,6 +1,6 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,6 +87,8 @@ class Core:
         # Read without a lock, so replaced as a whole.
         self.published = self._taken = self._newest = Cut(nothing, State((), None))
         self._is_keeping = False  # Changes that were taken.
+        self._is_starting = False
+        self._superseded: Set[str] = frozenset()  # When a checkpoint was taken.
         self._being_kept: list[Pending] = []
         self._waiting: list[Pending] = []
 
@@ -109,14 +111,14 @@ class Core:
         busy = {push.session for push in self._pushes()}
         entry = self.sessions.join(worker, session, rejoin_at, busy=busy)
         self.counters.join(worker, now)
-        if entry is not Entry.AGAIN:
+        # Without variables there is nothing to keep it beside.
+        if entry is not Entry.AGAIN and (self.model or self._is_starting):
             self._note(Joined(worker, session, rejoin))
         pending = Pending()
-        # Without variables there is nothing to keep it beside, nor to take over.
-        if self.model is None or not (self._changes or self._is_keeping):
-            pending.is_settled = True
-        else:
+        if self._changes or self._is_keeping:
             self._waiting.append(pending)
+        else:
+            pending.is_settled = True
         return entry, pending
 
     def forget_silent(self, now: float) -> Sequence[str]:
@@ -127,8 +129,31 @@ class Core:
             self.sessions.forget(worker)
         return silent
 
+    def prepare(self) -> tuple[Mapping[str, Session], Counters]:
+        """Return what to keep beside the first variables; see `memory`.
+
+        Who joins from now on has to be kept too, once there are variables.
+        """
+        self._is_starting = True
+        return self.memory()
+
+    def give_up(self) -> None:
+        """Have no variables: they could not be kept."""
+        self._is_starting, self._changes = False, []
+        for pending in self._waiting:
+            pending.is_settled = True
+        self._waiting = []
+
+    def expects(self, session: str, now: float) -> bool:
+        """Say whether a session is its worker's newest, and not silent."""
+        known = self.sessions.find(session)
+        if known is None or known.superseded:
+            return False
+        return not self.counters.is_silent(known.worker, now)
+
     def start(self, model: Model, state: State, step: int = 0) -> None:
         """Have variables from now on."""
+        self._is_starting = False
         snapshot = Snapshot(model.body(state), step, self.generation)
         self.published = self._taken = self._newest = Cut(snapshot, state)
         self.model = model
@@ -241,6 +266,8 @@ class Core:
             state: Likewise.
         """
         self.sessions = Sessions(kept.sessions)
+        rows = kept.sessions.items()
+        self._superseded = {session for session, row in rows if row.superseded}
         self.counters = kept.counters
         self.rename(kept.generation)
         self.start(model, state, kept.step)
@@ -253,6 +280,8 @@ class Core:
             now: Seconds.
         """
         if isinstance(change, Joined):
+            if change.session in self._superseded and not change.rejoin:
+                return  # Before the checkpoint: it cannot have joined again since.
             rejoin_at = self._newest.snapshot.step if change.rejoin else None
             self.sessions.enter(change.worker, change.session, rejoin_at)
             self.counters.join(change.worker, now)

@@ -2,13 +2,14 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 from psserver.recent import Recent
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
+from pswire.status import SILENT_S
 from pswire.values import Verdict
 
 _EXACT = 1000  # Steps.
@@ -94,7 +95,9 @@ class WorkerRow:
         self.consecutive_drops += 1
         self.longest_drops = max(self.longest_drops, self.consecutive_drops)
 
-    def freeze(self, name: str, now: float, uptime_s: float) -> WorkerStatus:
+    def freeze(
+        self, name: str, now: float, uptime_s: float, shard: str
+    ) -> WorkerStatus:
         return WorkerStatus(
             name=name,
             counts=self.tally.freeze(),
@@ -106,6 +109,7 @@ class WorkerRow:
             staleness_buckets=tuple(self.staleness_buckets),
             staleness_sum=self.staleness_sum,
             recent_drops=self.recently.bit_count(),
+            shard=shard,
         )
 
 
@@ -169,6 +173,10 @@ class Counters:
             self.unjoined.merge(self.rows.pop(worker).tally)
         return silent
 
+    def is_silent(self, worker: str, now: float) -> bool:
+        """Say whether a joined worker has not called for a minute."""
+        return now - self.rows[worker].last_seen > SILENT_S
+
     def see(self, worker: str, now: float) -> None:
         """Note that a joined worker has called."""
         row = self.rows.get(worker)
@@ -207,10 +215,20 @@ class Counters:
             self.recent.add(verdict.applied, loss, now)
             row.judge(verdict, loss, now)
 
-    def workers(self, now: float, uptime_s: float) -> tuple[WorkerStatus, ...]:
-        """Return every worker's row, by name."""
-        rows = sorted(self.rows.items())
-        return tuple(row.freeze(name, now, uptime_s) for name, row in rows)
+    def workers(
+        self, now: float, uptime_s: float, shards: Mapping[str, str] = {}
+    ) -> tuple[WorkerStatus, ...]:
+        """Return every worker's row, by name.
+
+        Args:
+            now: Seconds.
+            uptime_s: Of the server, in seconds.
+            shards: {worker: the part of the data that it has leased}.
+        """
+        return tuple(
+            row.freeze(name, now, uptime_s, shards.get(name, ""))
+            for name, row in sorted(self.rows.items())
+        )
 
 
 def _told(staleness: int) -> int:

@@ -29,6 +29,9 @@ class Keeper(Protocol):
             OSError: None of them is kept.
         """
 
+    def taking(self, is_taking: bool) -> None:
+        """Hear whether pushes are taken; must neither take long nor call back."""
+
     def stepped(self, step: int) -> None:
         """Hear of a step that is seen from now on; must not take long."""
 
@@ -45,6 +48,9 @@ class KeepNothing:
         pass
 
     def keep(self, changes: Sequence[Change]) -> None:
+        pass
+
+    def taking(self, is_taking: bool) -> None:
         pass
 
     def stepped(self, step: int) -> None:

@@ -77,9 +77,9 @@ class Lineage:
         """Whether no push is applied, because one could not be kept."""
         return self._commits.refuses
 
-    def refuse(self, why: str) -> None:
-        """Apply no push until `resume`."""
-        self._commits.refuse(why)
+    def stall(self, why: str) -> None:
+        """Apply no push until `resume`, and let nobody wait for what is being kept."""
+        self._commits.stall(why)
 
     def resume(self) -> None:
         """Apply pushes again."""
@@ -111,7 +111,7 @@ class Lineage:
         model, state = self._start(variables, initializer)
         cut = Cut(Snapshot(model.body(state), 0, self.generation), state)
         with self._lock:
-            memory = self._core.memory()
+            memory = self._core.prepare()
         return model, state, self._checkpoint(model, cut, memory)
 
     def restore(self, kept: Checkpoint) -> None:

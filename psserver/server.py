@@ -234,24 +234,26 @@ class Server:
         if config.data_dir is None:
             return None
         folder = Path(config.data_dir).absolute()
-        self._data_dir.enter_context(locked(folder))
         archive = Archive(
             disk.RealDisk(), folder, mode=config.durability, keep=config.keep
         )
+        archive.require_own()  # Before a lock is put there.
+        self._data_dir.enter_context(locked(folder))
         self._data_dir.callback(archive.close)
-        watch = LogWatch(
+        return Saver(
             archive,
-            on_room=lambda is_there: self._grpc.tell_health(is_there),
-            on_failure=self._fail,
+            Every.parse(config.checkpoint_every),
+            LogWatch(archive, self._fail),
+            lambda is_taking: self._grpc.tell_health(is_taking),
         )
-        return Saver(archive, Every.parse(config.checkpoint_every), watch)
 
     def _fail(self, error: Exception) -> None:
         """Have the server end: what it acknowledged from now on might be lost."""
+        why = str(error) or repr(error)  # Some say nothing.
         _log.critical(
             "no push can be kept any more: %s",
-            error,
-            extra={"event": "disk_failed", "error": str(error)},
+            why,
+            extra={"event": "disk_failed", "error": why},
         )
         self._failure = error
         self._asked.set()

@@ -94,6 +94,12 @@ class ParameterServer:
             for piece in pieces:
                 yield Exchanged(None, piece)
 
+    def LeaseShard(
+        self, request: pb.LeaseShardRequest, context: grpc.ServicerContext
+    ) -> pb.LeaseShardReply:
+        with to_status(context):
+            return self._calls.lease_shard(request)
+
     def Status(
         self, request: pb.StatusRequest, context: grpc.ServicerContext
     ) -> pb.StatusReply:

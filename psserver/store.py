@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from psserver import gradients as checks
-from psserver.commits import Commits
+from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
 from psserver.lineage import Lineage
-from psserver.rules import CompiledRule, require_rule
+from psserver.model import Model
+from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
+from psserver.shards import Lease, Shards
 from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body
@@ -101,7 +103,10 @@ class Store:
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
-        self._commits = Commits(self._core, self._lock, self._keeper.keep)
+        self._commits = Commits(
+            *(self._core, self._lock, self._keeper.keep, self._keeper.taking)
+        )
+        self._shards = Shards()
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
@@ -141,9 +146,14 @@ class Store:
             ServerUnavailableError: The joining cannot be kept.
         """
         with self._lock:
+            if not self._core.sessions.find(session):
+                self._commits.require_room()
             entry, pending = self._core.join(worker, session, now, rejoin=rejoin)
             forgotten = self._core.forget_silent(now)
-            self._commits.wait(pending)
+            try:
+                self._commits.wait(pending)
+            except StalledError as error:
+                raise ServerUnavailableError(str(error)) from error
             model = self._core.model
             joined = Joined(
                 generation=self.generation,
@@ -183,6 +193,8 @@ class Store:
             self._require_initial(layout)
             variables = Body.gather(layout, receive(layout))
             checks.require_no_nan(variables)
+            with self._lock:
+                self._commits.require_room()
             with self._initializing:
                 if self._core.model is None:
                     self._set_first(session, variables)
@@ -234,6 +246,8 @@ class Store:
         try:
             self._see(header.session, now)
             verdict = self._judge(header, receive, timing, is_wanted)
+        except StalledError as error:  # It is counted once it has an answer.
+            raise ServerUnavailableError(str(error)) from error
         except ParameterServerError as error:
             self.reject(header.session, error)
             raise
@@ -250,11 +264,31 @@ class Store:
             known = self._core.sessions.find(session)
             self._core.counters.reject(known.worker if known else None, error)
 
+    def lease_shard(
+        self, session: str, count: int, finished: Lease | None, now: float
+    ) -> Lease:
+        """Lease a part of the data; see `Shards.lease`.
+
+        Raises:
+            SessionUnknownError: The session has not joined.
+            SessionSupersededError: A newer one has taken its worker's name over.
+            InvalidRequestError: There cannot be so many parts, or not that one.
+        """
+        self._see(session, now)
+        with self._lock:
+            is_here = partial(self._core.expects, now=now)
+            return self._shards.lease(session, count, finished, is_here)
+
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
             step = self.lineage.step
+            parts = {
+                known.worker: part
+                for session, part in self._shards.held().items()
+                if (known := self._core.sessions.find(session)) and not known.superseded
+            }
         uptime_s = now - self._started
         recent = counters.recent.rates(now, uptime_s)
         return Status(
@@ -268,7 +302,7 @@ class Store:
             pushes_per_s=recent.pushes_per_s,
             counts=counters.total.freeze(),
             staleness=dict(sorted(counters.staleness.items())),
-            workers=counters.workers(now, uptime_s),
+            workers=counters.workers(now, uptime_s, parts),
             unjoined=counters.unjoined.freeze(),
             steps_per_s=recent.steps_per_s,
             recent_drop_rate=recent.drop_rate,
@@ -295,15 +329,15 @@ class Store:
             )
 
     def _set_first(self, session: str, variables: Body) -> None:
-        model, state, first = self.lineage.first(variables, session)
-        try:
-            self._keeper.begin(first)
-        except OSError as error:
-            raise ServerUnavailableError(str(error)) from error
-        except ValueError as error:
-            raise InvalidRequestError(f"rule: {error}") from error
-        with self._lock:
-            self._core.start(model, state)
+        with self._commits.alone():
+            try:
+                model, state = self._keep_first(session, variables)
+            except Exception:
+                with self._lock:
+                    self._core.give_up()
+                raise
+            with self._lock:
+                self._core.start(model, state)
         _log.info(
             "initialized: %d variables, %d bytes",
             *(len(variables), variables.layout.nbytes),
@@ -315,6 +349,16 @@ class Store:
                 "nbytes": variables.layout.nbytes,
             },
         )
+
+    def _keep_first(self, session: str, variables: Body) -> tuple[Model, State]:
+        model, state, first = self.lineage.first(variables, session)
+        try:
+            self._keeper.begin(first)
+        except OSError as error:
+            raise ServerUnavailableError(str(error)) from error
+        except ValueError as error:
+            raise InvalidRequestError(f"rule: {error}") from error
+        return model, state
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._core.require_model().rule.parts(gradients))

@@ -15,7 +15,7 @@ import click
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 from psworker.drops import require_skip
-from psworker.task import Shard, Task, load_task
+from psworker.task import Leased, Shard, Task, load_task, parse_shard
 from psworker.wire import Wire
 
 # JAX and gRPC are imported by the commands that need them: `--help` is instant.
@@ -75,9 +75,11 @@ _compression = click.option(
 )
 
 
-def _read_shard(context: click.Context, parameter: click.Parameter, text: str) -> Shard:
+def _read_shard(
+    context: click.Context, parameter: click.Parameter, text: str
+) -> Shard | Leased:
     try:
-        return Shard.parse(text)
+        return parse_shard(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -97,7 +99,8 @@ def main() -> None:
     default="0/1",
     show_default=True,
     metavar="I/N",
-    help="Which part of the data this worker reads.",
+    help="Which part of the data this worker reads; auto/N: one of N after another, "
+    "each leased from the server.",
 )
 @click.option(
     "--name",
@@ -115,7 +118,7 @@ def main() -> None:
 def run(
     target: str,
     server: str,
-    shard: Shard,
+    shard: Shard | Leased,
     name: str | None,
     steps: int | None,
     on_drop: Any,
@@ -156,7 +159,9 @@ def run(
                 train(
                     client,
                     task,
-                    shard,
+                    client.lease_shards(shard.count)
+                    if isinstance(shard, Leased)
+                    else shard,
                     steps=steps,
                     on_drop=on_drop,
                     prefetch=prefetch,

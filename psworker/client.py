@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar, overload
 
 from pswire import trees
@@ -17,6 +17,7 @@ from psworker.connection import Connection
 from psworker.drops import OnDrop, retries
 from psworker.gradient import differentiate
 from psworker.pushes import Origin, Pushes, rounding
+from psworker.task import Shard
 from psworker.wire import Wire
 
 Params = TypeVar("Params")
@@ -259,6 +260,24 @@ class Client:
             if verdict.applied or not retries_left:
                 break
         return verdict, result
+
+    def lease_shards(self, count: int) -> Iterator[Shard]:
+        """Yield parts of the data without end, each of which no other worker has.
+
+        The part that has waited longest is next. This worker keeps it until it asks
+        for the next one, but no longer than a minute without any call. If there are
+        more workers than parts, some share one.
+
+        Args:
+            count: Into how many parts the data are cut; the same for all workers.
+
+        Raises:
+            InvalidRequestError: There cannot be so many.
+        """
+        shard = None
+        while True:
+            shard = self._connection.lease_shard(count, shard)
+            yield shard
 
     def status(self) -> Status:
         """Return the server's counters."""

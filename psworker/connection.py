@@ -26,6 +26,7 @@ from psworker.arrivals import Arrivals
 from psworker.outage import Outage
 from psworker.remote import Remote
 from psworker.samehost import SameHost
+from psworker.task import Shard
 from psworker.transport import Transport
 
 _log = logging.getLogger("psworker")
@@ -211,6 +212,26 @@ class Connection:
 
         return self._call_in_session(attempt, layout.nbytes + self._snapshot_nbytes())
 
+    def lease_shard(self, count: int, finished: Shard | None) -> Shard:
+        """Lease a part of the data.
+
+        Args:
+            count: Into how many parts they are cut.
+            finished: What this session leased last, and has gone through; None:
+                nothing.
+
+        Raises:
+            InvalidRequestError: There cannot be so many.
+        """
+        request = pb.LeaseShardRequest(session=self.session, count=count)
+        if finished:
+            request.finished.index = finished.index
+            request.finished.epoch = finished.epoch or 0
+        lease = self._call_in_session(
+            lambda _, timeout: self._remote.lease_shard(request, timeout)
+        ).lease
+        return Shard(lease.index, count, lease.epoch)
+
     def status(self) -> Status:
         """Return the server's counters."""
         return Status.from_proto(
@@ -254,7 +275,7 @@ class Connection:
             return _UNKNOWN_NBYTES
         return self.pull_encoding.layout(layout).nbytes
 
-    def _call_in_session(self, attempt: Attempt[Answer], nbytes: float) -> Answer:
+    def _call_in_session(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         joins = self._joins
         if self._has_restarted:  # It knows the session still, but we not the way to it.
             self._rejoin(joins)

@@ -1,18 +1,17 @@
 """The training loop of one worker."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-
 from pswire.body import Body
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Snapshot
+from psworker.batches import batches
 from psworker.drops import OnDrop, require_skip, retries
-from psworker.gradient import Compute, differentiate, takes_rng
+from psworker.gradient import Compute, differentiate
 from psworker.overlap import Exchanger, Judged, Overlap
 from psworker.task import Shard, Task
 
@@ -49,7 +48,7 @@ class Progress:
 def train(
     client: Exchanger,
     task: Task,
-    shard: Shard,
+    shards: Shard | Iterable[Shard],
     *,
     steps: int | None = None,
     on_drop: OnDrop = "skip",
@@ -58,12 +57,12 @@ def train(
     background_push: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Train until the batches end or the step is reached.
+    """Train until the batches end, of all parts, or the step is reached.
 
     Args:
         client: The server, or anything that behaves like it.
         task: What to train.
-        shard: Which part of the data to read.
+        shards: Which part of the data to read, or which ones, one after another.
         steps: Stop once the global step is this high; None: never.
         on_drop: "skip" goes on with the next batch after a drop, "retry" computes the
             same batch again from fresh variables, at most `max_retries` times.
@@ -81,13 +80,14 @@ def train(
     Raises:
         ParameterServerError: The server refused a push, or was away for too long.
         ValueError: `on_drop` or `max_retries` is none of those, or "retry" stands
-            beside `prefetch` or `background_push`.
+            beside `prefetch` or `background_push`, or no leased part has a batch.
     """
+    parts = (shards,) if isinstance(shards, Shard) else shards
     attempts = 1 + retries(on_drop, max_retries)
     require_skip(on_drop, prefetch=prefetch, background_push=background_push)
     with Overlap(client, prefetch=prefetch, background_push=background_push) as calls:
         training = _Training(client, task, calls, report)
-        for rng, batch in zip(_keys(task, shard), task.batches(shard), strict=False):
+        for rng, batch in batches(task, parts):
             for _ in range(attempts):
                 if training.reaches(steps):
                     return training.progress
@@ -171,15 +171,3 @@ class _Training:
         if judged:
             self.progress = self.progress.after(judged)
             self._report(self.progress)
-
-
-def _keys(task: Task, shard: Shard) -> Iterator[Any]:
-    """Yield a fresh key for every batch, or None for a loss that wants none."""
-    if not takes_rng(task.loss):
-        while True:
-            yield None
-    own = jax.random.fold_in(jax.random.key(task.seed), shard.index)
-    number = 0
-    while True:
-        yield jax.random.fold_in(own, number)
-        number += 1

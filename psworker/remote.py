@@ -102,6 +102,11 @@ class Remote:
 
         return first.push, pulled()
 
+    def lease_shard(
+        self, request: pb.LeaseShardRequest, timeout: float
+    ) -> pb.LeaseShardReply:
+        return self._call(methods.LEASE_SHARD, request, timeout)
+
     def status(self, timeout: float) -> pb.StatusReply:
         return self._call(methods.STATUS, pb.StatusRequest(), timeout)
 

@@ -1,8 +1,9 @@
 """A task: what a user brings to be trained."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from pswire.imports import load
 
@@ -14,6 +15,8 @@ class Shard:
     Attributes:
         index: 0 to count - 1.
         count: How many parts there are.
+        epoch: How often the part had been leased before; None: it is not leased, but
+            this worker's for good.
 
     Raises:
         ValueError: The index is not below the count.
@@ -21,6 +24,7 @@ class Shard:
 
     index: int = 0
     count: int = 1
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
@@ -28,17 +32,40 @@ class Shard:
                 f"shard: expected I/N with 0 <= I < N, got {self.index}/{self.count}"
             )
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `I/N`.
+    @property
+    def epochs(self) -> Iterable[int]:
+        """The times to go through it: 0, 1, 2 and so on; of a leased part just one."""
+        return itertools.count() if self.epoch is None else (self.epoch,)
 
-        Raises:
-            ValueError: The text has another form.
-        """
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal()):
-            raise ValueError(f"shard: expected I/N, as in 0/4, got {text!r}")
-        return cls(int(index), int(count))
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """That a worker reads parts of the data that the server leases to it.
+
+    Attributes:
+        count: How many parts there are.
+    """
+
+    count: int
+
+
+def parse_shard(text: str) -> Shard | Leased:
+    """Read `I/N`, or `auto/N`.
+
+    Raises:
+        ValueError: The text has another form, or the index is not below the count.
+    """
+    index, _, count = text.partition("/")
+    numbers = [int(part) for part in (index, count) if part.isdecimal()]
+    match index, numbers:
+        case "auto", [parts] if parts > 0:
+            return Leased(parts)
+        case _, [part, parts]:
+            return Shard(part, parts)
+    raise ValueError(
+        "shard: expected I/N, as in 0/4, or auto/N for parts that the server leases, "
+        f"got {text!r}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +77,9 @@ class Task:
             first one's are taken.
         loss: `loss(params, batch)`, a scalar; with a parameter `rng` it also gets a
             fresh JAX key. It is differentiated and compiled by JAX.
-        batches: `batches(shard)`, the batches of one worker, finite or not; each is
-            what `loss` takes.
+        batches: `batches(shard)`, the batches of one part of the data, finite or not;
+            each is what `loss` takes. `shard.epochs` says how often to go through it:
+            a leased part is kept until its batches end.
         evaluate: `evaluate(params)`, named numbers to be printed at the end; None:
             nothing is.
         has_aux: Whether `loss` returns a scalar and something else beside it.

@@ -97,6 +97,7 @@ class WorkerStatus:
             `STALENESS_BOUNDS`, less those of the bounds before, and one for the rest.
         staleness_sum: The staleness of all of them, in steps.
         recent_drops: Dropped pushes among its last twenty judged ones.
+        shard: The part of the data that it has leased, as `I/N`; empty: none.
     """
 
     name: str
@@ -109,6 +110,7 @@ class WorkerStatus:
     staleness_buckets: tuple[int, ...] = (0,) * (len(STALENESS_BOUNDS) + 1)
     staleness_sum: int = 0
     recent_drops: int = 0
+    shard: str = ""
 
     @property
     def mean_staleness(self) -> float | None:
@@ -129,6 +131,7 @@ class WorkerStatus:
             staleness_buckets=tuple(message.staleness_buckets),
             staleness_sum=message.staleness_sum,
             recent_drops=message.recent_drops,
+            shard=message.shard,
         )
 
     def to_proto(self) -> pb.WorkerStatus:
@@ -143,11 +146,13 @@ class WorkerStatus:
             staleness_buckets=self.staleness_buckets,
             staleness_sum=self.staleness_sum,
             recent_drops=self.recent_drops,
+            shard=self.shard,
         )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            "shard": self.shard or None,
             **self.counts.to_json(),
             "consecutive_drops": self.consecutive_drops,
             "longest_drops": self.longest_drops,

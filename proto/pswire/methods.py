@@ -100,6 +100,9 @@ EXCHANGE_STREAM: Method[PushPiece, Exchanged] = Method(
     streams_requests=True,
     streams_replies=True,
 )
+LEASE_SHARD: Method[pb.LeaseShardRequest, pb.LeaseShardReply] = Method(
+    "LeaseShard", _plain(pb.LeaseShardRequest), _plain(pb.LeaseShardReply)
+)
 STATUS: Method[pb.StatusRequest, pb.StatusReply] = Method(
     "Status", _plain(pb.StatusRequest), _plain(pb.StatusReply)
 )
@@ -113,5 +116,6 @@ METHODS: tuple[Method[Any, Any], ...] = (
     PUSH_STREAM,
     EXCHANGE,
     EXCHANGE_STREAM,
+    LEASE_SHARD,
     STATUS,
 )

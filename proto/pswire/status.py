@@ -10,7 +10,9 @@ from typing import Any, Self
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 
-_SILENT_S = 60.0
+SILENT_S = 60.0
+"""After so long without a call a worker is taken to be gone, in seconds."""
+
 _MANY_DROPS = 10  # In a row.
 _MOST_DROPS = 18  # Of the last twenty.
 _CHANCE = 0.001
@@ -181,7 +183,7 @@ class Status:
         the last twenty, although with the drop rate of all so many drops would be
         chance only once in a thousand.
         """
-        if worker.last_seen_s > min(_SILENT_S, self.uptime_s):
+        if worker.last_seen_s > min(SILENT_S, self.uptime_s):
             return WorkerState.SILENT
         drops = worker.consecutive_drops
         if worker.recent_drops >= _MOST_DROPS:  # One applied push ends no starvation.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,9 @@ from psserver.durability.disk import Disk
 from psserver.durability.ending import NAME as ENDING
 from psserver.durability.ending import Ending
 from psserver.durability.errors import DataDirectoryError
+from psserver.durability.kept import Kept
 from psserver.durability.log import Log
+from psserver.durability.segments import is_own, segments
 from pswire.errors import ParameterServerError
 from pswire.layout import Layout
 
@@ -59,11 +62,33 @@ class Archive:
         self._log_folder = folder / "log"
         self._keep = keep
         self._log: Log | None = None
+        self._begins_at = 0  # The log, in steps.
         self._has_model = False
         self.saves = 0
         """Checkpoints saved so far."""
 
-    def recover(self, store: Recovering, rule: str, now: float) -> None:
+    def require_own(self) -> None:
+        """Check that the folder neither is nor has a part of another data directory.
+
+        Raises:
+            DataDirectoryError: It does.
+            OSError: It cannot be read.
+        """
+        parts = [n for n in self._disk.names(self._folder) if is_part(n)]
+        for part in (FOLDER, self._log_folder.name):
+            if ENDING in self._disk.names(self._folder / part):
+                parts.append(part)
+            if self._folder.name == part and ENDING in self._disk.names(
+                self._folder.parent
+            ):
+                parts.append(f"its place in {self._folder.parent}")
+        if parts:
+            raise DataDirectoryError(
+                f"data_dir: expected a folder of its own, got {self._folder}, which "
+                f"has {parts[0]} of another data directory"
+            )
+
+    def recover(self, store: Recovering, rule: str, now: float) -> Checkpoint | None:
         """Let a store go on where the last server ended, if there was one.
 
         Where history may have been cut the store's own generation begins another one.
@@ -73,37 +98,48 @@ class Archive:
             rule: What `status` calls its rule.
             now: Seconds.
 
+        Returns:
+            The newest checkpoint on the disk; None: there is none yet.
+
         Raises:
             DataDirectoryError: What is there is damaged, or of another rule.
             OSError: It cannot be read, or not be written.
         """
-        self._require_own()
         ending = Ending.read(self._disk, self._folder)
         fresh = store.generation
-        kept_step = self._restore(store, rule, now)
-        if kept_step is None:
+        kept = self._restore(store, rule, now)
+        if kept is None:
             self._require_nothing(ending)
             self._remove_log()  # Of a server that never got its first checkpoint.
             _tell_fresh(self._folder)
-            return
+            return None
         self._has_model = True
         is_whole = self._replay(store, ending, now)
         if not is_whole:
             store.begin_history(fresh)
         at = store.checkpoint()
         assert at is not None
-        if at.step > kept_step or (self.keeps_changes and not is_whole):
+        _tell_recovered(self._folder, at, kept.step, is_whole=is_whole)
+        # Who has joined since may be in the log alone, which another mode removes.
+        has_changed = not Kept.of(kept).is_like(replace(at, generation=kept.generation))
+        if has_changed or (self.keeps_changes and not is_whole):
             self.save(at)
+            kept = at
         if self.keeps_changes:
-            self._begin_log(at)
-        _tell_recovered(self._folder, at, kept_step, is_whole=is_whole)
+            self._prepare_log(at)
+        return kept
 
     def open(self) -> None:
         """Write down that a server runs; from now on there may be something to lose.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: It cannot be written, or no checkpoint could be.
         """
+        self.checkpoints.require_room()
+        if self._log:
+            # Before it is said that there is one.
+            self._log.begin(self._begins_at)
+            replay.remove_beginnings(self._disk, self._log_folder)
         Ending(self.mode, self._has_model).write(self._disk, self._folder)
         if not self.keeps_changes:
             self._remove_log()  # What it had is in the checkpoint.
@@ -114,10 +150,11 @@ class Archive:
         Raises:
             OSError: They cannot be kept.
         """
+        self.checkpoints.prune(0)  # What was refused before, though it was written.
         if self.keeps_changes:
             # In this order: a log without a checkpoint, if it is empty, is no damage.
             self._remove_log()
-            self._begin_log(first)
+            self._prepare_log(first).begin(first.step)
         self.save(first)
 
     def keep(self, changes: Sequence[Change]) -> None:
@@ -169,8 +206,8 @@ class Archive:
         if self._log:
             self._log.close()
 
-    def _restore(self, store: Recovering, rule: str, now: float) -> int | None:
-        """Give a store the newest checkpoint, and return its step; None: none."""
+    def _restore(self, store: Recovering, rule: str, now: float) -> Checkpoint | None:
+        """Give a store the newest checkpoint, and return it; None: there is none."""
         kept = self.checkpoints.load_newest(now)
         if kept is None:
             return None
@@ -181,7 +218,7 @@ class Archive:
             )
         with self._of_this_rule():
             store.restore(kept)
-        return kept.step
+        return kept
 
     def _replay(self, store: Recovering, ending: Ending | None, now: float) -> bool:
         """Do what came after the checkpoint; say whether that is all there was."""
@@ -212,6 +249,15 @@ class Archive:
         )
         with self._of_this_rule():
             store.replay(changes, now)
+        if (
+            ending
+            and ending.generation == store.generation
+            and store.step < ending.step
+        ):
+            raise DataDirectoryError(
+                f"{self._log_folder}: expected the steps up to {ending.step}, at which "
+                f"the last server has stopped, got those up to {store.step}"
+            )
         return True
 
     @contextmanager
@@ -223,15 +269,6 @@ class Archive:
                 f"rule: expected the one that {self._folder} is of, got another one; "
                 f"{error}"
             ) from error
-
-    def _require_own(self) -> None:
-        """Check that the folder is no part of a data directory itself."""
-        for name in self._disk.names(self._folder):
-            if is_part(name):
-                raise DataDirectoryError(
-                    f"data_dir: expected a folder of its own, got {self._folder}, "
-                    f"which has {name} of another data directory"
-                )
 
     def _require_nothing(self, ending: Ending | None) -> None:
         if ending and ending.has_model:
@@ -260,17 +297,21 @@ class Archive:
             )
 
     def _has_log(self) -> bool:
-        return any(n.endswith(".log") for n in self._disk.names(self._log_folder))
+        return bool(segments(self._disk, self._log_folder))
 
-    def _begin_log(self, at: Checkpoint) -> None:
+    def _prepare_log(self, at: Checkpoint) -> Log:
         self.close()
         self._log = Log(self._disk, self._log_folder, at.generation)
-        self._log.begin(at.step)
+        self._begins_at = at.step
+        return self._log
 
     def _remove_log(self) -> None:
-        if self._log_folder.name in self._disk.names(self._folder):
-            self._disk.remove(self._log_folder)
-            self._disk.sync_folder(self._folder)
+        """Remove the log's own files: what else is there is somebody's."""
+        own = [n for n in self._disk.names(self._log_folder) if is_own(n)]
+        for name in own:
+            self._disk.remove(self._log_folder / name)
+        if own:
+            self._disk.sync_folder(self._log_folder)
 
 
 def _tell_fresh(folder: Path) -> None:

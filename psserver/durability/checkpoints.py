@@ -14,6 +14,7 @@ from psserver.durability import folder as files
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.manifest import Manifest
+from psserver.durability.room import require_room
 
 FOLDER = "checkpoints"
 """Where in a data directory they are."""
@@ -166,16 +167,26 @@ class Checkpoints:
         self._good[name] = checkpoint.step
         return path
 
+    def require_room(self) -> None:
+        """Check that there can be any.
+
+        Raises:
+            OSError: There cannot: there is no room, or no permission.
+        """
+        self._disk.make_folder(self._folder)
+        require_room(self._disk, self._folder, 0)
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest.
 
         Args:
-            keep: How many stay, 1 or more.
+            keep: How many stay.
 
         Raises:
             OSError: The disk does not do it.
         """
-        old = self.names()[:-keep]
+        names = self.names()
+        old = names[: max(0, len(names) - keep)]
         for name in old:
             self._good.pop(name, None)
             self._rename(name, f"{_DELETING}{name}")

@@ -38,7 +38,7 @@ class Kept:
     def of(
         cls,
         checkpoint: Checkpoint,
-        at: float,
+        at: float = -math.inf,
         cut_at: float = -math.inf,
         path: Path | None = None,
     ) -> Self:

@@ -1,14 +1,18 @@
 """What becomes of pushes when the log's disk is full, silent or broken."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from psserver.changes import Change
+from psserver.checkpoint import Checkpoint
 from psserver.durability.archive import Archive
-from psserver.durability.errors import DiskFullError
+from psserver.durability.errors import DiskFullError, is_final
 
+_POLL_S = 1.0  # How late an answer of the disk may be noticed.
 _STALL_S = 5.0
 
 _log = logging.getLogger("psserver")
@@ -19,95 +23,121 @@ class Refusing(Protocol):
 
     @property
     def refuses_pushes(self) -> bool: ...
-    def refuse(self, why: str) -> None: ...
+    def stall(self, why: str) -> None: ...
     def resume(self) -> None: ...
 
 
 class LogWatch:
-    """Keeps changes in an `Archive`, and tells when it cannot.
+    """Keeps changes in an `Archive`, and has pushes refused while it cannot.
+
+    A thread of its own looks after the disk: it must not wait for a disk that gives no
+    answer, or for a checkpoint that takes long.
 
     Attributes:
         failure: Why nothing can be kept any more; None: it can.
     """
 
     def __init__(
-        self,
-        archive: Archive,
-        *,
-        on_room: Callable[[bool], None],
-        on_failure: Callable[[Exception], None],
+        self, archive: Archive, on_failure: Callable[[Exception], None]
     ) -> None:
         """Prepare to keep.
 
         Args:
             archive: Where.
-            on_room: Is told False when the disk cannot take a push any more, and True
-                when it can again.
             on_failure: Is told why nothing can be kept any more.
         """
         self.failure: Exception | None = None
         self._archive = archive
-        self._on_room = on_room
         self._on_failure = on_failure
-        self._keeping_since: float | None = None
+        self._asked_at: float | None = None  # The disk; None: it has answered.
         self._is_stalled = False
+        self._stopped = threading.Event()
+        # A daemon: a program that never stops its server can still end.
+        self._thread = threading.Thread(
+            target=self._run, name="psserver log watch", daemon=True
+        )
+
+    def begin(self, first: Checkpoint) -> None:
+        """Keep the first variables; see `Keeper.begin`."""
+        with self._asking():
+            try:
+                self._archive.begin(first)
+            except OSError as error:
+                if is_final(error):
+                    self._fail(error)
+                raise
 
     def keep(self, changes: Sequence[Change]) -> None:
         """Keep changes; see `Keeper.keep`."""
-        self._keeping_since = time.monotonic()
-        try:
-            self._archive.keep(changes)
-        except DiskFullError as error:
-            self._on_room(False)
-            _log.error(
-                "pushes are refused: %s",
-                error,
-                extra={"event": "disk_full", "error": str(error)},
-            )
-            raise
-        except Exception as error:  # Of the last record there may be a part.
-            self.fail(error)
-            raise
-        finally:
-            self._keeping_since = None
+        with self._asking():
+            try:
+                self._archive.keep(changes)
+            except DiskFullError as error:
+                _log.error(
+                    "pushes are refused: %s",
+                    error,
+                    extra={"event": "disk_full", "error": str(error)},
+                )
+                raise
+            except Exception as error:  # Of the last record there may be a part.
+                self._fail(error)
+                raise
 
-    def fail(self, error: Exception) -> None:
-        """Give up: nobody knows what the disk still has."""
+    def start(self, store: Refusing) -> None:
+        """Begin to look after the disk.
+
+        Args:
+            store: Whose pushes are refused, and taken again.
+        """
+        self._store = store
+        self._thread.start()
+
+    def halt(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def look(self) -> None:
+        """Look whether the disk answers, and whether one that was full has room."""
+        self._look_for_stall()
+        if self._store.refuses_pushes and not (self.failure or self._is_stalled):
+            self._look_for_room()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        self._asked_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked_at = None
+
+    def _fail(self, error: Exception) -> None:
         self.failure = error
         self._on_failure(error)
 
-    def look(self, store: Refusing) -> None:
-        """Look whether the disk answers, and whether one that was full has room.
+    def _run(self) -> None:
+        while not self._stopped.wait(_POLL_S):
+            self.look()
 
-        Args:
-            store: Is told when to refuse pushes, and when to take them again.
-        """
-        self._look_for_stall(store)
-        # Not before the store knows that there is none: else it learns too late.
-        may_try = not (self.failure or self._is_stalled)
-        if store.refuses_pushes and may_try:
-            self._look_for_room(store)
-
-    def _look_for_stall(self, store: Refusing) -> None:
+    def _look_for_stall(self) -> None:
         """Refuse pushes while the disk does not answer: each would hold a thread."""
-        since = self._keeping_since
-        stalled = since is not None and time.monotonic() - since > _STALL_S
-        if stalled == self._is_stalled:
+        since = self._asked_at
+        is_stalled = since is not None and time.monotonic() - since > _STALL_S
+        if is_stalled == self._is_stalled:
             return
-        self._is_stalled = stalled
-        if stalled:
+        self._is_stalled = is_stalled
+        if is_stalled:
             why = f"log: expected the disk to answer, got nothing for {_STALL_S:g} s"
-            store.refuse(why)
-            self._on_room(False)
+            self._store.stall(why)
             _log.warning("pushes are refused: %s", why, extra={"event": "disk_stalled"})
         else:
             _log.info("the disk answers again", extra={"event": "disk_answers"})
 
-    def _look_for_room(self, store: Refusing) -> None:
+    def _look_for_room(self) -> None:
         try:
             self._archive.probe()
         except OSError:
             return
-        self._on_room(True)  # First: from the next push on it may be False again.
-        store.resume()
+        self._store.resume()
         _log.info("pushes are taken again", extra={"event": "disk_has_room"})

@@ -66,6 +66,17 @@ def is_empty(disk: Disk, folder: Path) -> bool:
     )
 
 
+def remove_beginnings(disk: Disk, folder: Path) -> None:
+    """Remove the segments that have nothing, but for the newest.
+
+    Raises:
+        OSError: They cannot be read, or not be removed, which does no harm.
+    """
+    for segment in segments(disk, folder)[:-1]:
+        if _is_beginning(Reader(disk, segment.path)):
+            disk.remove(segment.path)
+
+
 def _is_beginning(reader: Reader) -> bool:
     try:
         return not any(record.offset for record in reader.records())

@@ -5,7 +5,9 @@ from pathlib import Path
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DiskFullError
 
-_NAME = "probe"
+PROBE = "probe"
+"""The name of a file that is there while room is looked for."""
+
 _PIECE = bytes(2**20)
 
 
@@ -21,9 +23,9 @@ def require_room(disk: Disk, folder: Path, nbytes: int) -> None:
         DiskFullError: There is not, or nobody can tell now.
     """
     pieces = [_PIECE] * max(1, -(-nbytes // len(_PIECE)))
-    path = folder / _NAME
+    path = folder / PROBE
     try:
-        if _NAME in disk.names(folder):
+        if PROBE in disk.names(folder):
             disk.remove(path)  # Of a server that was killed.
         writer = disk.create(path)
         try:

@@ -1,25 +1,25 @@
-"""When a running server's model is saved: when it is due, asked for, and at the end."""
+"""When a running server's model is saved: when it is due, asked for, and at its end."""
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability.archive import Archive, Recovering
-from psserver.durability.errors import is_final
 from psserver.durability.every import Every
 from psserver.durability.kept import Kept
 from psserver.durability.logwatch import LogWatch, Refusing
-from pswire.errors import NotInitializedError
+from pswire.errors import NotInitializedError, ServerUnavailableError
 from pswire.status import Durability
 
-_POLL_S = 1.0  # How late a checkpoint may be by the clock, and an answer of the disk.
+_POLL_S = 1.0  # How late a checkpoint may be by the clock.
 _PATIENCE_S = 10.0  # After a checkpoint that failed.
+_MAX_ASKING = 8  # For a checkpoint, at once: each holds a thread.
 _LONG_LOG = 4  # Times a checkpoint.
 _LONG_LOG_NBYTES = 2**28
 _LONG_LOG_STEPS = 50_000  # They are replayed within a worker's patience.
@@ -38,17 +38,25 @@ class Saved(Recovering, Refusing, Protocol):
 class Saver:
     """Keeps a store's model in an `Archive`: a `Keeper`.
 
-    Its thread saves checkpoints when they are due, and looks after the log's disk.
+    Its thread saves checkpoints when they are due.
     """
 
-    def __init__(self, archive: Archive, every: Every, watch: LogWatch) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        every: Every,
+        watch: LogWatch,
+        on_taking: Callable[[bool], None],
+    ) -> None:
         """Prepare to keep.
 
         Args:
             archive: Where.
             every: How often to save a checkpoint.
-            watch: Keeps the changes in between, in the same archive.
+            watch: Keeps the changes in between, in the same archive, if any are kept.
+            on_taking: Is told whether pushes are taken; see `Keeper.taking`.
         """
+        self.taking = on_taking
         self.keeps_changes = archive.keeps_changes
         self._archive = archive
         self._every = every
@@ -59,19 +67,20 @@ class Saver:
         self._failures = 0
         self._failed_at: float | None = None  # Unless one has been saved since.
         self._saving = threading.Lock()  # Held while a checkpoint is written.
+        self._asking = threading.BoundedSemaphore(_MAX_ASKING)
+        self._has_turned = False  # The log, for a checkpoint that is still to be kept.
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
             target=self._run, name="psserver saver", daemon=True
         )
 
     def begin(self, first: Checkpoint) -> None:
+        begin = self._watch.begin if self.keeps_changes else self._archive.begin
         try:
-            self._archive.begin(first)
+            begin(first)
         except OSError as error:
             self._count_failure()
             if self.keeps_changes:
-                if is_final(error):
-                    self._watch.fail(error)
                 raise
             _tell_failure(error)
         else:
@@ -108,8 +117,7 @@ class Saver:
             OSError: What is there cannot be used.
         """
         self._store = store
-        self._archive.recover(store, rule, time.monotonic())
-        kept = store.checkpoint()
+        kept = self._archive.recover(store, rule, time.monotonic())
         if kept:
             age_s = self._archive.checkpoints.newest_age_s()
             self._note(Kept.of(kept, time.monotonic() - age_s))
@@ -121,6 +129,8 @@ class Saver:
             OSError: The data directory cannot be written.
         """
         self._archive.open()
+        if self.keeps_changes:
+            self._watch.start(self._store)
         self._thread.start()
 
     def save(self) -> tuple[Path, int]:
@@ -130,17 +140,21 @@ class Saver:
 
         Raises:
             NotInitializedError: There are no variables yet.
+            ServerUnavailableError: Too many ask.
             OSError: It cannot be kept; the ones before still are.
         """
-        asked_at = time.monotonic()
-        with self._saving:
-            newest = self._newest
-            if newest and newest.path and newest.cut_at >= asked_at:
-                return newest.path, newest.step
-            return self._save()
+        if not self._asking.acquire(blocking=False):
+            raise ServerUnavailableError(
+                f"checkpoint: expected at most {_MAX_ASKING} to ask for one at once"
+            )
+        try:
+            return self._save_after(time.monotonic())
+        finally:
+            self._asking.release()
 
     def halt(self) -> None:
-        """End the thread; what it has begun is done first."""
+        """End the threads; what they have begun is done first."""
+        self._watch.halt()
         self._stopped.set()
         self._woken.set()
         if self._thread.ident is not None:
@@ -150,20 +164,31 @@ class Saver:
         """Save the last checkpoint, with all that was acknowledged.
 
         Raises:
-            OSError: It cannot be kept.
+            OSError: It cannot be kept, or the disk has failed before.
         """
         self.halt()
         self._store.close()
+        if self._watch.failure:
+            raise self._watch.failure
         last = self._store.checkpoint()
-        if self._watch.failure or last is None:
+        if last is None:
             return
         if self._newest is None or not self._newest.is_like(last):
             self.save()
         self._archive.seal(last.generation, last.step)
 
+    def _save_after(self, asked_at: float) -> tuple[Path, int]:
+        with self._saving:
+            newest = self._newest
+            if newest and newest.path and newest.cut_at >= asked_at:
+                return newest.path, newest.step
+            return self._save()
+
     def _save(self) -> tuple[Path, int]:
         cut_at = time.monotonic()
-        self._archive.turn()
+        if not self._has_turned:
+            self._archive.turn()
+        self._has_turned = True
         checkpoint = self._store.checkpoint()
         if checkpoint is None:
             raise NotInitializedError(
@@ -174,6 +199,7 @@ class Saver:
         except Exception:
             self._count_failure()
             raise
+        self._has_turned = False
         self._note(Kept.of(checkpoint, time.monotonic(), cut_at, path))
         _log.info(
             "saved step %d: %s",
@@ -191,7 +217,6 @@ class Saver:
         while not self._stopped.is_set():
             self._woken.wait(_POLL_S)
             self._woken.clear()
-            self._watch.look(self._store)
             if self._is_due() and not self._stopped.is_set():
                 self._try_save()
 

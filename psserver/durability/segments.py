@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psserver.durability.disk import Disk
+from psserver.durability.room import PROBE
 
 _NAME = re.compile(r"(\d{8,})-step-(\d+)\.log")
 
@@ -41,6 +42,12 @@ def segments(disk: Disk, folder: Path) -> list[Segment]:
         Segment(folder / match[0], *map(int, match.groups())) for match in found
     ]
     return sorted(numbered, key=lambda segment: segment.number)
+
+
+def is_own(name: str) -> bool:
+    """Say whether a file of this name, in the log's folder, is one of the log's."""
+    segment, torn, _ = name.partition(".log.broken")
+    return bool(_NAME.fullmatch(f"{segment}.log" if torn else name)) or name == PROBE
 
 
 def first_needed(segments: Sequence[Segment], step: int) -> int | None:

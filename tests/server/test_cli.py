@@ -251,6 +251,7 @@ def test_the_status_for_scripts_has_every_number(
     assert sum(worker.pop("staleness").values()) == 3
     assert worker == {
         "name": "ann",
+        "shard": None,
         "received": 4,
         "applied": 2,
         "dropped": 1,

@@ -34,6 +34,10 @@ class SlowDisk(KeepNothing):
     def __init__(self) -> None:
         self.is_open = threading.Event()
         self.reached = threading.Semaphore(0)
+        self.begins = threading.Semaphore(0)
+        self.may_begin = threading.Event()
+        self.may_begin.set()
+        self.first: Checkpoint | None = None
         self.kept: list[Sequence[Change]] = []
         self.error: OSError | None = None
 
@@ -45,8 +49,20 @@ class SlowDisk(KeepNothing):
         self.kept.append(changes)
 
     def begin(self, first: Checkpoint) -> None:
+        self.begins.release()
+        assert self.may_begin.wait(TIMEOUT_S)
         if self.error:
             raise self.error
+        self.first = first
+
+    def joined(self) -> list[str]:
+        """Return the sessions whose joining was kept apart from any checkpoint."""
+        return [
+            change.session
+            for changes in self.kept
+            for change in changes
+            if isinstance(change, Joined)
+        ]
 
     def steps(self) -> list[list[int]]:
         return [
@@ -74,10 +90,20 @@ class Pushers:
         self.store.status(0.0)  # Whoever applies has the lock until it waits.
         return pushes
 
+    def join(self, worker: str) -> "Future[Any]":
+        """Join, and return once that is known, though it may not be kept yet."""
+        joining = self.pool.submit(self.store.join, worker, worker, 0.0)
+        while not (joining.done() or worker in self._known()):
+            pass
+        return joining
+
     def seen(self) -> tuple[int, float]:
         """Return the step that pulls see, and the variables' value there."""
         snapshot = self.store.pull("", now=0.0)[1]
         return snapshot.step, float(snapshot.params["w"][0])
+
+    def _known(self) -> set[str]:
+        return {row.name for row in self.store.status(0.0).workers}
 
 
 @pytest.fixture
@@ -125,8 +151,8 @@ def test_all_that_wait_are_kept_in_one_turn(pushers: Pushers, disk: SlowDisk) ->
     assert disk.steps() == [[1], [*range(2, PUSHERS + 1)]]
     assert sorted(verdict.step for verdict in verdicts) == [*range(1, PUSHERS + 1)]
     assert pushers.seen() == (PUSHERS, float(PUSHERS))
-    joined = [c for c in disk.kept[0] if isinstance(c, Joined)]
-    assert [each.session for each in joined] == NAMES
+    assert disk.first
+    assert (list(disk.first.sessions), disk.joined()) == (NAMES, [])
 
 
 def test_nobody_sees_what_is_not_kept(pushers: Pushers, disk: SlowDisk) -> None:
@@ -205,16 +231,15 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     pushes = pushers.apply(0)
     assert disk.reached.acquire(timeout=TIMEOUT_S)
     pushes += pushers.apply(*range(1, PUSHERS))
+    late = pushers.join("late")
     disk.error = OSError("no room")
 
     disk.is_open.set()
 
-    for push in pushes:
+    for call in (*pushes, late, pushers.push(0), pushers.join("later")):
         with pytest.raises(ServerUnavailableError, match="no room"):
-            push.result(TIMEOUT_S)
+            call.result(TIMEOUT_S)
     assert pushers.seen() == (0, 0.0)
-    with pytest.raises(ServerUnavailableError, match="no room"):
-        pushers.push(0).result(TIMEOUT_S)
     disk.error = None
     pushers.store.lineage.resume()
     verdicts = [pushers.push(i).result(TIMEOUT_S) for i in range(PUSHERS)]
@@ -224,26 +249,63 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     status = pushers.store.status(0.0)
     assert status.counts.applied == PUSHERS
     assert status.counts.rejected == {"SERVER_UNAVAILABLE": PUSHERS + 1}
-    joined = [c for changes in disk.kept for c in changes if isinstance(c, Joined)]
-    assert [each.session for each in joined] == NAMES
+    assert disk.joined() == [
+        "late"
+    ]  # It stays, as nobody can tell who has heard of it.
 
 
-def test_while_pushes_are_refused_nobody_else_waits(
+def test_while_the_disk_gives_no_answer_nobody_waits_but_who_asked_it(
     pushers: Pushers, disk: SlowDisk
 ) -> None:
-    """Neither with a new push, nor with a retry of one that waits, nor a stale one."""
-    waiting = pushers.apply(*range(PUSHERS))
-    pushers.store.lineage.refuse("no answer")
+    """Not who waits already, nor a new push, a retry, or who joins; a retry is told."""
+    asking = pushers.apply(0)
+    assert disk.reached.acquire(timeout=TIMEOUT_S)
+    waiting = [*pushers.apply(*range(1, PUSHERS)), pushers.join("late")]
 
-    for worker, seq in ((0, 1), (0, 2), (1, 1)):
+    pushers.store.lineage.stall("no answer")
+
+    more = [pushers.push(0), pushers.push(0, seq=2), pushers.push(1)]
+    for call in (*waiting, *more, pushers.join("late"), pushers.join("later")):
         with pytest.raises(ServerUnavailableError, match="no answer"):
-            pushers.push(worker, seq).result(TIMEOUT_S)
-
+            call.result(TIMEOUT_S)
     disk.is_open.set()
+    assert asking[0].result(TIMEOUT_S).step == 1
     pushers.store.lineage.resume()
-    steps = sorted(push.result(TIMEOUT_S).step for push in waiting)
-    assert steps == [*range(1, PUSHERS + 1)]
-    assert pushers.push(0).result(TIMEOUT_S).duplicate
+    retries = [pushers.push(i).result(TIMEOUT_S) for i in range(PUSHERS)]
+    assert all(verdict.applied and verdict.duplicate for verdict in retries)
+    assert sorted(v.step for v in retries) == [*range(1, PUSHERS + 1)]
+    counts = pushers.store.status(0.0).counts
+    assert (counts.applied, counts.duplicate) == (PUSHERS, PUSHERS)
+    assert counts.rejected == {"SERVER_UNAVAILABLE": len(more)}
+
+
+@pytest.mark.parametrize("error", [None, OSError("no room")])
+def test_who_joins_while_the_first_model_is_kept_waits_for_that(
+    disk: SlowDisk, hook: Any, error: OSError | None
+) -> None:
+    """It is in no checkpoint: the next thing to be kept is that it has joined."""
+    store = _open_store(hook.rule, disk)
+    store.join("w0", "w0", now=0.0)
+    disk.may_begin.clear()
+    with ThreadPoolExecutor(2, "test") as pool:
+        pushers = Pushers(store, pool, threading.Semaphore(0))
+        brought = pool.submit(store.initialize, "w0", LAYOUT, lambda _: GRADIENT, 0.0)
+        assert disk.begins.acquire(timeout=TIMEOUT_S)
+        late = pushers.join("late")
+        with pytest.raises(TimeoutError):
+            late.result(0.1)
+        disk.error = error
+        disk.is_open.set()
+        disk.may_begin.set()
+
+        assert late.result(TIMEOUT_S).generation == "g"
+        assert (brought.exception(TIMEOUT_S) is None) == (error is None)
+
+    assert disk.joined() == ([] if error else ["late"])
+    disk.error = None
+    assert store.initialize("w0", LAYOUT, lambda _: GRADIENT, now=0.0)
+    assert disk.first
+    assert list(disk.first.sessions) == ["w0", *(["late"] if error else [])]
 
 
 def test_a_first_model_that_cannot_be_kept_is_not_there(

@@ -308,3 +308,18 @@ def test_joinings_that_are_read_again_make_nobody_forget_the_newest(
     again = server.recovered([Joined("ann", session) for session in sessions])
 
     assert again.push("s9", 1, step_read=0) == first.repeated()
+
+
+def test_who_is_known_to_be_superseded_stays_so_whatever_the_log_has(
+    server: Server,
+) -> None:
+    """The log has the joinings of a checkpoint's step too, but not the one after."""
+    server.join("ann", "s0")
+    server.join("ann", "s1")
+
+    again = server.recovered([Joined("ann", "s0")])
+
+    with pytest.raises(SessionSupersededError, match=SUPERSEDED):
+        again.join("ann", "s0", rejoin=True)
+    again.join("ann", "s1")
+    assert again.push("s1", 1, step_read=0).applied

@@ -259,6 +259,15 @@ class HandMade(rpc.ParameterServerServicer):
             yield first
             first = pb.ExchangeReply()
 
+    def LeaseShard(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.called.append("LeaseShard")
+        lease = pb.ShardLease()
+        if request.HasField("finished"):
+            place = request.finished.index + 1
+            lease.index = place % request.count
+            lease.epoch = request.finished.epoch + place // request.count
+        return pb.LeaseShardReply(lease=lease)
+
     def Status(self, request: Any, context: Any) -> pb.StatusReply:  # noqa: N802
         self.called.append("Status")
         counts = pb.Counts(applied=self._step, rejected={"STEP_READ": 2})
@@ -705,7 +714,7 @@ def test_what_our_client_sends_is_what_the_generated_classes_would(
 ) -> None:
     """Byte for byte: other readers may be less lenient than protobuf's own."""
     read: list[tuple[Any, bytes]] = []
-    kinds = ("Join", "Initialize", "Pull", "Push", "Exchange", "Status")
+    kinds = ("Join", "Initialize", "Pull", "Push", "Exchange", "LeaseShard", "Status")
     for kind in kinds:
         message = getattr(pb, f"{kind}Request")
         monkeypatch.setattr(pb, f"{kind}Request", _Kept(message, read))
@@ -719,6 +728,9 @@ def test_what_our_client_sends_is_what_the_generated_classes_would(
         client.push(make_gradients(params), snapshot, value=0.0)
         client.exchange(make_gradients(params), snapshot)
         client.status()
+        assert [next(parts) for parts in [client.lease_shards(2)] * 3] == [
+            *(psworker.Shard(0, 2, 0), psworker.Shard(1, 2, 0), psworker.Shard(0, 2, 1))
+        ]
 
     assert {type(message).__name__ for message, _ in read} == {
         f"{kind}Request" for kind in kinds
@@ -747,6 +759,7 @@ CALLS: dict[str, Callable[[psworker.Client, dict[str, Array]], object]] = {
     "Exchange": lambda client, params: client.exchange(
         make_gradients(params), Snapshot(params, 0, "g")
     ),
+    "LeaseShard": lambda client, params: next(client.lease_shards(2)),
     "Status": lambda client, params: client.status(),
 }
 

@@ -4,8 +4,9 @@ import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,7 @@ import psserver
 import psworker
 from kit.processes import Successors
 from kit.virtualdisk import Operation, VirtualDisk
+from psserver import admin
 from pswire.errors import ServerUnavailableError
 
 StartServer = Callable[..., psserver.Server]
@@ -91,7 +93,8 @@ def test_a_log_that_fails_ends_the_server_and_is_not_tried_again(
             assert isinstance(waiting.exception(TIMEOUT_S), type(failure))
             last = client.pull()
         finally:
-            server.stop()
+            with pytest.raises(type(failure)):
+                server.stop()
 
     assert len(later) == failed
     assert (last.step, last.params["w"].tolist()) == (3, [3.0, 3.0])
@@ -130,6 +133,112 @@ def push_until_refused(client: psworker.Client) -> int:
     raise AssertionError("none was refused")
 
 
+def test_a_disk_that_fails_while_the_server_stops_is_no_graceful_end(
+    start_server: StartServer, connect: Connect, use_disk: UseDisk, tmp_path: Path
+) -> None:
+    """A push was in flight; what was acknowledged before is not sealed, but there."""
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    settings = {"durability": "log", "data_dir": tmp_path, "checkpoint_every": 9**9}
+    server = start_server(**settings)
+    client = connect(server.address, outage_s=0.0)
+    client.initialize(ZEROS)
+    client.push(UP, client.pull())
+    syncing, stopping = threading.Event(), threading.Event()
+
+    def fail(operation: Operation) -> None:
+        if operation.kind == "sync" and operation.path.suffix == ".log":
+            syncing.set()
+            assert stopping.wait(TIMEOUT_S)
+            raise OSError(errno.EIO, "no luck")
+
+    disk.on_operation = fail
+    with ThreadPoolExecutor(2) as pool:
+        pushed = pool.submit(client.push, UP, client.pull())
+        assert syncing.wait(TIMEOUT_S)
+        stopped = pool.submit(server.stop)
+        server.wait()  # Until it begins to.
+        stopping.set()
+        assert isinstance(stopped.exception(TIMEOUT_S), OSError)
+        assert isinstance(pushed.exception(TIMEOUT_S), ServerUnavailableError)
+
+    use_disk(disk.kill())
+    again = connect(start_server(**settings).address)
+    assert again.pull().step in (1, 2)  # Nobody was told of the second one.
+
+
+def test_a_disk_that_gives_no_answer_is_noticed_whoever_waits_for_it(
+    start_server: StartServer,
+    connect: Connect,
+    use_disk: UseDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A checkpoint waits too; others are told to come again, and pulls go on."""
+    monkeypatch.setattr("psserver.durability.logwatch._POLL_S", 0.01)
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    server = start_server(durability="log", data_dir=tmp_path, checkpoint_every=9**9)
+    client, other = (connect(server.address, outage_s=0.0) for _ in range(2))
+    client.initialize(ZEROS)
+    snapshot = client.pull()
+    monkeypatch.setattr("psserver.durability.logwatch._STALL_S", 0.1)
+    saving, syncing, noticed, answers = (threading.Event() for _ in range(4))
+
+    def wait(operation: Operation) -> None:
+        is_log = operation.path.suffix == ".log"
+        if operation.kind == "sync":
+            (syncing if is_log else saving).set()
+            assert answers.wait(TIMEOUT_S)
+
+    disk.on_operation = wait
+    with ThreadPoolExecutor(2) as pool, on_event("disk_stalled", noticed.set):
+        saved = pool.submit(admin.save_checkpoint, server.address)
+        assert saving.wait(TIMEOUT_S)
+        pushed = pool.submit(client.push, UP, snapshot)
+        assert syncing.wait(TIMEOUT_S)
+        assert noticed.wait(TIMEOUT_S)
+
+        assert not admin.is_healthy(server.address)
+        with pytest.raises(ServerUnavailableError, match="expected the disk to answer"):
+            other.push(UP, snapshot)
+        with pytest.raises(ServerUnavailableError, match="expected the disk to answer"):
+            connect(server.address, outage_s=0.0)
+        assert other.pull().step == 0
+        answers.set()
+        assert pushed.result(TIMEOUT_S).step == 1
+        assert saved.result(TIMEOUT_S)
+
+    patient = connect(server.address)
+    assert patient.push(UP, snapshot).step == 2
+    assert admin.is_healthy(server.address)
+
+
+def test_few_at_once_may_wait_for_a_checkpoint(
+    start_server: StartServer, connect: Connect, use_disk: UseDisk, tmp_path: Path
+) -> None:
+    """Each holds one of the server's threads; the others are told to come again."""
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    server = start_server(durability="checkpoint", data_dir=tmp_path)
+    connect(server.address).initialize(ZEROS)
+    answers = threading.Event()
+
+    def wait(operation: Operation) -> None:
+        if operation.kind == "sync":
+            assert answers.wait(TIMEOUT_S)
+
+    disk.on_operation = wait
+    with ThreadPoolExecutor(12) as pool:
+        asking = [pool.submit(admin.save_checkpoint, server.address) for _ in range(12)]
+        refused = list(islice(as_completed(asking, TIMEOUT_S), 4))
+        answers.set()
+
+    for each in refused:
+        assert "expected at most 8" in str(each.exception())
+    assert {each.result()[1] for each in asking if each not in refused} == {0}
+
+
 def test_a_disk_that_has_room_again_at_once_does_not_stay_full(
     start_server: StartServer,
     connect: Connect,
@@ -138,7 +247,7 @@ def test_a_disk_that_has_room_again_at_once_does_not_stay_full(
     tmp_path: Path,
 ) -> None:
     """It has before the push is refused for which there was none."""
-    monkeypatch.setattr("psserver.durability.saver._POLL_S", 0.01)
+    monkeypatch.setattr("psserver.durability.logwatch._POLL_S", 0.01)
     disk = VirtualDisk(Random(SEED))
     use_disk(disk)
     server = start_server(durability="log", data_dir=tmp_path)

@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,11 +13,15 @@ import pytest
 
 import psserver
 import psworker
+from kit.virtualdisk import Operation, VirtualDisk
 from psserver import admin
+from psserver.durability.errors import DataDirectoryError
+from pswire.errors import ServerUnavailableError
 
 StartServer = Callable[..., psserver.Server]
 ConnectNear = Callable[..., psworker.Client]
 NewestArrays = Callable[[Path], bytes]
+UseDisk = Callable[[VirtualDisk], None]
 
 SEED = 15
 PUSHES = 40  # Before a checkpoint, and after it.
@@ -69,3 +75,56 @@ def test_what_a_killed_server_has_logged_is_replayed_bit_for_bit(
 
     assert newest_arrays(killed) == newest_arrays(stopped)
     assert max((killed / "checkpoints").iterdir()).name.endswith(f"-{2 * PUSHES}")
+
+
+def test_a_log_that_ends_before_the_last_server_did_is_damaged(
+    start_server: StartServer, connect_near: ConnectNear, tmp_path: Path
+) -> None:
+    """Its end looks torn, as a crash leaves it; but that server stopped with grace."""
+    settings: dict[str, Any] = {"durability": "log", "data_dir": tmp_path / "data"}
+    server = start_server(**settings)
+    client = connect_near(server.address)
+    client.initialize(VARIABLES)
+    gradients = {"w": VARIABLES["w"], "brain": VARIABLES["brain"]}
+    for _ in range(3):
+        client.push(gradients, client.pull())
+    server.stop()
+    newest = max((tmp_path / "data" / "checkpoints").iterdir())
+    (newest / "arrays.safetensors").write_bytes(b"damaged")
+    (log,) = (tmp_path / "data" / "log").iterdir()
+    log.write_bytes(log.read_bytes()[:-1])
+
+    with pytest.raises(DataDirectoryError, match=r"the steps up to 3, .* up to 2$"):
+        start_server(**settings)
+
+
+def test_a_first_model_that_was_refused_is_not_gone_back_to(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    use_disk: UseDisk,
+    tmp_path: Path,
+) -> None:
+    """Another one has been taken since; all of its checkpoints are damaged later."""
+    disk = VirtualDisk(Random(SEED))
+    use_disk(disk)
+    settings: dict[str, Any] = {"durability": "log", "data_dir": tmp_path}
+    server = start_server(**settings)
+    client = connect_near(server.address, outage_s=0.0)
+
+    def fail(operation: Operation) -> None:
+        if operation.kind == "create" and operation.path.name == "state.json.new":
+            raise OSError("no room")
+
+    disk.on_operation = fail
+    with pytest.raises(ServerUnavailableError, match="no room"):
+        client.initialize({"w": np.zeros(2, np.float32)})
+    disk.on_operation = lambda operation: None
+    client.initialize({"w": np.ones(2, np.float32)})
+    client.push({"w": np.ones(2, np.float32)}, client.pull())
+    server.stop()
+    folder = tmp_path / "checkpoints"
+    for name in sorted(disk.names(folder))[-2:]:
+        disk.truncate(folder / name / "arrays.safetensors", 0)
+
+    with pytest.raises(DataDirectoryError, match="expected a good checkpoint"):
+        start_server(**settings)

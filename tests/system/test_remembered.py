@@ -135,6 +135,49 @@ def test_a_superseded_process_stays_so_after_a_restart(
     assert ann.pull().params["A"].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_who_joins_is_remembered_by_a_server_of_another_mode(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    join_raw: JoinRaw,
+    succeed: Succeed,
+    kept: Kept,
+    mark: Mark,
+    end: str,
+) -> None:
+    """A takeover was in the log alone, which a server with checkpoints removes."""
+    server = start_server(**kept("log"))
+    _, make = join_raw(server.address, "old", "ann")
+    connect_near(server.address, name="bob").initialize(ZEROS)
+    admin.save_checkpoint(server.address)
+    connect_near(server.address, name="ann")
+
+    server = succeed(server, "killed", **kept("checkpoint"))
+    server = succeed(server, end, **kept("checkpoint"))
+    stub, _ = join_raw(server.address, "other")
+
+    with pytest.raises(SessionSupersededError, match="expected the newest of worker"):
+        send(stub, make(1, mark(0, 4), step_read=0))
+
+
+def test_a_generation_that_a_restart_has_begun_lasts(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+) -> None:
+    """Though no step has been made in it when the server is stopped."""
+    server = start_server(**kept("checkpoint"))
+    connect_near(server.address).initialize(ZEROS)
+    first = server.status().generation
+
+    server = succeed(server, "killed", **kept("checkpoint"))
+    begun = server.status().generation
+    server = succeed(server, "stopped", **kept("checkpoint"))
+
+    assert first != begun == server.status().generation
+
+
 def test_the_next_server_has_the_limits_that_it_is_given(
     start_server: StartServer,
     connect_near: ConnectNear,

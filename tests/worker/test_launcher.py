@@ -555,6 +555,26 @@ def test_a_worker_stops_with_grace(
     assert (code, out) == (0, "step 1, loss 2, 1 applied, 0 dropped\n")
 
 
+def test_a_worker_goes_through_the_parts_that_it_is_leased(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any
+) -> None:
+    """When the batches of one end, it has the next one."""
+    server = start_server()
+    command = psworker(
+        "run", "quick:task", "--server", server.address, "--shard=auto/2"
+    )
+
+    for place in ("training 0", "training 1", "training 0"):
+        worker = meet(1)[place]
+        worker.tell("batch")
+        worker.lines.close()
+    assert "training 1" in meet(1)
+    command.process.send_signal(signal.SIGTERM)
+    code, out, _ = command.end()
+
+    assert (code, out[:7]) == (0, "step 3,")
+
+
 @pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])
 def test_a_worker_sends_arrays_as_it_was_told(
     psworker: Callable[..., Command],

@@ -113,6 +113,12 @@ def floats(*numbers: int) -> list[np.float32]:
     return [np.float32(number) for number in numbers]
 
 
+def leased(count: int) -> Iterator[Shard]:
+    """Yield the parts that a worker on its own is leased, without end."""
+    for number in itertools.count():
+        yield Shard(number % count, count, epoch=number // count)
+
+
 def test_training_ends_with_the_batches() -> None:
     """Every batch is pushed once, from the variables that the last exchange brought."""
     client = FakeClient()
@@ -141,6 +147,62 @@ def test_the_batches_are_those_of_the_shard() -> None:
 
     assert shards == [Shard(2, 5)]
     assert client.pushed == [[2, 2]]
+
+
+def test_parts_are_gone_through_one_after_another() -> None:
+    """Each part is asked for when the one before has no batch left, and not earlier."""
+    client, asked = FakeClient(), list[int]()
+
+    def parts() -> Iterator[Shard]:
+        for index in range(3):
+            asked.append(len(client.pushed))
+            yield Shard(index, 3, epoch=0)
+
+    def batches(shard: Shard) -> list[Any]:
+        return floats(*[shard.index] * shard.index)
+
+    task = Task(init=lambda: {"w": W}, loss=times, batches=batches)
+
+    train(client, task, parts())
+
+    assert client.pushed == [[1, 1], [2, 2], [2, 2]]
+    assert asked == [0, 0, 1]
+
+
+def test_a_part_has_other_keys_every_time_that_it_is_leased() -> None:
+    """Two workers that share one do not compute the same."""
+    client = FakeClient()
+
+    def noisy(params: Any, batch: Any, rng: Any) -> Any:
+        return jnp.sum(params["w"] * jax.random.uniform(rng))
+
+    train(
+        client,
+        make_task(floats(1, 1), noisy),
+        [Shard(0, 3, epoch) for epoch in (0, 1, 0)] + [Shard(1, 3, 0), Shard(0, 3)],
+    )
+
+    drawn = [tuple(gradient) for gradient in client.pushed]
+    assert drawn[:2] == drawn[4:6]
+    assert len(set(drawn)) == 8
+
+
+def test_parts_that_are_leased_and_all_empty_are_no_training() -> None:
+    """It would ask for one after another for ever."""
+    with pytest.raises(ValueError, match="expected some in one of 3 parts, got none"):
+        train(FakeClient(), make_task([]), leased(3))
+
+
+def test_a_part_may_be_empty() -> None:
+    """As long as another one is not."""
+    client = FakeClient()
+
+    def batches(shard: Shard) -> list[Any]:
+        return floats(1) if shard.index == 2 else []
+
+    task = Task(init=lambda: {"w": W}, loss=times, batches=batches)
+
+    assert train(client, task, leased(3), steps=5).step == 5
 
 
 def test_no_batch_means_no_push() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from psworker import Shard, Task
-from psworker.task import load_task
+from psworker.task import Leased, load_task, parse_shard
 
+FORM = "I/N, as in 0/4, or auto/N for parts that the server leases"
 _MODULE = """
 import psworker
 
@@ -45,32 +46,30 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("text", "shard"),
-    [("0/1", Shard(0, 1)), ("2/4", Shard(2, 4)), ("03/10", Shard(3, 10))],
+    [
+        *(("0/1", Shard(0, 1)), ("2/4", Shard(2, 4)), ("03/10", Shard(3, 10))),
+        ("auto/16", Leased(16)),
+    ],
 )
-def test_a_shard_is_read_from_its_text(text: str, shard: Shard) -> None:
-    """The index counts from 0, the count from 1."""
-    read = Shard.parse(text)
+def test_a_shard_is_read_from_its_text(text: str, shard: Shard | Leased) -> None:
+    """The index counts from 0, the count from 1; or the server tells the index."""
+    read = parse_shard(text)
 
     assert read == shard
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "expected"),
     [
-        ("", "shard: expected I/N, as in 0/4, got ''"),
-        ("3", "shard: expected I/N, as in 0/4, got '3'"),
-        ("1/", "shard: expected I/N, as in 0/4, got '1/'"),
-        ("-1/4", "shard: expected I/N, as in 0/4, got '-1/4'"),
-        ("1/2/3", "shard: expected I/N, as in 0/4, got '1/2/3'"),
-        ("a/b", "shard: expected I/N, as in 0/4, got 'a/b'"),
-        ("4/4", "shard: expected I/N with 0 <= I < N, got 4/4"),
-        ("0/0", "shard: expected I/N with 0 <= I < N, got 0/0"),
+        *((text, FORM) for text in ("", "3", "1/", "-1/4", "1/2/3", "a/b")),
+        *((text, FORM) for text in ("auto", "auto/", "auto/0", "auto/1/2", "Auto/4")),
+        *((text, "I/N with 0 <= I < N") for text in ("4/4", "0/0")),
     ],
 )
-def test_a_text_that_is_no_shard_is_refused(text: str, message: str) -> None:
+def test_a_text_that_is_no_shard_is_refused(text: str, expected: str) -> None:
     """The message says which of the two it is: another form, or out of range."""
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        Shard.parse(text)
+    with pytest.raises(ValueError, match=f"^shard: expected {expected}, got .*{text}"):
+        parse_shard(text)
 
 
 def test_the_whole_of_the_data_is_one_shard() -> None:

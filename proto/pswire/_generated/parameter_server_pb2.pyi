@@ -233,6 +233,30 @@ class ExchangeReply(_message.Message):
     pull: PullReply
     def __init__(self, push: _Optional[_Union[PushReply, _Mapping]] = ..., pull: _Optional[_Union[PullReply, _Mapping]] = ...) -> None: ...
 
+class LeaseShardRequest(_message.Message):
+    __slots__ = ("session", "count", "finished")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    count: int
+    finished: ShardLease
+    def __init__(self, session: _Optional[str] = ..., count: _Optional[int] = ..., finished: _Optional[_Union[ShardLease, _Mapping]] = ...) -> None: ...
+
+class LeaseShardReply(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: ShardLease
+    def __init__(self, lease: _Optional[_Union[ShardLease, _Mapping]] = ...) -> None: ...
+
+class ShardLease(_message.Message):
+    __slots__ = ("index", "epoch")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    epoch: int
+    def __init__(self, index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -322,7 +346,7 @@ class Counts(_message.Message):
     def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops")
+    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops", "shard")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +357,7 @@ class WorkerStatus(_message.Message):
     STALENESS_BUCKETS_FIELD_NUMBER: _ClassVar[int]
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
     RECENT_DROPS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
     name: str
     counts: Counts
     consecutive_drops: int
@@ -343,7 +368,8 @@ class WorkerStatus(_message.Message):
     staleness_buckets: _containers.RepeatedScalarFieldContainer[int]
     staleness_sum: int
     recent_drops: int
-    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ..., recent_drops: _Optional[int] = ...) -> None: ...
+    shard: str
+    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ..., recent_drops: _Optional[int] = ..., shard: _Optional[str] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

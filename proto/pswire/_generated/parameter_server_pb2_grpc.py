@@ -79,6 +79,11 @@ class ParameterServerStub(object):
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.ExchangeReply.FromString,
                 _registered_method=True)
+        self.LeaseShard = channel.unary_unary(
+                '/ps.v1.ParameterServer/LeaseShard',
+                request_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
+                response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/ps.v1.ParameterServer/Status',
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.StatusRequest.SerializeToString,
@@ -148,6 +153,15 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseShard(self, request, context):
+        """Leases a part of the data to a session, the one that has waited longest. It stays the session's until that says
+        that it has finished it, or asks for one of another count, and no longer than the session is its worker's newest
+        and has called in the last minute. Where there are more sessions than parts, some share one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Returns the server's counters, all of them of one moment.
         """
@@ -202,6 +216,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.ExchangeStream,
                     request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.ExchangeRequest.FromString,
                     response_serializer=pswire_dot___generated_dot_parameter__server__pb2.ExchangeReply.SerializeToString,
+            ),
+            'LeaseShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseShard,
+                    request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.FromString,
+                    response_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -452,6 +471,33 @@ class ParameterServer(object):
             '/ps.v1.ParameterServer/ExchangeStream',
             pswire_dot___generated_dot_parameter__server__pb2.ExchangeRequest.SerializeToString,
             pswire_dot___generated_dot_parameter__server__pb2.ExchangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ps.v1.ParameterServer/LeaseShard',
+            pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
+            pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
             options,
             channel_credentials,
             insecure,
