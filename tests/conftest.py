@@ -29,7 +29,7 @@ Connect = Callable[..., psworker.Client]
 Metrics = dict[tuple[str, ...], float]
 """{(a sample's name, then its labels' values in the order of their names): value}."""
 Size = Callable[[int, int], int]
-Promtool = Callable[..., "subprocess.CompletedProcess[str]"]
+Tool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def _count_in_plain_numbers() -> optax.GradientTransformation:
@@ -130,21 +130,31 @@ def nothing_outlives_a_test() -> Iterator[None]:
     assert _ports() <= ports
 
 
-@pytest.fixture(scope="session")
-def promtool() -> Promtool:
-    """Run Prometheus's own checker with some arguments, and a text for its input."""
-    if shutil.which("promtool") is None:
-        missing = "promtool is not installed; Debian's package prometheus has it"
+def _tool(name: str, hint: str) -> Tool:
+    if shutil.which(name) is None:
+        missing = f"{name} is not installed; {hint}"
         assert not os.environ.get("REQUIRE_TOOLS"), missing
         pytest.skip(missing)
 
     def run(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
-        command = ["promtool", *arguments]
+        command = [name, *arguments]
         return subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=60
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Tool:
+    """Run Prometheus's own checker with some arguments, and a text for its input."""
+    return _tool("promtool", "Debian's package prometheus has it")
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Tool:
+    """Run Kubernetes's own command likewise; there is no cluster that it could ask."""
+    return _tool("kubectl", "any from 1.27 on will do")
 
 
 def _read_metrics(text: str) -> Metrics:

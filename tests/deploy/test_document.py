@@ -1,0 +1,56 @@
+"""What deploy/README.md says, against what there is."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kit.variables import OF_SERVER, OF_WORKER
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yml"
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """Read it."""
+    return (DEPLOY / "README.md").read_text()
+
+
+def test_every_alert_has_its_part(text: str) -> None:
+    """What it means and what to do, in the order of the rules."""
+    alerts = re.findall(r"^ *- alert: (\w+)$", RULES.read_text(), re.M)
+
+    parts = re.findall(r"^### (\w+)\n\n\w", text, re.M)
+
+    assert parts == alerts
+
+
+def test_every_setting_is_one_of_a_command(text: str) -> None:
+    """Else it would be read by nobody."""
+    named = set(re.findall(r"\b(?:PSSERVER|PSWORKER)_\w+", text))
+
+    assert named <= OF_SERVER | OF_WORKER
+    assert len(named) > 10
+
+
+def test_the_overlay_that_it_shows_can_be_built(
+    text: str, kubectl: Any, tmp_path: Path
+) -> None:
+    """With the reader's own image, namespace and settings."""
+    [shown] = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "deploy" / "kubernetes")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kustomization.yaml").write_text(shown)
+
+    built = kubectl("kustomize", str(tmp_path / "mine"))
+
+    assert (built.returncode, built.stderr) == (0, "")
+    objects = list(yaml.safe_load_all(built.stdout))
+    assert {each["metadata"]["namespace"] for each in objects} == {"training"}
+    images = re.findall(r"image: (.*)", built.stdout)
+    assert images == ["REGISTRY/asyncps:1"] * 2
+    assert 'PSSERVER_MAX_STALENESS: "16"' in built.stdout
