@@ -1,6 +1,7 @@
 """A data directory is one server's at a time, of one rule, of one model."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,37 @@ def test_what_the_system_says_of_a_data_directory_is_told_under_its_name(
     assert result.exit_code == 1
     said = "data_dir: expected a folder that can be used, got [Errno "
     assert result.output.startswith(f"Error: {said}")
+
+
+@pytest.mark.parametrize(("durability", "step"), [("log", 20), ("checkpoint", 0)])
+def test_where_what_the_last_server_wrote_of_itself_is_damaged_it_can_be_moved_away(
+    keep: Keep, run: Run, tmp_path: Path, durability: str, step: int
+) -> None:
+    """It was killed: with a log nothing is lost, and else all since the checkpoint."""
+    data, left = tmp_path / "data", tmp_path / "left"
+    options = ("--durability", durability, "--data-dir", str(data), "--port", "0")
+    settings = {"durability": durability, "checkpoint_every": 10**9}
+    with keep(**settings) as server, psworker.connect(server.address) as client:
+        client.initialize({"w": np.zeros(2, np.float32)})
+        for _ in range(20):
+            assert client.push({"w": np.ones(2, np.float32)}, client.pull()).applied
+        shutil.copytree(data, left)
+    shutil.rmtree(data)
+    left.rename(data)
+    state = data / "state.json"
+    state.write_bytes(state.read_bytes()[1:])
+
+    refused = run(*SGD, *options)
+    state.rename(tmp_path / "state.json")
+    with keep(**settings) as after, psworker.connect(after.address) as client:
+        snapshot = client.pull()
+
+    assert refused.exit_code == 1
+    said = rf"^Error: {state}: expected .*; to go on .*, move it away, it alone\n$"
+    assert re.search(said, refused.output)
+    assert (snapshot.step, snapshot.params["w"].tolist()) == (step, [-step / 2] * 2)
+    is_same = after.status().generation == server.status().generation
+    assert is_same == (durability == "log")
 
 
 @pytest.mark.parametrize(
