@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from click.testing import Result
 
 import psserver
 import psworker
+from kit.processes import Served
+from psserver import admin
 from psserver.durability.errors import DataDirectoryError
 from psserver.rulespec import resolve
 from pswire.errors import VariableMismatchError
@@ -128,6 +131,16 @@ def test_another_rule_or_argument_is_refused_by_name(
         f"got {got}\n",
     )
     assert keep().status().step == 1
+
+
+def test_the_same_rule_typed_otherwise_is_taken(
+    kept: tuple[str, ...], serve: Callable[..., AbstractContextManager[Served]]
+) -> None:
+    """`--rule optax:sgd` after `--rule sgd`."""
+    with serve(*kept, "--rule", "optax:sgd") as server:
+        status = admin.status(server.address())
+
+    assert (status.rule, status.step) == (RULE, 1)
 
 
 def test_a_rule_without_a_name_is_refused_by_its_slots(
