@@ -1,5 +1,6 @@
 """A data directory is one server's at a time, of one rule, of one model."""
 
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -154,6 +155,35 @@ def test_a_rule_without_a_name_is_refused_by_its_slots(
         keep(optax.sgd(0.5, momentum=0.9))
 
     assert keep().status().step == 1
+
+
+def test_other_limits_than_those_of_the_checkpoint_are_told(
+    keep: Keep, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are taken, each time; the same ones are nothing to tell."""
+    caplog.set_level(logging.INFO, "psserver")
+    up = {"w": np.full(2, 0.1, np.float32)}
+
+    for settings in (
+        {"max_staleness": 8},
+        {"max_staleness": 8},
+        {"max_staleness": 2},
+        {"max_staleness": 2, "max_grad_norm": 0.5},
+        {"max_staleness": None},
+    ):
+        with keep(**settings) as server, psworker.connect(server.address) as client:
+            client.initialize(up)
+            assert client.push(up, client.pull()).applied
+
+    begin = "going on with other limits: "
+    assert [m.removeprefix(begin) for m in caplog.messages if m.startswith(begin)] == [
+        "limit 2 steps, was 8 steps",
+        "max_grad_norm 0.5, was off",
+        "limit off, was 2 steps; max_grad_norm off, was 0.5",
+    ]
+    told = [vars(r) for r in caplog.records if vars(r)["event"] == "limits_changed"]
+    names = ("limit", "limit_before", "max_grad_norm", "max_grad_norm_before")
+    assert [told[2][name] for name in names] == [None, 2, None, 0.5]
 
 
 def test_a_worker_of_another_model_is_told_what_differs(
