@@ -78,7 +78,7 @@ def test_what_the_system_says_of_a_data_directory_is_told_under_its_name(
     result = run(*SGD, "--durability", "log", "--data-dir", folder, "--port", "0")
 
     assert result.exit_code == 1
-    said = "data_dir: expected a folder that can be used, got [Errno "
+    said = "data_dir: expected files that can be used, got [Errno "
     assert result.output.startswith(f"Error: {said}")
 
 

@@ -201,7 +201,7 @@ def test_in_log_mode_nothing_acknowledged_is_lost_however_often_the_disk_is_full
             push(client)
 
     def push_until_refused(client: psworker.Client) -> None:
-        with pytest.raises(ServerUnavailableError, match="expected room for"):
+        with pytest.raises(ServerUnavailableError, match="expected to write"):
             push_most(client)
 
     for _ in range(rounds):
