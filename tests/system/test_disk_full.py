@@ -217,7 +217,7 @@ def test_in_log_mode_nothing_acknowledged_is_lost_however_often_the_disk_is_full
         place.free()
     in_parallel([partial(push, client) for client in patient])
 
-    assert "going on over gRPC" not in caplog.text
+    assert "trying gRPC" not in caplog.text
     last = patient[0].pull()
     assert last.params["A"].tolist() == expected.tolist()
     for folder, kept in (
