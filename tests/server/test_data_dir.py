@@ -181,7 +181,9 @@ def test_other_limits_than_those_of_the_checkpoint_are_told(
         "max_grad_norm 0.5, was off",
         "limit off, was 2 steps; max_grad_norm off, was 0.5",
     ]
-    told = [vars(r) for r in caplog.records if vars(r)["event"] == "limits_changed"]
+    told = [
+        vars(r) for r in caplog.records if getattr(r, "event", "") == "limits_changed"
+    ]
     names = ("limit", "limit_before", "max_grad_norm", "max_grad_norm_before")
     assert [told[2][name] for name in names] == [None, 2, None, 0.5]
 
