@@ -1,5 +1,6 @@
 """A model from one server to the next: what is kept of it, and how it goes on."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,6 +16,8 @@ from pswire.body import Body
 from pswire.layout import Layout
 from pswire.status import Limits
 from pswire.values import Snapshot
+
+_log = logging.getLogger("psserver")
 
 Memory = tuple[Mapping[str, Session], Counters]
 """What is remembered of sessions and of pushes."""
@@ -115,7 +118,7 @@ class Lineage:
         return model, state, self._checkpoint(model, cut, memory)
 
     def restore(self, kept: Checkpoint) -> None:
-        """Be what another server had been; nobody may call yet.
+        """Be what another server had been, but for its limits; nobody may call yet.
 
         Raises:
             ValueError: The rule is not the one that the slots are of.
@@ -123,6 +126,7 @@ class Lineage:
         started = self._start(kept.variables, kept.initializer, kept.slots)
         self._core.recover(kept, *started)
         self._core.counters.go_on(self._since)
+        _tell_limits(self._limits, kept)
 
     def replay(self, changes: Iterable[Change], now: float) -> None:
         """Do what another server had done after that; nobody may call yet.
@@ -158,3 +162,32 @@ class Lineage:
             sessions=sessions,
             counters=counters,
         )
+
+
+def _tell_limits(now: Limits, before: Checkpoint) -> None:
+    """Say by which other limits pushes are judged from now on, if they are."""
+    limits = (
+        ("limit", " steps", now.max_staleness, before.max_staleness),
+        ("max_grad_norm", "", now.max_grad_norm, before.max_grad_norm),
+    )
+    news = [
+        f"{name} {_told(to, unit)}, was {_told(was, unit)}"
+        for name, unit, to, was in limits
+        if to != was
+    ]
+    if news:
+        _log.info(
+            "going on with other limits: %s",
+            "; ".join(news),
+            extra={
+                "event": "limits_changed",
+                "limit": now.max_staleness,
+                "limit_before": before.max_staleness,
+                "max_grad_norm": now.max_grad_norm,
+                "max_grad_norm_before": before.max_grad_norm,
+            },
+        )
+
+
+def _told(limit: float | None, unit: str) -> str:
+    return "off" if limit is None else f"{limit}{unit}"

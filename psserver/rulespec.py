@@ -13,6 +13,8 @@ from pswire.imports import load
 
 Value = float | int | bool | str | None
 
+_OPTAX = "optax:"
+
 # They look for their own step size by evaluating the loss, which only workers can.
 _LINE_SEARCHES = frozenset(
     {"lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"}
@@ -55,8 +57,8 @@ def resolve(
     Raises:
         ValueError: There is no such rule, or it does not take these arguments.
     """
-    target = name if ":" in name else f"optax:{name}"
-    if target.removeprefix("optax:") in _LINE_SEARCHES:
+    target = _target(name)
+    if target.removeprefix(_OPTAX) in _LINE_SEARCHES:
         raise ValueError(
             f"{name}: expected a rule that needs gradients alone, got one that "
             "evaluates the loss, which only workers can"
@@ -75,6 +77,26 @@ def resolve(
             f"got {type(found).__name__}"
         )
     return _make(name, found, arguments)
+
+
+def canonical(name: str, arguments: Mapping[str, Value]) -> str:
+    """Return what to call a rule, which is the same however it was asked for.
+
+    Args:
+        name: One that `resolve` has taken.
+        arguments: With these.
+    """
+    target = _target(name)
+    parameters = inspect.signature(load(target)).parameters if arguments else {}
+    told = ", ".join(
+        f"{argument}={_number(parameters[argument], value)!r}"
+        for argument, value in sorted(arguments.items())
+    )
+    return target.removeprefix(_OPTAX) + (f"({told})" if told else "")
+
+
+def _target(name: str) -> str:
+    return name if ":" in name else f"{_OPTAX}{name}"
 
 
 def _make(

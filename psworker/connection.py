@@ -23,7 +23,7 @@ from pswire.methods import PullPiece
 from pswire.status import Status
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.arrivals import Arrivals
-from psworker.outage import Outage
+from psworker.outage import Notices, Outage
 from psworker.remote import Remote
 from psworker.samehost import SameHost
 from psworker.task import Shard
@@ -86,6 +86,7 @@ class Connection:
         self._max_model_nbytes = 0
         self._timeout_s = timeout_s
         self._outage_s = outage_s
+        self._notices = Notices()
         self._closed = threading.Event()
         self._remote = Remote(address)
         self._may_be_near = same_host
@@ -300,7 +301,7 @@ class Connection:
 
     def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK
-        outage = Outage(self.address, self._outage_s)
+        outage = Outage(self.address, self._outage_s, self._notices)
         while True:
             # Nearby, a body needs memory of its size, which the layout tells.
             near = self._near if self.layout else None
@@ -318,8 +319,8 @@ class Connection:
                 raise CallCancelledError(f"{self.address}: closed") from failure
             if near and near.has_ended:
                 # The same push has the same number whichever way it goes.
-                _log.info("going on over gRPC: %s", failure)
-                self._replace_near(near, None)
+                if self._replace_near(near, None):
+                    _log.info("the same-host path is gone, trying gRPC: %s", failure)
             elif self._closed.wait(outage.next_pause_s(failure)):
                 raise failure
 
@@ -332,12 +333,14 @@ class Connection:
             _log.debug("staying with gRPC: %s", error)
             return None
 
-    def _replace_near(self, old: SameHost | None, new: SameHost | None) -> None:
+    def _replace_near(self, old: SameHost | None, new: SameHost | None) -> bool:
         """Put one in place of another, unless some other thread has been first."""
         with self._nearing:
-            wanted = self._near is old and not self._closed.is_set()
-            if self._near is old:
+            is_first = self._near is old
+            wanted = is_first and not self._closed.is_set()
+            if is_first:
                 self._near = new if wanted else None
         for end in (old, None if wanted else new):
             if end:
                 end.close()
+        return is_first

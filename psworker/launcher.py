@@ -226,7 +226,10 @@ class _Run:
             lost = "what no checkpoint had"
             if status.durability.mode == "none":
                 lost = "its variables, and training begins anew"
-            self._say(f"the server was at step {last.step}, and has lost {lost}")
+            # It was asked seconds ago, and may have gone on since.
+            self._say(
+                f"the server was at step {last.step} or later: it has lost {lost}"
+            )
         self._last = status
         return status
 

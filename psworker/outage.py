@@ -1,7 +1,9 @@
 """How long, and how often, to go on trying while no server answers."""
 
 import logging
+import math
 import random
+import threading
 import time
 
 from pswire.errors import ParameterServerError
@@ -13,19 +15,37 @@ _NOTICE_S = 3.0
 _log = logging.getLogger("psworker")
 
 
+class Notices:
+    """When a connection says that it waits, however many of its calls do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards `_last`.
+        self._last = -math.inf
+
+    def take(self, now: float) -> bool:
+        """Say whether it is time for one, which is then given."""
+        with self._lock:
+            is_time = now - self._last >= _NOTICE_S
+            if is_time:
+                self._last = now
+            return is_time
+
+
 class Outage:
     """The time during which one call finds no server."""
 
-    def __init__(self, address: str, patience_s: float) -> None:
+    def __init__(self, address: str, patience_s: float, notices: Notices) -> None:
         """Begin now.
 
         Args:
             address: HOST:PORT, for the notices.
             patience_s: When to give up, in seconds.
+            notices: Of the connection.
         """
         self._address = address
         self._patience_s = patience_s
-        self._began = self._noticed = time.monotonic()
+        self._notices = notices
+        self._began = time.monotonic()
         self._backoff_s = _FIRST_BACKOFF_S
 
     def next_pause_s(self, error: ParameterServerError) -> float:
@@ -44,8 +64,7 @@ class Outage:
             raise type(error)(
                 f"{self._address}: no answer for {waited:.0f} s; last: {last}"
             ) from error
-        if now - self._noticed >= _NOTICE_S:
-            self._noticed = now
+        if waited >= _NOTICE_S and self._notices.take(now):
             _log.warning(
                 "waiting for the parameter server at %s, %.0f of %.0f s: %s",
                 self._address,

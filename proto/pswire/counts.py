@@ -89,7 +89,8 @@ class WorkerStatus:
         name: The worker's name; its sessions share one row.
         counts: What became of its pushes.
         consecutive_drops: Its drops since its last applied push, in pushes.
-        last_seen_s: How long ago its last call came, in seconds.
+        last_seen_s: How long ago its last call came, in seconds; where none has come
+            since the server's start, a second more than that is ago.
         longest_drops: Its longest run of drops, in pushes.
         pushes_per_s: Its pushes judged in the last ten seconds, a second.
         loss: The loss of its last judged push that told a finite one; None: none did.

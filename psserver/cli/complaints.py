@@ -4,5 +4,5 @@
 def told(error: Exception) -> str:
     """Return an error's message; the system's own does not name the option."""
     if isinstance(error, OSError) and error.errno is not None:
-        return f"data_dir: expected a folder that can be used, got {error}"
+        return f"data_dir: expected files that can be used, got {error}"
     return str(error)

@@ -245,15 +245,14 @@ def _start(
 ) -> "Server":
     try:
         ServerConfig(**settings)  # Before the imports below, which take seconds.
-        from psserver.rulespec import parse_arguments, resolve
+        from psserver.rulespec import canonical, parse_arguments, resolve
         from psserver.server import Server
 
         parsed = parse_arguments(arguments)
         resolved = resolve(rule, parsed)
-        told = ", ".join(f"{name}={value!r}" for name, value in sorted(parsed.items()))
-        described = rule + (f"({told})" if told else "")
+        told = canonical(rule, parsed)
         opened = _open_sinks(metrics_file, sinks)  # The server closes them.
-        return Server(resolved, rule_name=described, sinks=opened, **settings)
+        return Server(resolved, rule_name=told, sinks=opened, **settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except OSError as error:

@@ -94,7 +94,9 @@ def read(
     if (nbytes := disk.nbytes(path)) != expected:
         raise DataDirectoryError(f"{path}: expected {expected} bytes, got {nbytes}")
     if disk.read(path, 0, len(header)) != header:
-        raise DataDirectoryError(f"{path}: expected the arrays of its manifest")
+        raise DataDirectoryError(
+            f"{path}: expected the header of its manifest's arrays, got another"
+        )
     return _pieces(_Reader(disk, path, len(header)), digests)
 
 
@@ -117,7 +119,9 @@ class _Reader:
         if not self._rest:
             data = self._disk.read(self.path, self._next, _PIECE_NBYTES)
             if not data:
-                raise DataDirectoryError(f"{self.path}: has become shorter")
+                raise DataDirectoryError(
+                    f"{self.path}: expected more bytes, got its end at {self._next}"
+                )
             self._next += len(data)
             self._rest = memoryview(data)
         taken, self._rest = self._rest[:most], self._rest[most:]
@@ -135,7 +139,9 @@ def _pieces(
             yield spec, at, piece
             at += len(piece)
         if hashed.hexdigest() != digests[spec]:
-            raise DataDirectoryError(f"{file.path}: {spec.name}: expected other bytes")
+            raise DataDirectoryError(
+                f"{file.path}: {spec.name}: expected bytes of its sha256, got others"
+            )
 
 
 def _in_order(specs: Iterable[ArraySpec]) -> list[ArraySpec]:

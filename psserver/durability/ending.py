@@ -51,8 +51,8 @@ class Ending:
             )
         except ValueError as error:
             raise DataDirectoryError(
-                f"{path}: expected how the last server ended, got something else; "
-                f"{error}"
+                f"{path}: expected how the last server ended, got something else: "
+                f"{error}; to go on without it, move it away, it alone"
             ) from error
 
     def __post_init__(self) -> None:

@@ -14,11 +14,11 @@ class DiskFullError(OSError):
     There may be room on the disk, but no more open files for this process, say.
 
     Attributes:
-        nbytes: What there was no room for, in bytes.
+        nbytes: What was to be written, in bytes.
     """
 
     def __init__(self, path: Path, nbytes: int, error: OSError) -> None:
-        super().__init__(f"{path}: expected room for {nbytes} bytes, got {error}")
+        super().__init__(f"{path}: expected to write {nbytes} bytes, got {error}")
         self.nbytes = nbytes
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from psserver.checkpoint import Checkpoint
 from psserver.durability import arrayfile
 from psserver.durability.disk import RealDisk
+from psserver.durability.errors import DataDirectoryError
 from pswire.body import Arrays
 
 DISK = RealDisk()
@@ -63,6 +64,30 @@ def test_memory_holds_pieces_of_a_large_array(tmp_path: Path) -> None:
 
     assert at + len(piece) == array.nbytes
     assert peak < array.nbytes / 10
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        (0, ": expected the header of its manifest's arrays, got another"),
+        (20, ": expected the header of its manifest's arrays, got another"),
+        (-1, ": w: expected bytes of its sha256, got others"),
+    ],
+)
+def test_a_damaged_file_says_what_was_expected_and_what_came(
+    at: int, text: str, tmp_path: Path
+) -> None:
+    """A byte of its header is another, or of an array."""
+    path = tmp_path / "a"
+    digests = arrayfile.write(DISK, path, {"w": np.ones(3)})
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(DataDirectoryError) as raised:
+        [*arrayfile.read(DISK, path, digests)]
+
+    assert str(raised.value) == f"{path}{text}"
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,6 @@ def test_what_the_system_refuses_is_said_under_the_option_s_name(
 
     assert (result.exit_code, result.output) == (
         1,
-        f"Error: data_dir: expected a folder that can be used, got [Errno "
+        f"Error: data_dir: expected files that can be used, got [Errno "
         f"{errno.EACCES}] by plan; 00000002-step-7, which is before it, is good\n",
     )

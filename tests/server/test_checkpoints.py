@@ -301,7 +301,11 @@ _TWICE = [{"name": "slots", "dtype": "int8", "shape": [], "sha256": ""}] * 2
         (["arrays", 0, "shape"], [0] * 65, "expected "),
         (["arrays", 0, "name"], "variables/../../x", "expected [0-9]+ bytes, got"),
         (["arrays", 0, "name"], "__metadata__", "__metadata__: expected another"),
-        (["arrays", 0, "sha256"], "0" * 64, "float32/.*: expected other bytes"),
+        (
+            ["arrays", 0, "sha256"],
+            "0" * 64,
+            "float32/.*: expected bytes of its sha256",
+        ),
     ],
 )
 def test_a_manifest_that_lies_is_a_clear_error(

@@ -303,14 +303,14 @@ def test_a_full_disk_takes_a_batch_wholly_or_not_at_all() -> None:
     for room in range(nbytes):
         print("room", room)
         disk, log = filled(room)
-        with pytest.raises(DiskFullError, match=rf"room for {nbytes} bytes, got .*28"):
+        with pytest.raises(DiskFullError, match=rf"to write {nbytes} bytes, got .*28"):
             log.write(FAILED)
         assert facts(replayed(disk.crash())) == facts(FIRST)
 
         disk, log = filled(room)
         with pytest.raises(DiskFullError, match=f"^{FOLDER}"):
             log.write(FAILED)
-        with pytest.raises(DiskFullError, match="room for 1048576 bytes"):
+        with pytest.raises(DiskFullError, match="to write 1048576 bytes"):
             log.probe()
         disk.capacity = None
         log.probe()
@@ -391,9 +391,9 @@ def test_a_probe_needs_the_room_that_there_was_none_for(disk: VirtualDisk) -> No
 
     for room in (2**20, 3 * 2**20):
         disk.capacity = begin + room
-        with pytest.raises(DiskFullError, match="room for 3145"):
+        with pytest.raises(DiskFullError, match="to write 3145"):
             log.write(batch)
-        with pytest.raises(DiskFullError, match="room for 4194304 bytes"):
+        with pytest.raises(DiskFullError, match="to write 4194304 bytes"):
             log.probe()
     disk.capacity = begin + 4 * 2**20
     log.probe()

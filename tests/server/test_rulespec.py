@@ -14,7 +14,7 @@ import optax.contrib
 import pytest
 
 from psserver.rules import CompiledRule
-from psserver.rulespec import Value, parse_arguments, resolve
+from psserver.rulespec import Value, canonical, parse_arguments, resolve
 from pswire.body import Body
 from pswire.layout import Layout
 
@@ -208,6 +208,30 @@ def test_a_factory_that_branches_on_its_numbers_is_used_as_it_is() -> None:
     assert not hasattr(rule.init({"w": jnp.zeros(2)}), "hyperparams")
     plain: Any = optax.scale_by_sm3(b1=0.5, b2=0.75)
     assert _first_update(rule) == _first_update(plain)
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "arguments", "told"),
+    [
+        ("sgd", {"learning_rate": 0.5}, "sgd(learning_rate=0.5)"),
+        ("optax:sgd", {"learning_rate": 0.5}, "sgd(learning_rate=0.5)"),
+        ("optax:contrib.muon", {"learning_rate": 1}, "contrib.muon(learning_rate=1.0)"),
+        ("adam", {"b1": 0, "learning_rate": 1.0}, "adam(b1=0.0, learning_rate=1.0)"),
+        ("identity", {}, "identity"),
+        ("my_rules:ready", {}, "my_rules:ready"),
+        (
+            "my_rules:make",
+            {"power": 3, "scale": 1},
+            "my_rules:make(power=3, scale=1.0)",
+        ),
+    ],
+)
+def test_a_rule_is_called_the_same_however_it_was_asked_for(
+    name: str, arguments: dict[str, Value], told: str
+) -> None:
+    """A data directory is of one rule, and tells it by that."""
+    assert canonical(name, arguments) == told
 
 
 @pytest.mark.usefixtures("module")

@@ -120,6 +120,6 @@ def test_a_last_checkpoint_that_cannot_be_saved_makes_it_a_failure(
 
     assert forge.ended() == 1
     said = forge.log.read_text().splitlines()[-1]
-    assert said.startswith("Error: data_dir: expected ")
+    assert said.startswith("Error: data_dir: expected files that can be used, ")
     assert said.endswith("got [Errno 28] failpoint ckpt.tmp_written")
     assert saved(start, forge) == (0, [0, 0])

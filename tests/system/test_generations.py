@@ -11,6 +11,7 @@ import pytest
 import psserver
 import psworker
 from psserver import admin
+from psserver.durability.errors import DataDirectoryError
 from pswire.errors import GenerationError, StepReadError
 
 StartServer = Callable[..., psserver.Server]
@@ -153,6 +154,33 @@ def test_a_data_directory_may_change_its_durability(
     assert (final.step, final.params["w"].tolist()) == (9, [9.0, 9.0])
     assert {*generations, final.generation} == {final.generation}
     assert server.status().counts.applied == 9
+
+
+def test_with_a_log_no_older_one_is_used_than_the_two_newest_checkpoints(
+    start_server: StartServer, connect_near: ConnectNear, kept: Kept, tmp_path: Path
+) -> None:
+    """What came after an older one is gone: whoever moves the log away accepts that."""
+    server = start_server(**kept("log", keep=4))
+    client = connect_near(server.address)
+    client.initialize(ZEROS)
+    for _ in range(3):
+        push(client, 1)
+        admin.save_checkpoint(server.address)
+    server.stop()
+    data = tmp_path / "data"
+    for newest in sorted((data / "checkpoints").iterdir())[-2:]:
+        (newest / "manifest.json").write_text("damaged")
+
+    with pytest.raises(
+        DataDirectoryError, match="steps from 2 on, got those from 3 on"
+    ):
+        start_server(**kept("log", keep=4))
+    (data / "log").rename(tmp_path / "log")
+    (data / "state.json").rename(tmp_path / "state.json")
+    after = start_server(**kept("log", keep=4)).status()
+
+    assert (after.step, after.durability.mode) == (1, "log")
+    assert after.generation != server.status().generation
 
 
 def test_checkpoints_that_were_killed_begin_a_history_for_the_log_that_follows(

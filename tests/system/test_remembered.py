@@ -12,6 +12,7 @@ import psworker
 from psserver import admin
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import GenerationError, SessionSupersededError, from_status
+from pswire.status import WorkerState
 from pswire.values import Reason, Verdict
 
 StartServer = Callable[..., psserver.Server]
@@ -103,6 +104,8 @@ def test_what_was_counted_is_counted_after_a_restart_too(
     assert [(row.name, row.counts, row.consecutive_drops) for row in after.workers] == [
         (row.name, row.counts, row.consecutive_drops) for row in before.workers
     ]
+    assert {after.state(row) for row in after.workers} == {WorkerState.SILENT}
+    assert all(row.last_seen_s > after.uptime_s for row in after.workers)
     assert after.incarnation != before.incarnation
 
 

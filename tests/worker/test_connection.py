@@ -3,9 +3,11 @@
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,8 +23,9 @@ from pswire.errors import (
     NotInitializedError,
     ServerUnavailableError,
 )
-from pswire.values import Verdict
+from pswire.values import Snapshot, Verdict
 from psworker.remote import Remote
+from psworker.samehost import SameHost
 from psworker.topk import TopK
 
 WAIT_S = 20.0
@@ -47,6 +50,31 @@ class Notices(logging.Handler):
         """Wait for the first one."""
         assert self._came.wait(WAIT_S)
         return self.texts[0]
+
+
+class PatientClock:
+    """Goes on once both of two threads have looked at it, twice each time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looks: Counter[int] = Counter()
+
+    def monotonic(self) -> float:
+        """Return the time, in seconds."""
+        with self._lock:
+            self._looks[threading.get_ident()] += 1
+            fewest = min(self._looks.values()) if len(self._looks) == 2 else 0
+        return (0.0, 3.0, 100.0)[min(fewest // 2, 2)]
+
+
+def after(first: Callable[[], object], method: Any) -> Any:
+    """Return a method that does something else before."""
+
+    def call(*arguments: Any) -> Any:
+        first()
+        return method(*arguments)
+
+    return call
 
 
 @pytest.fixture
@@ -100,6 +128,39 @@ def test_a_short_outage_is_waited_for_in_silence(
         connect(f"127.0.0.1:{free_port}", outage_s=0.3)
 
     assert caplog.messages == []
+
+
+def test_a_pull_and_a_push_that_wait_at_once_say_so_once(
+    start_server: Any,
+    in_thread: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As with `--prefetch` and `--background-push`: a line for the whole connection.
+
+    Three seconds pass for both once each has failed, and patience once each has again.
+    """
+    both = threading.Barrier(2)  # On their way past gRPC, before either is told.
+    for name in ("pull", "push"):
+        way = getattr(SameHost, name)
+        monkeypatch.setattr(SameHost, name, after(partial(both.wait, WAIT_S), way))
+    caplog.set_level(logging.INFO, "psworker")
+    server = start_server()
+    with psworker.connect(server.address, name="ann") as client:
+        client.initialize(PARAMS)
+        snapshot = Snapshot(PARAMS, 0, client.status().generation)
+        server.stop()
+        monkeypatch.setattr("psworker.outage.time", PatientClock())
+        calls = in_thread(client.pull), in_thread(client.push, ONES, snapshot)
+        for call in calls:
+            with pytest.raises(ServerUnavailableError, match="no answer for 100 s"):
+                call.result(WAIT_S)
+
+    told = [message.partition(":")[0] for message in caplog.messages]
+    assert told == [
+        "the same-host path is gone, trying gRPC",
+        "waiting for the parameter server at 127.0.0.1",
+    ]
 
 
 @pytest.mark.parametrize("outage_s", [0.0, 0.3], ids=["at once", "after a while"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pswire.errors import ServerUnavailableError
-from psworker.outage import Outage
+from psworker.outage import Notices, Outage
 
 SEED = 3
 AWAY = ServerUnavailableError("127.0.0.1:7070: connection refused")
@@ -45,7 +45,7 @@ def test_an_outage_is_survived_up_to_its_last_moment(
     clock: Clock, patience_s: float
 ) -> None:
     """The last attempt is made when patience ends; none is two seconds late."""
-    times = clock.attempts(Outage("127.0.0.1:7070", patience_s))
+    times = clock.attempts(Outage("127.0.0.1:7070", patience_s, Notices()))
 
     assert times[-1] == pytest.approx(patience_s)
     assert all(0 < after - before <= 2 for before, after in pairwise(times))
@@ -59,9 +59,30 @@ def test_64_workers_do_not_come_back_to_their_server_at_once(
     arrivals = []
     for _ in range(64):
         clock.now = 0.0
-        times = clock.attempts(Outage("127.0.0.1:7070", 60.0))
+        times = clock.attempts(Outage("127.0.0.1:7070", 60.0, Notices()))
         arrivals.append(next(time for time in times if time >= away_s))
 
     busiest = max(sum(a <= b < a + 0.1 for b in arrivals) for a in arrivals)
     assert busiest <= 32
     assert max(arrivals) <= away_s + 2
+
+
+def test_two_calls_of_a_connection_that_wait_say_so_once(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every three seconds, as one call alone does; another connection says it too."""
+    notices = Notices()
+    calls = [Outage("one", 60.0, notices) for _ in range(2)]
+    calls.append(Outage("other", 60.0, Notices()))
+
+    for clock.now in range(10):
+        for call in calls:
+            call.next_pause_s(AWAY)
+
+    told = [message.partition(": ")[0] for message in caplog.messages]
+    begins = "waiting for the parameter server at"
+    assert told == [
+        f"{begins} {name}, {seconds} of 60 s"
+        for seconds in (3, 6, 9)
+        for name in ("one", "other")
+    ]
