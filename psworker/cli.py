@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -55,7 +55,6 @@ _background_push = click.option(
 )
 _outage = click.option(
     "--outage",
-    "outage_s",
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
@@ -124,7 +123,7 @@ def run(
     on_drop: Any,
     prefetch: bool,
     background_push: bool,
-    outage_s: float,
+    outage: float,
     wire_dtype: str | None,
     compression: str | None,
     app_dir: str,
@@ -132,6 +131,7 @@ def run(
     """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
     log = logging.getLogger("psworker")
     latest: Any = None
+    is_stopped = False
 
     def report(progress: Any) -> None:
         nonlocal latest
@@ -151,7 +151,7 @@ def run(
             with connect(
                 server,
                 name=name,
-                outage_s=outage_s,
+                outage_s=outage,
                 wire_dtype=wire_dtype,
                 compression=compression,
             ) as client:
@@ -170,7 +170,10 @@ def run(
                 )
         except KeyboardInterrupt:
             log.info("stopped")
+            is_stopped = True
     click.echo(_line(latest) if latest else "no push")
+    if is_stopped:
+        _leave()
 
 
 @main.command(context_settings={"auto_envvar_prefix": "PSWORKER"})
@@ -178,7 +181,7 @@ def run(
 @click.option("--server", required=True, metavar="HOST:PORT")
 @_outage
 @_app_dir
-def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
+def evaluate(target: str, server: str, outage: float, app_dir: str) -> None:
     """Print what the task's `evaluate` says of the variables as they are now."""
     with _clear_errors():
         task = _load(target, app_dir)
@@ -187,7 +190,7 @@ def evaluate(target: str, server: str, outage_s: float, app_dir: str) -> None:
             return
         from psworker.client import read
 
-        snapshot = read(server, like=task.init(), outage_s=outage_s)
+        snapshot = read(server, like=task.init(), outage_s=outage)
         numbers = task.evaluate(snapshot.params)
         found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         click.echo(f"at step {snapshot.step}: {found}")
@@ -235,7 +238,7 @@ def launch(
     on_drop: str,
     prefetch: bool,
     background_push: bool,
-    outage_s: float,
+    outage: float,
     wire_dtype: str | None,
     compression: str | None,
     app_dir: str,
@@ -258,7 +261,7 @@ def launch(
     from psworker.launcher import LaunchError, Plan
     from psworker.launcher import launch as run_plan
 
-    run_options = ["--on-drop", on_drop, "--outage", str(outage_s)]
+    run_options = ["--on-drop", on_drop, "--outage", str(outage)]
     if steps is not None:
         run_options += ["--steps", str(steps)]
     if prefetch:
@@ -316,6 +319,13 @@ def _clear_errors() -> Iterator[None]:
         yield
     except ParameterServerError as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+def _leave() -> NoReturn:
+    """End at once: a thread of JAX may be compiling, which Python's own end crashes."""
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(0)
 
 
 def _every(seconds: float, action: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -121,7 +121,7 @@ def test_the_first_task_serves_and_the_rest_work(
 
 def test_a_job_whose_server_dies_fails(start_job: StartJob, tmp_path: Path) -> None:
     """Its workers give up when they have waited for it."""
-    job = start_job(PSWORKER_OUTAGE_S="1")
+    job = start_job(PSWORKER_OUTAGE="1")
     until(job, "step 1,")
 
     os.kill(int((tmp_path / "asyncps-7" / "lock").read_text()), signal.SIGKILL)
