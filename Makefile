@@ -18,9 +18,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The guarantees that have a longer run: some hours.
+# The guarantees that have a longer run: about an hour.
 soak: $(VENV)/.dev
-	$(BIN)/pytest --soak -m soak --timeout 0
+	$(BIN)/pytest --soak -m soak --timeout 0 -o faulthandler_timeout=0
 
 # The same on every supported Python that this machine has.
 test-all:
