@@ -89,7 +89,7 @@ def canonical(name: str, arguments: Mapping[str, Value]) -> str:
     target = _target(name)
     parameters = inspect.signature(load(target)).parameters if arguments else {}
     told = ", ".join(
-        f"{argument}={_number(parameters[argument], value)!r}"
+        f"{argument}={_number(_parameter(parameters, argument), value)!r}"
         for argument, value in sorted(arguments.items())
     )
     return target.removeprefix(_OPTAX) + (f"({told})" if told else "")
@@ -113,7 +113,7 @@ def _make(
         ) from None
     bound.apply_defaults()
     given = {
-        parameter: _number(signature.parameters[parameter], value)
+        parameter: _number(_parameter(signature.parameters, parameter), value)
         for parameter, value in arguments.items()
     }
     try:
@@ -127,6 +127,10 @@ def _make(
         raise ValueError(
             f"{name}: expected it to return an optax rule, got {type(rule).__name__}"
         )
+    if not arguments.keys() <= signature.parameters.keys():
+        return optax.with_extra_args_support(
+            rule
+        )  # Optax injects none of `**settings`.
     static = [
         parameter
         for parameter, value in {**bound.arguments, **given}.items()
@@ -136,6 +140,15 @@ def _make(
     inject = optax.inject_hyperparams(factory, static, hyperparam_dtype=float)
     injected = inject(**given)
     return injected if _runs(injected) else optax.with_extra_args_support(rule)
+
+
+def _parameter(
+    parameters: Mapping[str, inspect.Parameter], name: str
+) -> inspect.Parameter:
+    """Find a parameter; what `**settings` takes has none of its own."""
+    return parameters.get(name) or inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY
+    )
 
 
 def _number(parameter: inspect.Parameter, value: Value) -> Value:

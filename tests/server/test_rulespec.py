@@ -33,6 +33,10 @@ def plain():
     return optax.sgd(0.25)
 
 
+def loose(**settings):
+    return optax.sgd(settings["rate"])
+
+
 def wrong():
     return 3.5
 
@@ -129,6 +133,7 @@ def test_an_argument_of_another_form_is_refused(pairs: list[str], message: str) 
         ("identity", {}, [1.0, -2.0]),
         ("my_rules:ready", {}, [-0.5, 1.0]),
         ("my_rules:plain", {}, [-0.25, 0.5]),
+        ("my_rules:loose", {"rate": 0.25}, [-0.25, 0.5]),
         ("my_rules:make", {"scale": 0.25}, [-0.5, 1.0]),
         ("my_rules:make", {"scale": 1, "power": 3}, [-3.0, 6.0]),
         ("my_rules:zoo.inner", {}, [-2.0, 4.0]),
@@ -218,6 +223,7 @@ def test_a_factory_that_branches_on_its_numbers_is_used_as_it_is() -> None:
         ("optax:sgd", {"learning_rate": 0.5}, "sgd(learning_rate=0.5)"),
         ("optax:contrib.muon", {"learning_rate": 1}, "contrib.muon(learning_rate=1.0)"),
         ("adam", {"b1": 0, "learning_rate": 1.0}, "adam(b1=0.0, learning_rate=1.0)"),
+        ("my_rules:loose", {"rate": 2}, "my_rules:loose(rate=2.0)"),
         ("identity", {}, "identity"),
         ("my_rules:ready", {}, "my_rules:ready"),
         (
