@@ -76,12 +76,12 @@ class Archive:
         """
         parts = [n for n in self._disk.names(self._folder) if is_part(n)]
         for part in (FOLDER, self._log_folder.name):
-            if ENDING in self._disk.names(self._folder / part):
+            if self._is_data_directory(self._folder / part):
                 parts.append(part)
-            if self._folder.name == part and ENDING in self._disk.names(
+            if part == self._folder.name and self._is_data_directory(
                 self._folder.parent
             ):
-                parts.append(f"its place in {self._folder.parent}")
+                parts.append(f"the place of {part}")
         if parts:
             raise DataDirectoryError(
                 f"data_dir: expected a folder of its own, got {self._folder}, which "
@@ -259,6 +259,12 @@ class Archive:
                 f"the last server has stopped, got those up to {store.step}"
             )
         return True
+
+    def _is_data_directory(self, folder: Path) -> bool:
+        try:
+            return Ending.read(self._disk, folder) is not None
+        except OSError:  # Somebody else's file of that name, or nobody's to read.
+            return False
 
     @contextmanager
     def _of_this_rule(self) -> Iterator[None]:
