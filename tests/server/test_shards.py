@@ -1,9 +1,7 @@
 """Parts of the data are leased, to one session at a time if there are enough."""
 
-import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import optax
@@ -261,20 +259,3 @@ def test_nobody_leases_who_has_not_joined(store: Store) -> None:
     """As with any call of a session."""
     with pytest.raises(SessionUnknownError):
         store.lease_shard("nobody", 3, None, now=0.0)
-
-
-def test_as_many_as_come_at_once_get_a_part_each(store: Store) -> None:
-    """64 threads, a part for every one of them."""
-    names = [f"s{number}" for number in range(64)]
-    for name in names:
-        store.join(name, name, now=0.0)
-    barrier = threading.Barrier(len(names))
-
-    def lease(name: str) -> Lease:
-        barrier.wait()
-        return store.lease_shard(name, 64, None, now=0.0)
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        leases = list(pool.map(lease, names))
-
-    assert sorted(each.index for each in leases) == [*range(64)]
