@@ -390,6 +390,32 @@ def test_the_http_port_is_set_as_all_else(
     assert asked["http_port"] == port
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_where_it_listens_everywhere_the_host_s_name_is_what_to_type(
+    host: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it listens everywhere is said too. Nothing does here but by its word."""
+
+    class Everywhere(psserver.Server):
+        def wait(self) -> None:
+            pass
+
+        def __enter__(self) -> "Everywhere":
+            self.address, self.http_address = f"{host}:7", f"http://{host}:8/"
+            return self
+
+    monkeypatch.setattr("psserver.server.Server", Everywhere)
+
+    result = run("serve", *_SGD)
+
+    name = socket.gethostname()
+    assert result.output.splitlines() == [
+        f"listening on {host}:7",
+        f"metrics on http://{name}:8/",
+        f"next: psworker run MODULE:TASK --server {name}:7",
+    ]
+
+
 def test_without_an_http_port_its_line_is_left_out(
     run: Run, served: list[Status]
 ) -> None:
