@@ -1,7 +1,9 @@
 """The manifests: what a cluster would take, and what fits together."""
 
 import inspect
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +62,14 @@ def workers(objects: list[Object]) -> Object:
     """Return the workers' Job."""
     [workers] = of_kind(objects, "Job")
     return workers
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Object:
+    """Return what the ServiceMonitor has Prometheus ask."""
+    file = MANIFESTS / "monitoring" / "service-monitor.yaml"
+    [endpoint] = yaml.safe_load(file.read_text())["spec"]["endpoints"]
+    return endpoint
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:
@@ -315,3 +325,38 @@ def test_prometheus_finds_the_server_once(objects: list[Object]) -> None:
             and endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
         ]
         assert found == ["asyncps"]
+
+
+def test_servers_of_two_namespaces_are_two_instances(
+    endpoint: Object, promtool: Any, tmp_path: Path
+) -> None:
+    """Rules and dashboard tell servers apart by the instance alone."""
+    relabelings = [
+        {re.sub("[A-Z]", r"_\g<0>", key).lower(): value for key, value in each.items()}
+        for each in endpoint["relabelings"]  # The operator's keys, then Prometheus's.
+    ]
+    pods = [
+        {
+            "targets": [f"{namespace}:7071"],
+            "labels": {
+                "__meta_kubernetes_namespace": namespace,
+                "__meta_kubernetes_pod_name": "asyncps-server-0",
+            },
+        }
+        for namespace in ("one", "two")
+    ]
+    job = {
+        "job_name": "x",
+        "static_configs": pods,
+        "relabel_configs": relabelings,
+    }
+    file = tmp_path / "prometheus.json"  # JSON is YAML.
+    file.write_text(json.dumps({"scrape_configs": [job]}))
+
+    found = promtool("check", "service-discovery", "--timeout=1s", str(file), "x")
+
+    assert (found.returncode, found.stderr) == (0, "")
+    assert {each["labels"]["instance"] for each in json.loads(found.stdout)} == {
+        "one/asyncps-server-0",
+        "two/asyncps-server-0",
+    }
