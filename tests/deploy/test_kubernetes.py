@@ -1,7 +1,9 @@
 """The manifests: what a cluster would take, and what fits together."""
 
 import inspect
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +33,9 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 OLDEST = "1.29"
 WITHOUT_SCHEMA = {"ServiceMonitor"}  # The Prometheus operator's.
+# Of the operator's definition, what one may want here.
+OF_MONITOR = {"endpoints", "jobLabel", "namespaceSelector", "selector", "targetLabels"}
+OF_ENDPOINT = {"interval", "path", "port", "relabelings", "scheme", "tlsConfig"}
 ENDS_WELL = """
 from signal import *
 
@@ -60,6 +65,14 @@ def workers(objects: list[Object]) -> Object:
     """Return the workers' Job."""
     [workers] = of_kind(objects, "Job")
     return workers
+
+
+@pytest.fixture(scope="module")
+def monitor() -> Object:
+    """Return what the ServiceMonitor asks for."""
+    file = MANIFESTS / "monitoring" / "service-monitor.yaml"
+    monitor: Object = yaml.safe_load(file.read_text())["spec"]
+    return monitor
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:
@@ -105,6 +118,30 @@ def chosen(objects: list[Object], selector: Object) -> list[str]:
         for each in (*of_kind(objects, "StatefulSet"), *of_kind(objects, "Job"))
         if is_chosen(each["spec"]["template"]["metadata"]["labels"], selector)
     ]
+
+
+def policies_of(objects: list[Object]) -> dict[str, Object]:
+    """Return the network policies by the workload that they are for."""
+    return {
+        name: each["spec"]
+        for each in of_kind(objects, "NetworkPolicy")
+        for name in chosen(objects, each["spec"]["podSelector"])
+    }
+
+
+def consequence(job: Object, *, code: int, condition: str = "") -> str:
+    """Return what a Job does about a pod that failed so: the first rule that fits."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes", {"operator": "In", "values": []})
+        assert codes["operator"] == "In"
+        conditions = rule.get("onPodConditions", [])
+        if (
+            code in codes["values"]
+            or {"type": condition, "status": "True"} in conditions
+        ):
+            action: str = rule["action"]
+            return action
+    return "Count"
 
 
 def read_options(
@@ -225,6 +262,18 @@ def test_a_worker_that_ends_by_itself_says_how(
     assert ran.returncode == code
 
 
+def test_a_worker_that_fails_is_treated_by_what_it_failed_of(workers: Object) -> None:
+    """A crash is tried again ten times; a drained node does not count among these.
+
+    A wrong option ends the whole Job, as it is every worker's.
+    """
+    assert workers["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert workers["spec"]["backoffLimitPerIndex"] == 10
+    assert consequence(workers, code=1) == "Count"
+    assert consequence(workers, code=143, condition="DisruptionTarget") == "Ignore"
+    assert consequence(workers, code=2) == "FailJob"
+
+
 def test_probes_ask_what_the_server_answers(
     server: Object, start_server: StartServer
 ) -> None:
@@ -269,11 +318,7 @@ def test_whoever_is_meant_is_found(
         assert {each["targetPort"] for each in service["ports"]} <= ports.keys()
     host, port = environment_of(workers, objects)["PSWORKER_SERVER"].split(":")
     assert int(port) in [each["port"] for each in services[host]["ports"]]
-    policies = {
-        name: each["spec"]
-        for each in of_kind(objects, "NetworkPolicy")
-        for name in chosen(objects, each["spec"]["podSelector"])
-    }
+    policies = policies_of(objects)
     assert policies.keys() == {serves, works}
     calls, scrapes = policies[serves]["ingress"]
     assert [
@@ -285,6 +330,25 @@ def test_whoever_is_meant_is_found(
         {"port": ports["http"]},
     ]
     assert policies[works]["egress"][0]["ports"] == calls["ports"]
+
+
+def test_workers_may_look_names_up_wherever_the_cluster_does(
+    objects: list[Object], workers: Object
+) -> None:
+    """Else none would find the server."""
+    policy = policies_of(objects)[workers["metadata"]["name"]]
+
+    everywhere = [each["ports"] for each in policy["egress"] if "to" not in each]
+
+    assert "Egress" in policy["policyTypes"]
+    assert everywhere == [[{"port": 53, "protocol": name} for name in ("UDP", "TCP")]]
+
+
+def test_the_server_is_evicted_by_nobody(objects: list[Object]) -> None:
+    """All workers would wait for it."""
+    [budget] = of_kind(objects, "PodDisruptionBudget")
+
+    assert budget["spec"]["maxUnavailable"] == 0
 
 
 def test_pods_may_do_no_more_than_they_need(server: Object, workers: Object) -> None:
@@ -315,3 +379,47 @@ def test_prometheus_finds_the_server_once(objects: list[Object]) -> None:
             and endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
         ]
         assert found == ["asyncps"]
+
+
+def test_the_service_monitor_is_as_the_operator_defines_it(monitor: Object) -> None:
+    """A field of another name would do nothing."""
+    [endpoint] = monitor["endpoints"]
+
+    assert monitor.keys() <= OF_MONITOR
+    assert endpoint.keys() <= OF_ENDPOINT
+
+
+def test_servers_of_two_namespaces_are_two_instances(
+    monitor: Object, promtool: Any, tmp_path: Path
+) -> None:
+    """Rules and dashboard tell servers apart by the instance alone."""
+    [endpoint] = monitor["endpoints"]
+    relabelings = [
+        {re.sub("[A-Z]", r"_\g<0>", key).lower(): value for key, value in each.items()}
+        for each in endpoint["relabelings"]  # The operator's keys, then Prometheus's.
+    ]
+    pods = [
+        {
+            "targets": [f"{namespace}:7071"],
+            "labels": {
+                "__meta_kubernetes_namespace": namespace,
+                "__meta_kubernetes_pod_name": "asyncps-server-0",
+            },
+        }
+        for namespace in ("one", "two")
+    ]
+    job = {
+        "job_name": "x",
+        "static_configs": pods,
+        "relabel_configs": relabelings,
+    }
+    file = tmp_path / "prometheus.json"  # JSON is YAML.
+    file.write_text(json.dumps({"scrape_configs": [job]}))
+
+    found = promtool("check", "service-discovery", "--timeout=1s", str(file), "x")
+
+    assert (found.returncode, found.stderr) == (0, "")
+    assert {each["labels"]["instance"] for each in json.loads(found.stdout)} == {
+        "one/asyncps-server-0",
+        "two/asyncps-server-0",
+    }
