@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -38,6 +39,18 @@ def parts(status: Status) -> list[str]:
 def older(worker: WorkerStatus, steps: int) -> int:
     """Return how many of a worker's pushes were older than a bucket's bound."""
     return sum(worker.staleness_buckets[STALENESS_BOUNDS.index(steps) + 1 :])
+
+
+def test_the_server_is_healthy_in_time(stack: Stack) -> None:
+    """Within fifteen seconds, as Docker saw it, which keeps its last five checks."""
+    [server] = stack.containers("server")
+    state = stack.inspect(server)["State"]
+
+    healthy = next(each for each in state["Health"]["Log"] if each["ExitCode"] == 0)
+
+    started, checked = state["StartedAt"], healthy["End"]
+    took = datetime.fromisoformat(checked) - datetime.fromisoformat(started)
+    assert took < timedelta(seconds=15)
 
 
 def test_three_workers_train_with_a_healthy_server(stack: Stack) -> None:
