@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
 from kit.stack import Stack
-from pswire.counts import WorkerStatus
+from pswire.counts import STALENESS_BOUNDS, WorkerStatus
 from pswire.status import Status
 
 # The first test waits for the image to be built, too.
@@ -33,6 +34,23 @@ def applied(status: Status) -> dict[str, int]:
 def parts(status: Status) -> list[str]:
     """Return the parts of the data that are leased."""
     return [worker.shard for worker in status.workers if worker.shard]
+
+
+def older(worker: WorkerStatus, steps: int) -> int:
+    """Return how many of a worker's pushes were older than a bucket's bound."""
+    return sum(worker.staleness_buckets[STALENESS_BOUNDS.index(steps) + 1 :])
+
+
+def test_the_server_is_healthy_in_time(stack: Stack) -> None:
+    """Within fifteen seconds, as Docker saw it, which keeps its last five checks."""
+    [server] = stack.containers("server")
+    state = stack.inspect(server)["State"]
+
+    healthy = next(each for each in state["Health"]["Log"] if each["ExitCode"] == 0)
+
+    started, checked = state["StartedAt"], healthy["End"]
+    took = datetime.fromisoformat(checked) - datetime.fromisoformat(started)
+    assert took < timedelta(seconds=15)
 
 
 def test_three_workers_train_with_a_healthy_server(stack: Stack) -> None:
@@ -172,17 +190,22 @@ def test_a_partitioned_worker_pushes_late_and_goes_on(stack: Stack) -> None:
     victim, network = stack.containers("worker")[0], f"{stack.project}_default"
     name = victim[:12]
     stack.docker("network", "disconnect", network, victim)
-    cut = stack.status()
-    limit = cut.limits.max_staleness
+    limit = stack.status().limits.max_staleness
     assert limit is not None
-    stack.until(lambda status: status.step > cut.step + 2 * limit)
+    cut = stack.train(steps=limit)  # What has reached the server is judged by now.
+    before = workers(cut)[name]
 
+    alone = stack.train(steps=2 * limit)
     stack.docker("network", "connect", network, victim)
-    cut_off = workers(cut)[name].counts
     healed = stack.until(
-        lambda status: workers(status)[name].counts.judged > cut_off.judged + 10
+        lambda status: workers(status)[name].counts.judged > before.counts.judged + 10
     )
 
+    assert workers(alone)[name].counts == before.counts
+    # Of its last push the worker may have got no verdict: then that one comes again.
+    after = workers(healed)[name]
+    is_late = older(after, 2 * limit) > older(before, 2 * limit)
+    assert is_late or after.counts.duplicate > before.counts.duplicate
     assert healed.generation == cut.generation
     assert healed.step == healed.counts.applied
     fresh = sum(n for staleness, n in healed.staleness.items() if staleness <= limit)

@@ -100,6 +100,11 @@ class Stack:
         logs = self.compose("logs", "--tail", "9", "--no-color", "server", "worker")
         raise AssertionError(f"it never came to this; {found}\n{logs}")
 
+    def train(self, *, steps: int) -> Status:
+        """Ask the server until so many steps have been made from now on."""
+        goal = self.status().step + steps
+        return self.until(lambda status: status.step > goal)
+
     def query(self, expression: str) -> list[Any]:
         """Ask Prometheus for what an expression comes to now."""
         where = f"http://{self.address('prometheus', 9090)}/api/v1/query"
