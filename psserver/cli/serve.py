@@ -224,8 +224,8 @@ def serve(
 
 def _typeable(address: str) -> str:
     # What means all addresses of this host is, elsewhere, none of them.
-    everywhere = r"(^|/)(0\.0\.0\.0|\[::\]):"
-    return re.sub(everywhere, rf"\1{socket.gethostname()}:", address)
+    everywhere = r"(?<![^/])(0\.0\.0\.0|\[::\])(?=:)"
+    return re.sub(everywhere, lambda _: socket.gethostname(), address)
 
 
 def _stop(server: "Server") -> None:
