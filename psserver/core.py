@@ -1,6 +1,6 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,7 +88,6 @@ class Core:
         self.published = self._taken = self._newest = Cut(nothing, State((), None))
         self._is_keeping = False  # Changes that were taken.
         self._is_starting = False
-        self._superseded: Set[str] = frozenset()  # When a checkpoint was taken.
         self._being_kept: list[Pending] = []
         self._waiting: list[Pending] = []
 
@@ -266,8 +265,6 @@ class Core:
             state: Likewise.
         """
         self.sessions = Sessions(kept.sessions)
-        rows = kept.sessions.items()
-        self._superseded = {session for session, row in rows if row.superseded}
         self.counters = kept.counters
         self.rename(kept.generation)
         self.start(model, state, kept.step)
@@ -280,10 +277,8 @@ class Core:
             now: Seconds.
         """
         if isinstance(change, Joined):
-            if change.session in self._superseded and not change.rejoin:
-                return  # Before the checkpoint: it cannot have joined again since.
             rejoin_at = self._newest.snapshot.step if change.rejoin else None
-            self.sessions.enter(change.worker, change.session, rejoin_at)
+            self.sessions.replay(change.worker, change.session, rejoin_at)
             self.counters.join(change.worker, now)
         else:
             gradients = self.require_model().gradients(change.header, change.body)

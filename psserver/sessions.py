@@ -33,10 +33,12 @@ class Sessions:
         Args:
             rows: What an earlier start of the server knew, by session.
         """
+        self._kept = rows
         self._rows = dict(rows)
         self._of: dict[str, list[str]] = {}  # Worker -> its sessions, the newest last.
         for session in sorted(rows, key=lambda each: not rows[each].superseded):
             self._of.setdefault(rows[session].worker, []).append(session)
+        self._newest_kept = {worker: own[-1] for worker, own in self._of.items()}
         self._here: set[str] = set()  # Those that have joined this start.
 
     def find(self, session: str) -> Session | None:
@@ -121,6 +123,18 @@ class Sessions:
         self._rows[session] = replace(row, superseded=False, since=rejoin_at or 0)
         sessions.append(session)
         return entry
+
+    def replay(self, worker: str, session: str, rejoin_at: int | None) -> None:
+        """Do again what came after what was kept, or shortly before; see `enter`.
+
+        If that joining was kept already, so were all before, and perhaps some after
+        that come no more. So whoever had the name then has it again.
+        """
+        kept = self._kept.get(session)
+        if kept and kept.since == (rejoin_at or 0):
+            session = self._newest_kept[worker]
+            rejoin_at = self._kept[session].since
+        self.enter(worker, session, rejoin_at)
 
     def settle(self, session: str, seq: int, verdict: Verdict) -> None:
         """Remember the verdict on a session's newest push."""

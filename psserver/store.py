@@ -345,12 +345,13 @@ class Store:
                 raise
             with self._lock:
                 self._core.start(model, state)
+        known = self._core.sessions.find(session)  # It may be forgotten by now.
         _log.info(
             "initialized: %d variables, %d bytes",
             *(len(variables), variables.layout.nbytes),
             extra={
                 "event": "initialized",
-                "worker": self._core.sessions.get(session).worker,
+                "worker": known.worker if known else None,
                 "session": session,
                 "variables": len(variables),
                 "nbytes": variables.layout.nbytes,

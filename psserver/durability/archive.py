@@ -204,6 +204,8 @@ class Archive:
         """Do what came after the checkpoint; say whether that is all there was."""
         was = (ending.generation, ending.step) if ending else None
         is_sealed = was == (store.generation, store.step)
+        # Of the same step there may have been another one, with more sessions.
+        is_sealed &= not self.checkpoints.lacks_newest
         is_logged = ending.mode == "log" if ending else self._has_log()
         if is_logged and not self._has_log():
             if not is_sealed and ending and ending.has_model:

@@ -60,6 +60,11 @@ class Checkpoints:
         newest_first = sorted(self._good, key=_number, reverse=True)
         return [self._good[name] for name in newest_first]
 
+    @property
+    def lacks_newest(self) -> bool:
+        """Whether the last one that was saved has been put aside as corrupt."""
+        return _number(self.find(None)) + 1 < self._next_number()
+
     def names(self) -> list[str]:
         """Return those that there are, oldest first."""
         found = filter(_NAME.fullmatch, self._disk.names(self._folder))

@@ -68,7 +68,6 @@ class Saver:
         self._failed_at: float | None = None  # Unless one has been saved since.
         self._saving = threading.Lock()  # Held while a checkpoint is written.
         self._asking = threading.BoundedSemaphore(_MAX_ASKING)
-        self._has_turned = False  # The log, for a checkpoint that is still to be kept.
         # A daemon: a program that never stops its server can still end.
         self._thread = threading.Thread(
             target=self._run, name="psserver saver", daemon=True
@@ -186,9 +185,7 @@ class Saver:
 
     def _save(self) -> tuple[Path, int]:
         cut_at = time.monotonic()
-        if not self._has_turned:
-            self._archive.turn()
-        self._has_turned = True
+        self._archive.turn()
         checkpoint = self._store.checkpoint()
         if checkpoint is None:
             raise NotInitializedError(
@@ -199,7 +196,6 @@ class Saver:
         except Exception:
             self._count_failure()
             raise
-        self._has_turned = False
         self._note(Kept.of(checkpoint, time.monotonic(), cut_at, path))
         _log.info(
             "saved step %d: %s",

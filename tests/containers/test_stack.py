@@ -242,6 +242,7 @@ def test_prometheus_has_the_drop_rate_of_every_worker(
                 stack.until_query(expression)
 
 
+@pytest.mark.soak
 def test_the_part_of_a_worker_that_is_gone_is_leased_again(stack: Stack) -> None:
     """A minute after its last call: those that are left then go through all."""
     left, seen = stack.names(), set[str]()

@@ -4,6 +4,7 @@ import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -96,6 +97,11 @@ class VirtualDisk:
         with self._lock:
             self._is_dead = True
             return self._followed_by(self._volume.lasting(self._random))
+
+    def copy(self) -> "VirtualDisk":
+        """Return a disk for a trial, of which this one will not know."""
+        with self._lock:
+            return self._followed_by(deepcopy(self._volume))
 
     # What a `Disk` does
 

@@ -10,9 +10,7 @@ import pytest
 
 import psserver
 import psworker
-from psserver import admin
 from psserver.durability.errors import DataDirectoryError
-from pswire.errors import ServerUnavailableError
 
 StartServer = Callable[..., psserver.Server]
 Keep = Callable[..., psserver.Server]
@@ -143,28 +141,6 @@ def test_starts_that_change_nothing_leave_nothing_behind(
 
     assert counts[0] == counts[1] == counts[2]
     assert keep().status().step == 1
-
-
-def test_checkpoints_that_cannot_be_saved_leave_no_segments_behind(
-    keep: Keep, tmp_path: Path
-) -> None:
-    """However often they are tried."""
-    server = keep()
-    train(server)
-    (tmp_path / "data" / "checkpoints").rename(tmp_path / "away")
-    (tmp_path / "data" / "checkpoints").touch()
-
-    for _ in range(3):
-        train(server)
-        with pytest.raises(ServerUnavailableError, match="File exists"):
-            admin.save_checkpoint(server.address)
-    count = len(segments(tmp_path / "data"))
-    (tmp_path / "data" / "checkpoints").unlink()
-    (tmp_path / "away").rename(tmp_path / "data" / "checkpoints")
-
-    assert count <= 2
-    server.stop()
-    assert keep().status().step == 4
 
 
 def test_a_folder_that_takes_no_checkpoint_is_noticed_at_the_start(

@@ -1,11 +1,15 @@
 """What goes wrong with a disk, and with the process that uses it."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import Random
 
-from kit.virtualdisk import Crashed, Operation, Plan, VirtualDisk
+from kit.virtualdisk import Crashed, Operation, VirtualDisk
 from simulation.server import FOLDER
+from simulation.tasks import stop_here
 
+_ERRORS = (errno.EIO, errno.ENOSPC, errno.EMFILE)
 _WRITES = {"create", "rename", "remove", "sync", "sync_folder", "truncate", "write"}
 
 
@@ -14,20 +18,16 @@ class Faults:
 
     Attributes:
         disk: The one of the server that runs, or starts next.
-        meanwhile: Is told each operation before it is done, unless it fails.
         troubles: How many faults there have been that a server may complain of.
         has_struck: Whether an operation has failed as it was to.
     """
 
     def __init__(self, random: Random) -> None:
-        self.disk = VirtualDisk(random)
-        self.disk.make_folder(FOLDER)
-        self.disk.sync_folder(FOLDER.parent)
-        self.meanwhile: Plan = lambda operation: None
         self.troubles = 0
         self.has_struck = False
         self._random = random
         self._fuse: tuple[int, Exception | Crashed] | None = None
+        self.wipe()
 
     def arm(self, ahead: int, *, is_last: bool) -> None:
         """Let an operation fail, or be the last.
@@ -37,7 +37,9 @@ class Faults:
                 fail, but the next one that writes does.
             is_last: Whether the process dies of it.
         """
-        failure = Crashed() if is_last else OSError(errno.EIO, "by plan")
+        failure = (
+            Crashed() if is_last else OSError(self._random.choice(_ERRORS), "by plan")
+        )
         self._fuse = self.disk.operations + ahead, failure
 
     def disarm(self) -> None:
@@ -52,30 +54,36 @@ class Faults:
         """Make room again."""
         self.disk.capacity = None
 
+    def wipe(self) -> None:
+        """Begin with another disk, on which nothing is."""
+        self.disk = VirtualDisk(self._random)
+        self.disk.make_folder(FOLDER)
+        self.disk.sync_folder(FOLDER.parent)
+        self.disk.on_operation = self._watch
+
     def end(self, *, cut_off: bool) -> None:
         """End the process: kill it, or cut its power off."""
         self.disk = self.disk.crash() if cut_off else self.disk.kill()
         self.disk.on_operation = self._watch
         self.disarm()
 
-    def damage(self) -> None:
-        """Change a bit of the newest checkpoint."""
-        self.disk.on_operation = lambda operation: None
+    @contextmanager
+    def undisturbed(self) -> Iterator[VirtualDisk]:
+        """Let nothing fail while somebody else uses the disk."""
         self.free()
-        folder = FOLDER / "checkpoints"
-        newest = max(
-            n for n in self.disk.names(folder) if n.replace("-step-", "").isdigit()
-        )
-        names = self.disk.names(folder / newest)
-        path = folder / newest / self._random.choice(names)
-        data = bytearray(self.disk.read(path, 0, self.disk.nbytes(path)))
-        data[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
-        self.disk.remove(path)
-        writer = self.disk.create(path)
-        writer.write([bytes(data)])
-        writer.sync()
-        self.disk.sync_folder(path.parent)
+        self.disk.on_operation = lambda operation: None
+        yield self.disk
         self.disk.on_operation = self._watch
+
+    @contextmanager
+    def on_a_copy(self) -> Iterator[VirtualDisk]:
+        """Put a copy in the disk's place for a while, on which nothing fails."""
+        disk, self.disk = self.disk, self.disk.copy()
+        self.disk.capacity = None
+        try:
+            yield self.disk
+        finally:
+            self.disk = disk
 
     def _watch(self, operation: Operation) -> None:
         if self._fuse and operation.number >= self._fuse[0]:
@@ -85,4 +93,4 @@ class Faults:
                 self.has_struck = True
                 self.troubles += isinstance(failure, OSError)
                 raise failure
-        self.meanwhile(operation)
+        stop_here()

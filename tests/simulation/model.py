@@ -20,30 +20,41 @@ class Model:
         pushes: What made each step.
         shown: The step that pulls see.
         has_room: Whether the disk takes pushes.
-        is_initialized: Whether there are variables.
+        initializer: Who has brought the variables; None: there are none.
+        candidates: Who has tried to.
         members: Who is known.
     """
 
     def __init__(self, generation: str, limit: int | None, width: int) -> None:
         self.generation, self.limit, self.shown = generation, limit, 0
         self.pushes: list[tuple[str, int]] = []
-        self.members = Members({}, 0.0)
-        first = variables(width)
-        self._states = [(first["A"], first["C"], np.zeros(1, np.float32))]
-        self.has_room, self.is_initialized = True, False
+        self.members = Members()
+        self.initializer: str | None = None
+        self.candidates: set[str] = set()
+        self.has_room = True
+        self._width = width
 
     @property
     def step(self) -> int:
         """The newest step, which pushes are judged by."""
         return len(self.pushes)
 
+    def initialize(self, session: str) -> None:
+        """Have the variables of somebody who has tried to bring them."""
+        assert session in self.candidates
+        first = variables(self._width, session)
+        self._states = [(first["A"], first["C"], np.zeros(1, np.float32))]
+        self.initializer = session
+
     def push(self, push: Push) -> Verdict | Refusal:
         """Apply or drop the push of a session that is listened to, or refuse it."""
         header, row = push.header, self.members.rows[push.header.session]
-        if not self.is_initialized:
+        is_kept = self.step == self.shown
+        if not self.initializer:
             return errors.NotInitializedError
         if row.last_verdict and row.last_seq == header.seq:
-            return row.last_verdict.repeated()
+            repeated = row.last_verdict.repeated()
+            return repeated if is_kept or self.has_room else _NO_ROOM
         if header.seq <= row.last_seq:
             return errors.SequenceError
         if header.generation != self.generation:
@@ -56,8 +67,8 @@ class Model:
         if push.flaw is errors.VariableMismatchError:
             return push.flaw
         applied = self.limit is None or staleness <= self.limit
-        if applied and not self.has_room:
-            return errors.ServerUnavailableError
+        if not self.has_room and (applied or not is_kept):
+            return _NO_ROOM
         if applied and push.flaw:
             return push.flaw
         if applied:
@@ -65,7 +76,7 @@ class Model:
         reason = None if applied else Reason.STALE
         verdict = Verdict(applied, staleness, self.step, reason)
         told = replace(row, last_seq=header.seq, last_verdict=verdict)
-        self.members.rows[header.session] = told
+        self.members.change(header.session, told)
         return verdict
 
     def require_state(self, params: Arrays, step: int) -> None:
@@ -73,13 +84,24 @@ class Model:
         for name, wanted in zip("AC", self._states[step], strict=False):
             assert params[name].tobytes() == wanted.tobytes(), f"{name} at step {step}"
 
-    def go_on(self, kept: Checkpoint) -> None:
-        """Be at a step again, and know of sessions what a server has kept of them.
+    def roll_back(self, kept: Checkpoint) -> None:
+        """Be at the step that is shown again: what waited has not happened."""
+        assert kept.step == self.shown
+        self._cut(kept)
+        self.members.put_back(kept.sessions, kept.step)
 
-        It must know of all pushes that are applied, and of no others.
-        """
+    def restart(self, kept: Checkpoint, limit: int | None, now: float) -> None:
+        """Go on as another server, which may have lost what was not promised."""
+        if self.initializer is None:
+            self.initialize(kept.initializer)
+        assert kept.initializer == self.initializer
+        self._cut(kept)
+        self.members.restart(kept.sessions, now)
+        self.generation, self.shown, self.limit = kept.generation, kept.step, limit
+
+    def _cut(self, kept: Checkpoint) -> None:
+        """Be at a step again, of which a server knows just the right pushes."""
         self.require_state(kept.variables, kept.step)
-        self.generation, self.shown = kept.generation, kept.step
         del self.pushes[kept.step :], self._states[kept.step + 1 :]
         for name, row in kept.sessions.items():
             if row.last_verdict and row.last_verdict.applied:
@@ -90,13 +112,6 @@ class Model:
                 assert seq <= known.last_seq or step <= known.since
             elif lost := self.members.rows.get(session):
                 assert step <= lost.since, f"{session} is forgotten"
-        self.members.rows = dict(kept.sessions)
-
-    def restart(self, kept: Checkpoint, limit: int | None, now: float) -> None:
-        """Go on as another server."""
-        self.go_on(kept)
-        self.limit, self.members = limit, Members(kept.sessions, now)
-        self.has_room = self.is_initialized = True
 
     def _apply(self, push: Push) -> None:
         marks, sums, momentum = self._states[-1]
@@ -105,3 +120,6 @@ class Model:
         momentum = MOMENTUM * momentum + np.float32(push.weight())
         self._states.append((marks, sums - momentum, momentum))
         self.pushes.append(push.name)
+
+
+_NO_ROOM = errors.ServerUnavailableError

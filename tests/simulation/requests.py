@@ -1,6 +1,7 @@
 """What workers ask of a server."""
 
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Initialize:
-    """To bring the first variables, all zero."""
+    """To bring the first variables, which tell who brought them."""
 
     session: str
 
@@ -70,11 +71,12 @@ class Push:
 Request = Join | Initialize | Pull | Push
 
 
-def variables(width: int) -> Arrays:
-    """Make the first variables."""
-    return {"A": np.zeros(width, np.float32), "C": np.zeros(1, np.float32)}
+def variables(width: int, session: str) -> Arrays:
+    """Make the first variables that a session brings."""
+    mark = np.full(1, crc32(session.encode()) % 1000, np.float32)
+    return {"A": np.zeros(width, np.float32), "C": mark}
 
 
 def layout(width: int) -> Layout:
     """Return their layout, and that of the gradients."""
-    return Layout.of(variables(width))
+    return Layout.of(variables(width, ""))

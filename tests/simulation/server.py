@@ -1,40 +1,74 @@
-"""One start of a server, without a thread: a real store, and a real archive."""
+"""One start of a server: a real store, and all that keeps it, but for its threads."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import optax
 
+from psserver import core
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability.archive import Archive
 from psserver.durability.disk import Disk
-from psserver.durability.kept import Kept
-from psserver.keeper import KeepNothing
+from psserver.durability.every import Every
+from psserver.durability.logwatch import LogWatch
+from psserver.durability.place import require_own
+from psserver.durability.saver import Saver
 from psserver.store import Store
-from pswire.errors import ParameterServerError, ServerUnavailableError
 from pswire.status import Limits
-from pswire.values import Verdict
+from simulation import tasks
 from simulation.requests import Initialize, Join, Pull, Push, Request, layout, variables
 from simulation.rule import NumpyRule
-from simulation.turns import Turns, WaitingError
+from simulation.tasks import CLOCK, Task, Tasks
 
 FOLDER = Path("/data")
+
+_THREADING = SimpleNamespace(
+    Lock=tasks.Lock,
+    Condition=tasks.Condition,
+    Thread=tasks.Thread,
+    Event=threading.Event,
+    BoundedSemaphore=threading.BoundedSemaphore,
+)
+
+
+class _Core(core.Core):
+    """Counts how often it takes something back."""
+
+    times_back = 0
+
+    def roll_back(self, taken: Sequence[Change], why: str) -> None:
+        super().roll_back(taken, why)
+        self.times_back += 1
 
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Take threads and JAX out of stores: nothing of them is left to chance."""
-    with (
-        patch.multiple("psserver.store", Commits=Turns, CompiledRule=NumpyRule),
-        patch.object(logging.getLogger("psserver"), "disabled", True),
-    ):
+    """Take threads, time and JAX out of servers: nothing is left to chance."""
+    with ExitStack() as stack:
+        for name in ("store", "commits", *_keeping("saver", "logwatch", "log")):
+            stack.enter_context(patch(f"psserver.{name}.threading", _THREADING))
+        for name in _keeping("saver", "logwatch"):
+            stack.enter_context(patch(f"psserver.{name}.time", CLOCK))
+        stack.enter_context(
+            patch.multiple("psserver.store", Core=_Core, CompiledRule=NumpyRule)
+        )
+        logger = logging.getLogger("psserver")
+        stack.enter_context(patch.object(logger, "disabled", True))
         yield
+
+
+def _keeping(*names: str) -> list[str]:
+    return [f"durability.{name}" for name in names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,61 +86,47 @@ class Settings:
     keep: int
 
 
-class _Keeper(KeepNothing):
-    """Keeps in an archive what a saver would keep there."""
-
-    def __init__(self, archive: Archive) -> None:
-        self.keeps_changes = archive.keeps_changes
-        self._archive = archive
-
-    def begin(self, first: Checkpoint) -> None:
-        try:
-            self._archive.begin(first)
-        except OSError:
-            if self.keeps_changes:
-                raise
-
-    def keep(self, changes: Sequence[Change]) -> None:
-        self._archive.keep(changes)
-
-
 class Server:
-    """Answers requests; those that wait are answered when a turn ends.
+    """Does what it is asked, one thing after another, or a bit of each in turn.
 
     Attributes:
-        waiting: The pushes that wait, each with what it was asked by.
+        tasks: What it does.
+        archive: What keeps its model; None: nothing does.
+        failure: Why it has to end; None: it has not.
     """
 
     def __init__(
-        self, disk: Disk, settings: Settings, *, generation: str, width: int, now: float
+        self,
+        disk: Disk,
+        settings: Settings,
+        *,
+        generation: str,
+        width: int,
+        random: Random,
     ) -> None:
         """Start, from what is in the data directory if the mode has one.
 
         Raises:
-            OSError: See `Archive.recover`.
+            OSError: See `Saver.recover` and `Saver.start`.
         """
         self.settings = settings
-        self.waiting: list[tuple[Any, WaitingError]] = []
+        self.tasks = Tasks(random)
         self.archive: Archive | None = None
-        if settings.mode != "none":
-            self.archive = Archive(disk, FOLDER, mode=settings.mode, keep=settings.keep)
+        self.failure: Exception | None = None
         self._width = width
-        self._newest: Kept | None = None
+        self._saver = self._keep_in(disk) if settings.mode != "none" else None
         self._store = Store(
             optax.identity(),
             rule_name="simulated",
             limits=Limits(settings.limit, None, 2**20, 2**20),
             generation=generation,
             incarnation=generation,
-            now=now,
-            keeper=_Keeper(self.archive) if self.archive else None,
+            now=CLOCK.now,
+            keeper=self._saver,
         )
-        commits = self._store._commits
-        assert isinstance(commits, Turns)
-        self._turns = commits
-        if self.archive:
-            self.archive.recover(self._store.lineage, "simulated", now)
-            self.archive.open()
+        if self._saver:
+            self._saver.recover(self._store.lineage, "simulated")
+            self._saver.start()
 
     @property
     def generation(self) -> str:
@@ -118,80 +138,81 @@ class Server:
         return self._store.lineage.step
 
     @property
-    def refusal(self) -> OSError | None:
-        """Why no push is applied; None: there is no trouble."""
-        return self._turns.refusal
+    def initializer(self) -> str | None:
+        """Who has brought the variables; None: there are none."""
+        model = self._store._core.model
+        return model.initializer if model else None
 
-    def answer(self, request: Request, sender: Any, now: float) -> Any:
-        """Answer a request, or note who is to be answered later.
+    @property
+    def refuses(self) -> bool:
+        """Whether no push is applied."""
+        return self._store.lineage.refuses_pushes
 
-        Raises:
-            ParameterServerError: It is refused.
-            WaitingError: It is a push that waits.
-        """
-        match request:
-            case Join(worker, session, rejoin):
-                return self._store.join(worker, session, now, rejoin)
-            case Initialize(session):
-                first = variables(self._width)
-                wanted = layout(self._width)
-                return self._store.initialize(session, wanted, lambda _: first, now)
-            case Pull(session):
-                return self._store.pull(session, now)[1]
-            case Push(header):
-                gradients = request.gradients(self._width)
-                try:
-                    return self._store.push(header, lambda _: gradients, now)
-                except WaitingError as waiting:
-                    self.waiting.append((sender, waiting))
-                    raise
+    @property
+    def times_back(self) -> int:
+        """How often pushes that waited were taken back."""
+        assert isinstance(self._store._core, _Core)
+        return self._store._core.times_back
 
-    def advance(self) -> list[tuple[Any, Verdict | ParameterServerError]] | None:
-        """Let the turn go on; if it ends, return whom it answers what."""
-        if not self._turns.advance():
-            return None
-        settled = [each for each in self.waiting if each[1].pending.is_settled]
-        self.waiting = [each for each in self.waiting if each not in settled]
-        return [(sender, self._told(waiting)) for sender, waiting in settled]
+    @property
+    def busy(self) -> Collection[str]:
+        """The sessions whose pushes wait."""
+        return {push.session for push in self._store._core._pushes()}
 
     def checkpoint(self) -> Checkpoint | None:
         return self._store.lineage.checkpoint()
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint.
+    def ask(self, request: Request) -> Task:
+        """Begin to answer a request."""
+        keeps = self.settings.mode == "log" and isinstance(request, Join | Push)
+        may_wait = keeps or isinstance(request, Initialize)
+        begin = self.tasks.start if may_wait else self.tasks.do
+        return begin(partial(self._answer, request))
 
-        Raises:
-            OSError: It cannot be kept.
+    def save(self) -> Task:
+        """Begin to save a checkpoint."""
+        assert self._saver
+        return self.tasks.start(self._saver.save, at_locks=True)
+
+    def look(self) -> Task:
+        """Begin to look after the log's disk."""
+        return self.tasks.start(self._watch.look, at_locks=True)
+
+    def stop(self, after: Collection[Task]) -> Task:
+        """Begin to stop.
+
+        Args:
+            after: What its own threads do still; they end first.
         """
-        assert self.archive
-        self.archive.save(checkpoint)
-        self._newest = Kept.of(checkpoint, 0.0)
 
-    def probe(self) -> None:
-        """Apply pushes again if the disk has room.
+        def stop() -> None:
+            tasks.wait_until(lambda: all(task.is_over for task in after))
+            if self._saver:
+                self._saver.stop()
 
-        Raises:
-            OSError: It has none.
-        """
-        assert self.archive
-        self.archive.probe()
-        self._store.lineage.resume()
+        return self.tasks.start(stop, at_locks=True)
 
-    def finish(self) -> None:
-        """Keep the last checkpoint; nothing may wait.
+    def _keep_in(self, disk: Disk) -> Saver:
+        settings = self.settings
+        self.archive = Archive(disk, FOLDER, mode=settings.mode, keep=settings.keep)
+        require_own(disk, FOLDER)
+        self._watch = LogWatch(self.archive, self._fail)
+        return Saver(self.archive, Every(), self._watch, lambda is_taking: None)
 
-        Raises:
-            OSError: It cannot be kept.
-        """
-        last = self.checkpoint()
-        if self.archive and last:
-            if self._newest is None or not self._newest.is_like(last):
-                self.save(last)
-            self.archive.seal(last.generation, last.step)
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
 
-    def _told(self, waiting: WaitingError) -> Verdict | ParameterServerError:
-        if not waiting.pending.taken_back:
-            return waiting.push.verdict
-        error = ServerUnavailableError(waiting.pending.taken_back)
-        self._store.reject(waiting.push.session, error)
-        return error
+    def _answer(self, request: Request) -> Any:
+        store, now = self._store, CLOCK.now
+        match request:
+            case Join(worker, session, rejoin):
+                return store.join(worker, session, now, rejoin)
+            case Initialize(session):
+                first = variables(self._width, session)
+                wanted = layout(self._width)
+                return store.initialize(session, wanted, lambda _: first, now)
+            case Pull(session):
+                return store.pull(session, now)[1]
+            case Push(header):
+                gradients = request.gradients(self._width)
+                return store.push(header, lambda _: gradients, now)

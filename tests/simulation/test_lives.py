@@ -8,6 +8,7 @@ import pytest
 
 from kit.virtualdisk import Crashed
 from pswire.values import PushHeader, Snapshot
+from simulation.damage import Damage
 from simulation.faults import Faults
 from simulation.requests import Initialize, Join, Pull, Push, Request, layout
 from simulation.server import Settings, simulated
@@ -15,7 +16,7 @@ from simulation.witness import Witness
 
 WIDTH = 16
 START = 60  # Operations, in which a server has started and saved.
-FAULTS = ["killed", "cut off", "failing"]
+FAULTS = ["killed", "cut off", "failing", "failing, then cut off"]
 
 
 class Lives:
@@ -25,26 +26,43 @@ class Lives:
     """
 
     def __init__(self, seed: int) -> None:
-        self.faults = Faults(Random(seed))
-        self.witness = Witness(self.faults, WIDTH)
+        random = Random(seed)
+        self.faults = Faults(random)
+        self.witness = Witness(self.faults, random, WIDTH)
+        self.damage = Damage(self.witness, self.faults, random)
         self._count = 0
 
     def live(self, mode: str) -> None:
-        """Start, push from a session of its own, save, push again, and stop."""
+        """Start, and do all that there is; push again, let one join, and stop."""
         session = self.begin(mode)
-        for _ in self.witness.save():
-            pass
         self._push(session, 2)
+        self._join("ann")
         self.witness.stop()
+        self.witness.rest()
 
     def begin(self, mode: str) -> str:
-        """Start, and push from a session of its own."""
+        """Start, push from a session of its own, and save while others join."""
         self._count += 1
-        session = f"s{self._count}"
-        self.witness.start(Settings(mode, 0, 2), f"g{self._count}", 0.0)
-        self._ask(Join("ann", session, rejoin=False))
+        self.witness.start(Settings(mode, 0, 2), f"g{self._count}")
+        session = self._join("ann")
         self._ask(Initialize(session))
+        self._ask(Initialize(self._join("bob")))  # If the first was refused.
         self._push(session, 1)
+        self.witness.save()
+        session = self._join("ann")
+        self._join("bob")
+        return session
+
+    def end(self) -> None:
+        """Let power fail, and the newest checkpoint be damaged, if one may be."""
+        self.witness.end(cut_off=True)
+        if self.witness.promise.may_damage:
+            self.damage.newest_checkpoint()
+
+    def _join(self, worker: str) -> str:
+        self._count += 1
+        session = f"{worker}-{self._count}"
+        self._ask(Join(worker, session, rejoin=False))
         return session
 
     def _push(self, session: str, seq: int) -> None:
@@ -56,9 +74,10 @@ class Lives:
             self._ask(Push(header, self._count))
 
     def _ask(self, request: Request) -> Any:
-        answer = self.witness.ask(request, None, 0.0)
-        while self.witness.waits:
-            self.witness.advance()
+        answer = self.witness.ask(request, None)
+        if answer is None:
+            answers = [answer for _, answer in self.witness.rest()]
+            return answers[0] if answers else None
         return answer
 
 
@@ -82,12 +101,16 @@ def test_whatever_moment_ends_a_server_the_next_ones_go_on(
         print(f"{ahead=}")
         lives = Lives(ahead)
         lives.live(before)
-        lives.faults.arm(ahead, is_last=fault != "failing")
+        lives.faults.arm(ahead, is_last="failing" not in fault)
         try:
-            lives.live(mode)
+            if "then" in fault:
+                lives.begin(mode)
+                lives.end()
+            else:
+                lives.live(mode)
         except Crashed:
             lives.witness.end(cut_off=fault == "cut off")
         is_over = not lives.faults.has_struck
         lives.begin(mode)
-        lives.witness.end(cut_off=True)
+        lives.end()
         lives.live(mode)

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from pswire import errors
 from pswire.errors import ParameterServerError
 from pswire.values import PushHeader, Snapshot
+from simulation.damage import Damage
 from simulation.faults import Faults
 from simulation.requests import Initialize, Join, Pull, Push, Request, layout
 from simulation.server import Settings, simulated
@@ -39,8 +40,10 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.faults = Faults(Random(0))
-        self.witness = Witness(self.faults, WIDTH)
+        random = Random(0)
+        self.faults = Faults(random)
+        self.witness = Witness(self.faults, random, WIDTH)
+        self.damage = Damage(self.witness, self.faults, random)
         self.sessions: dict[str, str] = {}
         self.snapshots: dict[str, Snapshot[Any]] = {}
         self.pushes: list[Push] = []
@@ -70,6 +73,8 @@ class Life(RuleBasedStateMachine):
         if worker not in self.snapshots:
             self.join(worker, False)
             self.pull(worker)
+        if worker not in self.snapshots:
+            return
         read = self.snapshots[worker]
         nbytes = layout(WIDTH).nbytes
         header = PushHeader(
@@ -100,20 +105,19 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
-        for _ in self.witness.save():
-            pass
+        self.witness.save()
 
     @rule(limit=LIMITS)
     def stop(self, limit: int | None) -> None:
         self.witness.stop()
+        self.witness.rest()
         self.start(limit)
 
     @rule(limit=LIMITS, cut_off=st.booleans(), is_damaged=st.booleans())
     def die(self, limit: int | None, cut_off: bool, is_damaged: bool) -> None:
         self.witness.end(cut_off=cut_off)
         if is_damaged and self.witness.promise.may_damage:
-            self.witness.promise.damage()
-            self.faults.damage()
+            self.damage.newest_checkpoint()
         self.start(limit)
 
     @invariant()
@@ -122,13 +126,13 @@ class Life(RuleBasedStateMachine):
         self.witness.look()
 
     def start(self, limit: int | None) -> None:
-        self.witness.start(Settings(self.mode, limit, 2), f"g{self.number()}", 0.0)
+        self.witness.start(Settings(self.mode, limit, 2), f"g{self.number()}")
         first = f"first-{self.number()}"
         self.ask(Join("first", first, rejoin=False))
         self.ask(Initialize(first))
 
     def ask(self, request: Request) -> Any:
-        return self.witness.ask(request, None, 0.0)
+        return self.witness.ask(request, None)
 
     def number(self) -> int:
         self.count += 1

@@ -1,28 +1,29 @@
 """A server, its workers, the network between them, and all that can go wrong."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from kit.virtualdisk import Crashed, Operation
+from kit.virtualdisk import Crashed
 from psserver.store import Joined
 from pswire.values import Snapshot
+from simulation.damage import Damage
 from simulation.faults import Faults
 from simulation.network import Network
 from simulation.requests import layout
 from simulation.server import Settings
+from simulation.tasks import CLOCK
 from simulation.witness import Witness
 from simulation.worker import Call, Worker
 
 Event = Callable[[], object]
 
-_MODES = ("log", "log", "log", "checkpoint", "checkpoint", "none")
+_MODES = ("log",) * 4 + ("checkpoint",) * 3 + ("none",)
 _LIMITS = (0, 1, 3, 8, None)
 _NAMES = ("ann", "bob", "cleo", "dora")
 _RETRIES = 0.15
-_MEANWHILE = 0.2
-_AHEAD = (3, 60)  # Operations.
-_ERRORS = 0.3
+_AHEAD = (3, 20, 60)  # Operations.
+_ERRORS = 0.4
 _AN_HOUR_S = 3601.0
 _ROUNDS = 40
 
@@ -39,28 +40,26 @@ class World:
         self._random = Random(seed)
         self._width = self._random.choice((16, 400))
         self._faults = Faults(self._random)
-        self._faults.meanwhile = self._meanwhile
-        self._witness = Witness(self._faults, self._width)
+        self._witness = Witness(self._faults, self._random, self._width)
+        self._damage = Damage(self._witness, self._faults, self._random)
         self._network: Network[tuple[Call, Any]] = Network(self._random)
         self._acked: dict[str, int] = {}
-        self._now = 0.0
         self._count = 0
-        self._saving: Iterator[None] | None = None
-        self._is_interruptible = False
+        CLOCK.now = 0.0
         self._workers = [self._worker(name) for name in _NAMES]
         self._up = self._vary(
             {
                 self._deliver: 40,
                 self._ask: 25,
-                self._advance: 20,
-                self._save: 4,
-                self._witness.probe: 1,
-                self._fill: 0.6,
+                self._advance: 40,
+                self._witness.save: 2,
+                self._witness.look_after_disk: 1,
+                self._faults.fill: 0.6,
                 self._faults.free: 0.6,
                 self._arm: 0.4,
                 self._end: 0.3,
-                self._stop: 0.3,
-                self._replace_worker: 0.8,
+                self._stop: 0.4,
+                self._replace_worker: 1,
                 self._sleep: 0.1,
             }
         )
@@ -68,8 +67,9 @@ class World:
             self._start: 6,
             self._deliver: 2,
             self._ask: 2,
-            self._damage: 1,
+            self._damage.strike: 2,
             self._faults.free: 1,
+            self._wipe: 0.5,
         }
 
     def run(self, events: int) -> None:
@@ -90,13 +90,13 @@ class World:
         return {e: n * self._random.choice(choices) for e, n in chances.items()}
 
     def _do(self, event: Event) -> None:
-        self._now += 1
+        CLOCK.now += 1
         self.trace.append((event.__name__,))
         try:
             event()
+            if self._witness.has_failed:
+                self._fail()
         except Crashed:
-            self._end()
-        if self._witness.has_failed:
             self._end()
 
     # Workers
@@ -134,14 +134,14 @@ class World:
         if answer is not None:
             call.worker.hear(call, answer)
             return
-        answer = self._witness.ask(call.request, call, self._now)
+        answer = self._witness.ask(call.request, call)
         self.trace.append((call.request, answer))
         if answer is not None:
             self._network.send((call, answer))
 
     def _sleep(self) -> None:
         """Let so much time pass that no message is still on its way."""
-        self._now += _AN_HOUR_S
+        CLOCK.now += _AN_HOUR_S
         self._network.cut()
 
     # The server
@@ -151,41 +151,28 @@ class World:
             self.trace.append((call.request, answer))
             self._network.send((call, answer))
 
-    def _save(self) -> None:
-        """Go on with a checkpoint, or begin one."""
-        self._saving = self._saving or self._witness.save()
-        self._is_interruptible = True
-        try:
-            is_over = next(self._saving, True)
-        finally:
-            self._is_interruptible = False
-        if is_over:
-            self._saving = None
-
-    def _meanwhile(self, operation: Operation) -> None:
-        """Do something else in the midst of a checkpoint."""
-        if self._is_interruptible and self._random.random() < _MEANWHILE:
-            self._is_interruptible = False
-            self._random.choice((self._deliver, self._ask, self._advance))()
-            self._is_interruptible = True
-
-    def _fill(self) -> None:
-        if self._witness.model.is_initialized:  # Else little would happen.
-            self._faults.fill()
-
     def _arm(self) -> None:
         ahead = self._random.randint(1, self._random.choice(_AHEAD))
         self._faults.arm(ahead, is_last=self._random.random() > _ERRORS)
 
     def _end(self) -> None:
-        self._saving = None
         cut_off = self._random.random() < 0.5
         self.trace.append(("cut off" if cut_off else "killed",))
         self._witness.end(cut_off=cut_off)
 
     def _stop(self) -> None:
-        self._saving = None
+        """Stop with grace: what comes meanwhile has been under way already."""
+        if self._random.random() < 0.3:
+            self._arm()
         self._witness.stop()
+
+    def _fail(self) -> None:
+        """End as a server does whose disk has failed, if it is not killed before."""
+        if self._random.random() < 0.5:
+            self._witness.stop()
+            self._witness.rest()
+        else:
+            self._end()
 
     def _start(self) -> None:
         mode = self._random.choice(_MODES)
@@ -193,16 +180,16 @@ class World:
         if self._random.random() < 0.3:
             self._arm()
         self._start_as(Settings(mode, limit, keep))
-        self._faults.disarm()
+        if self._random.random() < 0.5:
+            self._faults.disarm()
 
     def _start_as(self, settings: Settings) -> None:
         self.trace.append((settings,))
-        self._witness.start(settings, f"g{self._next()}", self._now)
+        self._witness.start(settings, f"g{self._next()}")
 
-    def _damage(self) -> None:
-        if self._witness.promise.may_damage:
-            self._witness.promise.damage()
-            self._faults.damage()
+    def _wipe(self) -> None:
+        """Begin with another data directory."""
+        self._witness.wipe()
 
     def _come_to_rest(self) -> None:
         self._faults.disarm()
@@ -213,9 +200,10 @@ class World:
                 self._start_as(Settings("log", None, 2))
             for worker in self._workers:
                 self._send(worker)
+            self._do(self._witness.look_after_disk)
             while len(self._network) or self._witness.waits:
-                for event in (self._deliver, self._advance, self._witness.probe):
-                    self._do(event)
+                self._do(self._deliver)
+                self._do(self._advance)
         for worker in self._workers:
             assert worker.is_over or worker.answers > before[worker], worker
 
