@@ -38,6 +38,18 @@ def test_every_setting_is_one_of_a_command(text: str) -> None:
     assert len(named) > 10
 
 
+def test_the_tables_have_every_setting_of_the_stack(text: str) -> None:
+    """And none that there is not, or is no longer."""
+    example = (DEPLOY / ".env.example").read_text()
+    settings = {*re.findall(r"^(\w+)=", example, re.M)}
+
+    tables = "\n".join(re.findall(r"^\|.*", text, re.M))
+    named = {*re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", tables)}
+
+    assert len(settings) > 15
+    assert settings <= named <= settings | OF_SERVER | OF_WORKER
+
+
 @pytest.fixture
 def overlay(text: str, tmp_path: Path) -> Path:
     """Write down the overlay that it shows, beside the manifests; return its folder."""
