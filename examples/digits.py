@@ -73,7 +73,7 @@ def batches(shard: Shard) -> Iterator[Batch]:
     images, labels = images[mine], labels[mine]
     is_slow = shard.count > 1 and shard.index == shard.count - 1
     pause_s = PAUSE_S * (SLOWER if is_slow else 1)
-    size = min(BATCH, len(labels))
+    size = max(1, min(BATCH, len(labels)))
     for epoch in shard.epochs:
         rng = np.random.default_rng((shard.index, epoch))
         order = rng.permutation(len(labels))

@@ -133,12 +133,13 @@ class Calls:
         return encoding.layout(layout).nbytes
 
     def lease_shard(self, request: pb.LeaseShardRequest) -> pb.LeaseShardReply:
-        told = request.finished if request.HasField("finished") else None
+        told = request.held if request.HasField("held") else None
         lease = self._store.lease_shard(
             request.session,
             request.count,
             Lease(told.index, told.epoch) if told else None,
             self._clock(),
+            finished=request.finished,
         )
         return pb.LeaseShardReply(
             lease=pb.ShardLease(index=lease.index, epoch=lease.epoch)

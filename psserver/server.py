@@ -20,6 +20,7 @@ from psserver.durability.archive import Archive
 from psserver.durability.every import Every
 from psserver.durability.lock import locked
 from psserver.durability.logwatch import LogWatch
+from psserver.durability.place import require_own
 from psserver.durability.saver import Saver
 from psserver.grpcport import GrpcPort
 from psserver.metrics.history import History
@@ -234,11 +235,10 @@ class Server:
         if config.data_dir is None:
             return None
         folder = Path(config.data_dir).absolute()
-        archive = Archive(
-            disk.RealDisk(), folder, mode=config.durability, keep=config.keep
-        )
-        archive.require_own()  # Before a lock is put there.
+        real = disk.RealDisk()
+        require_own(real, folder)  # Before a lock is put there.
         self._data_dir.enter_context(locked(folder))
+        archive = Archive(real, folder, mode=config.durability, keep=config.keep)
         self._data_dir.callback(archive.close)
         return Saver(
             archive,

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +107,7 @@ class Store:
         self._commits = Commits(
             *(self._core, self._lock, self._keeper.keep, self._keeper.taking)
         )
-        self._shards = Shards()
+        self._shards = Shards(first=zlib.crc32(incarnation.encode()))
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
@@ -265,7 +266,13 @@ class Store:
             self._core.counters.reject(known.worker if known else None, error)
 
     def lease_shard(
-        self, session: str, count: int, finished: Lease | None, now: float
+        self,
+        session: str,
+        count: int,
+        held: Lease | None,
+        now: float,
+        *,
+        finished: bool = False,
     ) -> Lease:
         """Lease a part of the data; see `Shards.lease`.
 
@@ -277,7 +284,7 @@ class Store:
         self._see(session, now)
         with self._lock:
             is_here = partial(self._core.expects, now=now)
-            return self._shards.lease(session, count, finished, is_here)
+            return self._shards.lease(session, count, held, is_here, finished=finished)
 
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""

@@ -1,12 +1,19 @@
 """The batches that one worker goes through, with a key for each."""
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 
+from pswire.errors import InvalidRequestError
 from psworker.gradient import takes_rng
 from psworker.task import Shard, Task
+
+_PAUSE_S = 1.0
+
+_log = logging.getLogger("psworker")
 
 
 def batches(task: Task, shards: Iterable[Shard]) -> Iterator[tuple[Any, Any]]:
@@ -17,19 +24,24 @@ def batches(task: Task, shards: Iterable[Shard]) -> Iterator[tuple[Any, Any]]:
         shards: The parts.
 
     Raises:
-        ValueError: No part has a batch: parts that are leased would go on for ever.
+        InvalidRequestError: No part has a batch, though they are leased: it would ask
+            for one after another for ever.
     """
-    empty = 0
+    empty = set[int]()
     for shard in shards:
-        empty += 1
+        empty.add(shard.index)
         for pair in zip(_keys(task, shard), task.batches(shard), strict=False):
-            empty = 0
+            empty.clear()
             yield pair
-        if shard.epoch is not None and empty >= shard.count:
-            raise ValueError(
+        if shard.epoch is None or not empty:
+            continue
+        if len(empty) == shard.count:
+            raise InvalidRequestError(
                 f"batches: expected some in one of {shard.count} parts, got none; cut "
                 "the data into fewer parts, or smaller batches"
             )
+        _log.warning("part %d of %d has no batch", shard.index, shard.count)
+        time.sleep(_PAUSE_S)  # Others may have all those that have some.
 
 
 def _keys(task: Task, shard: Shard) -> Iterator[Any]:

@@ -156,7 +156,7 @@ def run(
                 compression=compression,
             ) as client:
                 log.info("joined %s as %s", server, client.name)
-                train(
+                latest = train(
                     client,
                     task,
                     client.lease_shards(shard.count)

@@ -274,10 +274,8 @@ class Client:
         Raises:
             InvalidRequestError: There cannot be so many.
         """
-        shard = None
         while True:
-            shard = self._connection.lease_shard(count, shard)
-            yield shard
+            yield self._connection.lease_shard(count)
 
     def status(self) -> Status:
         """Return the server's counters."""

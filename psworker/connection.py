@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pswire import body
@@ -94,6 +95,7 @@ class Connection:
         self._nearing = threading.Lock()  # Guards `_near`, but for reading it.
         self._rejoining = threading.Lock()  # Guards `_joins`, but for reading it.
         self._joins = 0
+        self._leased: Shard | None = None
         self._incarnation = ""  # That this session has joined last.
         self._has_restarted = False  # Since then, a snapshot says.
 
@@ -213,25 +215,21 @@ class Connection:
 
         return self._call_in_session(attempt, layout.nbytes + self._snapshot_nbytes())
 
-    def lease_shard(self, count: int, finished: Shard | None) -> Shard:
-        """Lease a part of the data.
+    def lease_shard(self, count: int) -> Shard:
+        """Lease a part of the data, and give back the one before.
 
         Args:
             count: Into how many parts they are cut.
-            finished: What this session leased last, and has gone through; None:
-                nothing.
 
         Raises:
             InvalidRequestError: There cannot be so many.
         """
-        request = pb.LeaseShardRequest(session=self.session, count=count)
-        if finished:
-            request.finished.index = finished.index
-            request.finished.epoch = finished.epoch or 0
+        request = self._lease_request(count, finished=True)
         lease = self._call_in_session(
             lambda _, timeout: self._remote.lease_shard(request, timeout)
         ).lease
-        return Shard(lease.index, count, lease.epoch)
+        self._leased = Shard(lease.index, count, lease.epoch)
+        return self._leased
 
     def status(self) -> Status:
         """Return the server's counters."""
@@ -297,7 +295,27 @@ class Connection:
         with self._rejoining:
             if self._joins == joins:  # Else that thread knows more.
                 self.join()
+                self._claim()
                 self._joins += 1
+
+    def _claim(self) -> None:
+        """Say to another server which part of the data this session goes through."""
+        leased = self._leased
+        if leased:
+            request = self._lease_request(leased.count, finished=False)
+            with suppress(SessionUnknownError):  # Another one: it will be told.
+                self._call(
+                    lambda _, timeout: self._remote.lease_shard(request, timeout)
+                )
+
+    def _lease_request(self, count: int, *, finished: bool) -> pb.LeaseShardRequest:
+        request = pb.LeaseShardRequest(session=self.session, count=count)
+        leased = self._leased
+        if leased and leased.count == count:
+            request.held.index = leased.index
+            request.held.epoch = leased.epoch or 0
+            request.finished = finished
+        return request
 
     def _call(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:
         timeout = self._timeout_s + nbytes / _SLOWEST_LINK

@@ -78,9 +78,10 @@ def train(
         What this worker has done.
 
     Raises:
-        ParameterServerError: The server refused a push, or was away for too long.
+        ParameterServerError: The server refused a push, or was away for too long; or
+            no part that it leases has a batch.
         ValueError: `on_drop` or `max_retries` is none of those, or "retry" stands
-            beside `prefetch` or `background_push`, or no leased part has a batch.
+            beside `prefetch` or `background_push`.
     """
     parts = (shards,) if isinstance(shards, Shard) else shards
     attempts = 1 + retries(on_drop, max_retries)

@@ -1,6 +1,8 @@
 """`psserver serve`."""
 
 import os
+import re
+import socket
 import sys
 import tomllib
 from collections.abc import Callable
@@ -208,8 +210,9 @@ def serve(
     ):
         click.echo(f"listening on {server.address}")
         if server.http_address:
-            click.echo(f"metrics on {server.http_address}")
-        click.echo(f"next: psworker run MODULE:TASK --server {server.address}")
+            click.echo(f"metrics on {_typeable(server.http_address)}")
+        next_address = _typeable(server.address)
+        click.echo(f"next: psworker run MODULE:TASK --server {next_address}")
         sys.stdout.flush()
         try:
             server.wait()
@@ -217,6 +220,12 @@ def serve(
             raise click.ClickException(complaints.told(error)) from error
         finally:
             _stop(server)
+
+
+def _typeable(address: str) -> str:
+    # What means all addresses of this host is, elsewhere, none of them.
+    everywhere = r"(?<![^/])(0\.0\.0\.0|\[::\])(?=:)"
+    return re.sub(everywhere, lambda _: socket.gethostname(), address)
 
 
 def _stop(server: "Server") -> None:

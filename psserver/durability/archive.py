@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -10,14 +10,14 @@ from typing import Protocol
 from psserver.changes import Change
 from psserver.checkpoint import Checkpoint
 from psserver.durability import replay
-from psserver.durability.checkpoints import FOLDER, Checkpoints, is_part
+from psserver.durability.checkpoints import FOLDER, Checkpoints
 from psserver.durability.disk import Disk
 from psserver.durability.ending import NAME as ENDING
 from psserver.durability.ending import Ending
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.kept import Kept
 from psserver.durability.log import Log
-from psserver.durability.segments import is_own, segments
+from psserver.durability.segments import LOG_FOLDER, is_own, segments
 from pswire.errors import ParameterServerError
 from pswire.layout import Layout
 
@@ -59,34 +59,13 @@ class Archive:
         self.checkpoints = Checkpoints(disk, folder / FOLDER)
         self._disk = disk
         self._folder = folder
-        self._log_folder = folder / "log"
+        self._log_folder = folder / LOG_FOLDER
         self._keep = keep
         self._log: Log | None = None
         self._begins_at = 0  # The log, in steps.
         self._has_model = False
         self.saves = 0
         """Checkpoints saved so far."""
-
-    def require_own(self) -> None:
-        """Check that the folder neither is nor has a part of another data directory.
-
-        Raises:
-            DataDirectoryError: It does.
-            OSError: It cannot be read.
-        """
-        parts = [n for n in self._disk.names(self._folder) if is_part(n)]
-        for part in (FOLDER, self._log_folder.name):
-            if ENDING in self._disk.names(self._folder / part):
-                parts.append(part)
-            if self._folder.name == part and ENDING in self._disk.names(
-                self._folder.parent
-            ):
-                parts.append(f"its place in {self._folder.parent}")
-        if parts:
-            raise DataDirectoryError(
-                f"data_dir: expected a folder of its own, got {self._folder}, which "
-                f"has {parts[0]} of another data directory"
-            )
 
     def recover(self, store: Recovering, rule: str, now: float) -> Checkpoint | None:
         """Let a store go on where the last server ended, if there was one.
@@ -139,7 +118,8 @@ class Archive:
         if self._log:
             # Before it is said that there is one.
             self._log.begin(self._begins_at)
-            replay.remove_beginnings(self._disk, self._log_folder)
+            with suppress(OSError):  # They do no harm.
+                replay.remove_beginnings(self._disk, self._log_folder)
         Ending(self.mode, self._has_model).write(self._disk, self._folder)
         if not self.keeps_changes:
             self._remove_log()  # What it had is in the checkpoint.

@@ -12,6 +12,9 @@ from pathlib import Path
 from psserver.durability.disk import Disk
 from psserver.durability.room import PROBE
 
+LOG_FOLDER = "log"
+"""Where in a data directory they are."""
+
 _NAME = re.compile(r"(\d{8,})-step-(\d+)\.log")
 
 

@@ -12,6 +12,25 @@ import pytest
 from kit.stack import Stack, missing
 
 ROOT = Path(__file__).parents[2]
+# What would break the stack if it did not keep it to itself, and a rule of one's own.
+SETTINGS = """\
+PSSERVER_HOST=127.0.0.1
+PSSERVER_PORT=1
+PSSERVER_HTTP_PORT=off
+PSSERVER_DATA_DIR=/tmp/elsewhere
+PSSERVER_APP_DIR=/elsewhere
+PSSERVER_RULE=mine:make
+PSWORKER_SERVER=elsewhere:1
+PSWORKER_NAME=one
+PSWORKER_APP_DIR=/elsewhere
+"""
+RULE = """\
+import optax
+
+
+def make(learning_rate):
+    return optax.adam(learning_rate)
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,13 +43,15 @@ def engine() -> None:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpack what is committed: nothing that lies about here gets in."""
+    """Unpack what is committed, with an .env: nothing that lies about here gets in."""
     folder = tmp_path_factory.mktemp("checkout")
     archive = subprocess.run(
         ["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True
     )
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
+    (folder / "deploy" / ".env").write_text(SETTINGS)
+    (folder / "examples" / "mine.py").write_text(RULE)
     return folder
 
 

@@ -64,6 +64,7 @@ def test_three_workers_train_with_a_healthy_server(stack: Stack) -> None:
     assert stack.inspect(server)["State"]["Health"]["Status"] == "healthy"
     assert workers(trained).keys() == stack.names()
     assert trained.durability.mode == "log"
+    assert trained.rule == "mine:make(learning_rate=0.002)"
 
 
 def test_no_two_workers_have_the_same_part_of_the_data(stack: Stack) -> None:
@@ -94,6 +95,9 @@ def test_the_host_reads_status_page_and_logs(stack: Stack) -> None:
 
     assert told.returncode == 0, told.stderr
     assert "<title>" in html
+    assert (
+        "listening on" not in log
+    )  # It would stand between the objects of a JSON log.
     for name in stack.names():
         assert name in told.stdout
         assert f"psworker: joined server:7070 as {name}\n" in log
@@ -172,6 +176,15 @@ def test_a_killed_server_comes_back_with_every_push(stack: Stack) -> None:
     )
 
 
+def test_a_worker_that_is_gone_leaves_a_part_behind(stack: Stack) -> None:
+    """Killed by hand it is not started again; what becomes of its part, see below."""
+    gone = stack.containers("worker")[-1]
+
+    stack.docker("rm", "--force", gone)
+
+    assert workers(stack.status())[gone[:12]].shard
+
+
 def test_a_partitioned_worker_pushes_late_and_goes_on(stack: Stack) -> None:
     """What it computed before is judged as the rule says, whatever its age."""
     victim, network = stack.containers("worker")[0], f"{stack.project}_default"
@@ -227,6 +240,19 @@ def test_prometheus_has_the_drop_rate_of_every_worker(
                 stack.query(expression)
             else:
                 stack.until_query(expression)
+
+
+def test_the_part_of_a_worker_that_is_gone_is_leased_again(stack: Stack) -> None:
+    """A minute after its last call: those that are left then go through all."""
+    left, seen = stack.names(), set[str]()
+
+    def is_gone_through(status: Status) -> bool:
+        seen.update(each.shard for each in status.workers if each.name in left)
+        return len(seen - {""}) == 16
+
+    stack.until(is_gone_through)
+
+    assert len(left) == 4
 
 
 def test_all_stop_in_time_and_leave_nothing(stack: Stack) -> None:

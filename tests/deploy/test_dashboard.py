@@ -90,4 +90,4 @@ def test_prometheus_takes_its_configuration(promtool: Any) -> None:
     checked = promtool("check", "config", str(file))
 
     assert (checked.returncode, checked.stderr) == (0, "")
-    assert "13 rules found" in checked.stdout
+    assert "14 rules found" in checked.stdout

@@ -172,7 +172,7 @@ def test_the_servers_settings_are_ones_that_it_takes(
     """Options, values and rule; it listens where its ports and its volume are."""
     environment = environment_of(server, objects)
     container = container_of(server)
-    assert container["args"] == ["psserver", "serve"]
+    assert container["args"] == ["sh", "-c", "exec psserver serve > /dev/null"]
 
     options = read_options(serve, [], environment, monkeypatch)
 

@@ -142,8 +142,8 @@ def start(successors: Successors) -> Iterator[Callable[..., Served]]:
 
 def test_a_step_that_is_not_synced_is_not_seen(start: Callable[..., Served]) -> None:
     """The process is held right before the sync, and goes on when it is told to."""
-    # The first one is of a new log, the second one of who has joined.
-    server = start("log.before_sync=hold@3")
+    # The first one is of a new log.
+    server = start("log.before_sync=hold@2")
     with (
         psworker.connect(server.address()) as client,
         psworker.connect(server.address()) as other,

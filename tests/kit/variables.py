@@ -6,9 +6,20 @@ from psserver.cli.serve import serve
 from psworker.cli import run
 
 
-def _names(command: click.Command, prefix: str) -> set[str]:
-    return {f"{prefix}_{each.name}".upper() for each in command.params}
+def _defaults(command: click.Command, prefix: str) -> dict[str, str]:
+    return {
+        # Of what has none, click says so in more ways than one.
+        f"{prefix}_{each.name}".upper(): str(each.default)
+        if isinstance(each.default, (str, int, float))
+        else ""
+        for each in command.params
+    }
 
 
-OF_SERVER = _names(serve, "PSSERVER")
-OF_WORKER = _names(run, "PSWORKER")
+_SERVERS = _defaults(serve, "PSSERVER")
+_WORKERS = _defaults(run, "PSWORKER")
+
+OF_SERVER = set(_SERVERS)
+OF_WORKER = set(_WORKERS)
+DEFAULTS = _SERVERS | _WORKERS
+"""What each is where it is not set; "" where there is no such thing."""

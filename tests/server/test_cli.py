@@ -390,6 +390,32 @@ def test_the_http_port_is_set_as_all_else(
     assert asked["http_port"] == port
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_where_it_listens_everywhere_the_host_s_name_is_what_to_type(
+    host: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever that name is. Nothing listens everywhere here: it says that it does."""
+
+    class Everywhere(psserver.Server):
+        def wait(self) -> None:
+            pass
+
+        def __enter__(self) -> "Everywhere":
+            self.address, self.http_address = f"{host}:7", f"http://{host}:8/"
+            return self
+
+    monkeypatch.setattr("psserver.server.Server", Everywhere)
+    monkeypatch.setattr(socket, "gethostname", lambda: "90ab")
+
+    result = run("serve", *_SGD)
+
+    assert result.output.splitlines() == [
+        f"listening on {host}:7",
+        "metrics on http://90ab:8/",
+        "next: psworker run MODULE:TASK --server 90ab:7",
+    ], result.exception
+
+
 def test_without_an_http_port_its_line_is_left_out(
     run: Run, served: list[Status]
 ) -> None:

@@ -279,6 +279,29 @@ def test_while_the_disk_gives_no_answer_nobody_waits_but_who_asked_it(
     assert counts.rejected == {"SERVER_UNAVAILABLE": len(more)}
 
 
+def test_nobody_waits_for_a_first_model_that_the_disk_gives_no_answer_to(
+    disk: SlowDisk, hook: Any
+) -> None:
+    """Neither who joins meanwhile, nor who brings another; in the end it is there."""
+    store = _open_store(hook.rule, disk)
+    store.join("w0", "w0", now=0.0)
+    disk.may_begin.clear()
+    with ThreadPoolExecutor(3, "test") as pool:
+        pushers = Pushers(store, pool, threading.Semaphore(0))
+        brought = pool.submit(store.initialize, "w0", LAYOUT, lambda _: GRADIENT, 0.0)
+        assert disk.begins.acquire(timeout=TIMEOUT_S)
+        late = pushers.join("late")
+
+        store.lineage.stall("no answer")
+
+        other = pool.submit(store.initialize, "w0", LAYOUT, lambda _: GRADIENT, 0.0)
+        for call in (late, other):
+            with pytest.raises(ServerUnavailableError, match="no answer"):
+                call.result(TIMEOUT_S)
+        disk.may_begin.set()
+        assert brought.result(TIMEOUT_S)
+
+
 @pytest.mark.parametrize("error", [None, OSError("no room")])
 def test_who_joins_while_the_first_model_is_kept_waits_for_that(
     disk: SlowDisk, hook: Any, error: OSError | None

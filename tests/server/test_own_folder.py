@@ -104,10 +104,23 @@ def test_a_folder_with_a_data_directory_for_a_part_is_none(
     train(server)
     server.stop()
 
-    with pytest.raises(DataDirectoryError, match=r"which has log of another"):
+    with pytest.raises(DataDirectoryError, match=r"another data directory for its log"):
         keep()
 
     assert keep(data_dir=tmp_path / "data" / "log").status().step == 1
+
+
+def test_somebody_s_state_json_beside_a_data_directory_does_not_matter(
+    keep: Keep, tmp_path: Path
+) -> None:
+    """Many programs have a file of that name, and a folder called log."""
+    (tmp_path / "state.json").write_text("{}")
+
+    server = keep(data_dir=tmp_path / "log")
+    train(server)
+    server.stop()
+
+    assert keep(data_dir=tmp_path / "log").status().step == 1
 
 
 def test_starts_that_change_nothing_leave_nothing_behind(

@@ -262,10 +262,10 @@ class HandMade(rpc.ParameterServerServicer):
     def LeaseShard(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.called.append("LeaseShard")
         lease = pb.ShardLease()
-        if request.HasField("finished"):
-            place = request.finished.index + 1
+        if request.finished:
+            place = request.held.index + 1
             lease.index = place % request.count
-            lease.epoch = request.finished.epoch + place // request.count
+            lease.epoch = request.held.epoch + place // request.count
         return pb.LeaseShardReply(lease=lease)
 
     def Status(self, request: Any, context: Any) -> pb.StatusReply:  # noqa: N802

@@ -432,6 +432,10 @@ SENT: dict[str, tuple[Any, Any, Any, Any]] = {
         Exchanged(pb.PushReply(step=1), PULLED),
         pb.ExchangeReply(push=pb.PushReply(step=1), pull=written(pb.PullReply, PULLED)),
     ),
+    "LeaseShard": (
+        *(pb.LeaseShardRequest(count=3), pb.LeaseShardRequest(count=3)),
+        *(pb.LeaseShardReply(), pb.LeaseShardReply()),
+    ),
     "Status": (
         *(pb.StatusRequest(), pb.StatusRequest()),
         *(pb.StatusReply(rule="sgd"), pb.StatusReply(rule="sgd")),

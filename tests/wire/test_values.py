@@ -30,6 +30,7 @@ WORKERS = (
         loss=0.25,
         staleness_buckets=(4, *(0,) * 14, 4),
         staleness_sum=1000,
+        shard="3/16",
         recent_drops=2,
     ),
     WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
@@ -210,6 +211,7 @@ def test_a_status_is_json() -> None:
         "workers": [
             {
                 "name": "a",
+                "shard": "3/16",
                 "state": "active",
                 **counts,
                 "consecutive_drops": 2,
@@ -223,6 +225,7 @@ def test_a_status_is_json() -> None:
             },
             {
                 "name": "b",
+                "shard": None,
                 "state": "active",
                 **none,
                 "consecutive_drops": 0,

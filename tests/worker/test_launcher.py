@@ -607,6 +607,19 @@ def test_a_worker_sends_arrays_as_it_was_told(
     assert push.counts == [2]
 
 
+def test_a_worker_that_finds_all_done_says_at_which_step(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any
+) -> None:
+    """It has pushed nothing."""
+    address = start_server().address
+    command = psworker("run", "quick:task", "--server", address, "--steps", "0")
+    meet(1)["training 0"].tell("batch")
+
+    code, out, _ = command.end()
+
+    assert (code, out) == (0, "step 0, loss none, 0 applied, 0 dropped\n")
+
+
 def test_a_worker_stops_while_it_still_loads_its_task(
     psworker: Callable[..., Command],
     meet: Meet,

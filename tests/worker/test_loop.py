@@ -15,6 +15,7 @@ import psworker
 from pswire.body import Body
 from pswire.errors import (
     GenerationError,
+    InvalidRequestError,
     NonFiniteError,
     NotInitializedError,
     ParameterServerError,
@@ -119,6 +120,12 @@ def leased(count: int) -> Iterator[Shard]:
         yield Shard(number % count, count, epoch=number // count)
 
 
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for the next part at once."""
+    monkeypatch.setattr("psworker.batches._PAUSE_S", 0.0)
+
+
 def test_training_ends_with_the_batches() -> None:
     """Every batch is pushed once, from the variables that the last exchange brought."""
     client = FakeClient()
@@ -187,22 +194,28 @@ def test_a_part_has_other_keys_every_time_that_it_is_leased() -> None:
     assert len(set(drawn)) == 8
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_parts_that_are_leased_and_all_empty_are_no_training() -> None:
     """It would ask for one after another for ever."""
-    with pytest.raises(ValueError, match="expected some in one of 3 parts, got none"):
+    with pytest.raises(
+        InvalidRequestError, match="expected some in one of 3 parts, got none"
+    ):
         train(FakeClient(), make_task([]), leased(3))
 
 
-def test_a_part_may_be_empty() -> None:
-    """As long as another one is not."""
+@pytest.mark.usefixtures("without_pauses")
+@pytest.mark.parametrize("given", [[0, 1, 2], [0, 0, 0, 1, 1, 0, 0, 2]])
+def test_a_part_may_be_empty(given: list[int]) -> None:
+    """As long as another one is not, be it that others go through that for long."""
     client = FakeClient()
+    parts = (Shard(index, 3, epoch=0) for index in itertools.cycle(given))
 
     def batches(shard: Shard) -> list[Any]:
         return floats(1) if shard.index == 2 else []
 
     task = Task(init=lambda: {"w": W}, loss=times, batches=batches)
 
-    assert train(client, task, leased(3), steps=5).step == 5
+    assert train(client, task, parts, steps=5).step == 5
 
 
 def test_no_batch_means_no_push() -> None:

@@ -234,14 +234,16 @@ class ExchangeReply(_message.Message):
     def __init__(self, push: _Optional[_Union[PushReply, _Mapping]] = ..., pull: _Optional[_Union[PullReply, _Mapping]] = ...) -> None: ...
 
 class LeaseShardRequest(_message.Message):
-    __slots__ = ("session", "count", "finished")
+    __slots__ = ("session", "count", "held", "finished")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     session: str
     count: int
-    finished: ShardLease
-    def __init__(self, session: _Optional[str] = ..., count: _Optional[int] = ..., finished: _Optional[_Union[ShardLease, _Mapping]] = ...) -> None: ...
+    held: ShardLease
+    finished: bool
+    def __init__(self, session: _Optional[str] = ..., count: _Optional[int] = ..., held: _Optional[_Union[ShardLease, _Mapping]] = ..., finished: bool = ...) -> None: ...
 
 class LeaseShardReply(_message.Message):
     __slots__ = ("lease",)

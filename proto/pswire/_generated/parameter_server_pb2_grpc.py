@@ -156,7 +156,8 @@ class ParameterServerServicer(object):
     def LeaseShard(self, request, context):
         """Leases a part of the data to a session, the one that has waited longest. It stays the session's until that says
         that it has finished it, or asks for one of another count, and no longer than the session is its worker's newest
-        and has called in the last minute. Where there are more sessions than parts, some share one.
+        and has called in the last minute. Where there are more sessions than parts, some share one. Leases end with the
+        server: who rides through its end says to the next one what it holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
