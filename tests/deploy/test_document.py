@@ -42,6 +42,17 @@ def test_every_setting_is_one_of_a_command(text: str) -> None:
     assert len(named) > 10
 
 
+def test_the_tables_have_every_setting_of_the_stack(text: str) -> None:
+    """Those of ports too."""
+    example = (DEPLOY / ".env.example").read_text()
+    settings = {*re.findall(r"^(\w+)=", example, re.M)}
+
+    tables = "".join(re.findall(r"^\|.*\n", text, re.M))
+
+    assert len(settings) > 15
+    assert settings <= {*re.findall(r"`([A-Z_]+)`", tables)}
+
+
 def test_a_backup_is_gone_back_to_as_often_as_one_likes(
     text: str,
     start_server: Callable[..., psserver.Server],
@@ -83,16 +94,20 @@ def test_a_backup_is_gone_back_to_as_often_as_one_likes(
     assert step(pushes=0) == 3
 
 
-def test_the_overlay_that_it_shows_can_be_built(
-    text: str, kubectl: Any, tmp_path: Path
-) -> None:
-    """With the reader's own image, namespace and settings."""
+@pytest.fixture
+def overlay(text: str, tmp_path: Path) -> Path:
+    """Write down the overlay that it shows, beside the manifests; return its folder."""
     [shown] = re.findall(r"```yaml\n(.*?)```", text, re.S)
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "deploy" / "kubernetes")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "kustomization.yaml").write_text(shown)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(shown)
+    return folder
 
-    built = kubectl("kustomize", str(tmp_path / "mine"))
+
+def test_the_overlay_that_it_shows_can_be_built(overlay: Path, kubectl: Any) -> None:
+    """With the reader's own image, namespace and settings."""
+    built = kubectl("kustomize", str(overlay))
 
     assert (built.returncode, built.stderr) == (0, "")
     objects = list(yaml.safe_load_all(built.stdout))
@@ -100,3 +115,16 @@ def test_the_overlay_that_it_shows_can_be_built(
     images = re.findall(r"image: (.*)", built.stdout)
     assert images == ["REGISTRY/asyncps:1"] * 2
     assert 'PSSERVER_MAX_STALENESS: "16"' in built.stdout
+
+
+def test_the_upgrade_that_it_shows_runs_what_it_has_pushed(
+    text: str, overlay: Path, kubectl: Any
+) -> None:
+    """Another image than before: nodes would not pull one that they have."""
+    [change] = re.findall(r"\$ (sed -i .*)", text)
+
+    subprocess.run(change, shell=True, cwd=overlay.parent, check=True)
+
+    built = kubectl("kustomize", str(overlay))
+    first, upgraded = re.findall(r"\$ docker push (.*)", text)
+    assert {*re.findall(r"image: (.*)", built.stdout)} == {upgraded} != {first}
