@@ -565,11 +565,14 @@ def test_a_worker_goes_through_the_parts_that_it_is_leased(
         "run", "quick:task", "--server", server.address, "--shard=auto/2"
     )
 
-    for place in ("training 0", "training 1", "training 0"):
-        worker = meet(1)[place]
+    places = []
+    for _ in range(3):
+        [(place, worker)] = meet(1).items()
+        places.append(place)
         worker.tell("batch")
         worker.lines.close()
-    assert "training 1" in meet(1)
+    assert {*places[:2]} == {"training 0", "training 1"}
+    assert [*meet(1)] == places[1:2] != places[2:]
     command.process.send_signal(signal.SIGTERM)
     code, out, _ = command.end()
 
