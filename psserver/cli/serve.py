@@ -196,8 +196,6 @@ def serve(
     """Serve until interrupted, or until `psserver stop`."""
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # An update is waited for anyway: to hand it to another thread only takes longer.
-    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logs.configure(log_format)
     keep_freed_memory()
@@ -254,9 +252,14 @@ def _start(
 ) -> "Server":
     try:
         ServerConfig(**settings)  # Before the imports below, which take seconds.
+        import jax
+
         from psserver.rulespec import canonical, parse_arguments, resolve
         from psserver.server import Server
 
+        # An update is waited for anyway: another thread would take longer, and still
+        # hold a model's memory for a moment. JAX has no environment variable for it.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         parsed = parse_arguments(arguments)
         resolved = resolve(rule, parsed)
         told = canonical(rule, parsed)

@@ -75,8 +75,6 @@ def main(log: str, timeout_s: int) -> None:
 
 
 def _import_all() -> None:
-    # As the command has it, which comes too late for what is imported here.
-    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     import psserver.cli
     import psserver.metrics.workernews
     import psserver.rulespec

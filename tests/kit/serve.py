@@ -7,7 +7,6 @@ methods, in a process that a test has started for that.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +26,6 @@ def main() -> None:
         armed = [Failpoint.parse(text) for text in arguments.failpoint]
     except ValueError as error:
         parser.error(str(error))
-    # As the command has it, which comes too late for what is imported here.
-    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     install(Failpoints(armed))
     from psserver.cli import main as psserver
 
