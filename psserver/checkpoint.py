@@ -37,6 +37,7 @@ class Checkpoint:
         max_grad_norm: The largest global L2 norm of a push; None: any.
         sessions: What is remembered of each session, by its name.
         counters: What became of pushes until then.
+        log_from: The number of the log's first segment that may have who joined since.
     """
 
     generation: str
@@ -49,3 +50,4 @@ class Checkpoint:
     max_grad_norm: float | None
     sessions: Mapping[str, Session]
     counters: Counters
+    log_from: int = 0

@@ -125,10 +125,15 @@ class Sessions:
         return entry
 
     def replay(self, worker: str, session: str, rejoin_at: int | None) -> None:
-        """Do again what came after what was kept, or shortly before; see `enter`.
+        """Do again what came after the rows were kept, or shortly before; see `enter`.
 
-        If that joining was kept already, so were all before, and perhaps some after
-        that come no more. So whoever had the name then has it again.
+        If that joining is in the rows already, so are all before it, and perhaps some
+        after it that come no more. So whoever had the name there has it again.
+
+        Args:
+            worker: See `enter`.
+            session: See there.
+            rejoin_at: See there.
         """
         kept = self._kept.get(session)
         if kept and kept.since == (rejoin_at or 0):

@@ -63,6 +63,7 @@ class Archive:
         self._keep = keep
         self._log: Log | None = None
         self._begins_at = 0  # The log, in steps.
+        self._log_from = 0  # Who joins from now on is in no segment before.
         self._has_model = False
         self.saves = 0
         """Checkpoints saved so far."""
@@ -96,6 +97,8 @@ class Archive:
         is_whole = self._replay(store, ending, now)
         if not is_whole:
             store.begin_history(fresh)
+        if found := segments(self._disk, self._log_folder):
+            self._log_from = found[-1].number + 1
         at = store.checkpoint()
         assert at is not None
         _tell_recovered(self._folder, at, kept.step, is_whole=is_whole)
@@ -160,7 +163,7 @@ class Archive:
     def turn(self) -> None:
         """Let the log's next changes be apart from those that a checkpoint covers."""
         if self._log:
-            self._log.turn()
+            self._log_from = self._log.turn()
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Keep a checkpoint, and no longer what it makes superfluous.
@@ -168,7 +171,7 @@ class Archive:
         Raises:
             OSError: It cannot be kept; all that was kept before still is.
         """
-        path = self.checkpoints.save(checkpoint)
+        path = self.checkpoints.save(replace(checkpoint, log_from=self._log_from))
         self.saves += 1
         if not self._has_model:
             Ending(self.mode, has_model=True).write(self._disk, self._folder)
@@ -198,6 +201,7 @@ class Archive:
             )
         with self._of_this_rule():
             store.restore(kept)
+        self._log_from = kept.log_from
         return kept
 
     def _replay(self, store: Recovering, ending: Ending | None, now: float) -> bool:
@@ -227,6 +231,7 @@ class Archive:
             self._log_folder,
             generation=store.generation,
             after=store.step,
+            number=self._log_from,
             trainable=store.layout.trainable,
         )
         with self._of_this_rule():
@@ -268,9 +273,9 @@ class Archive:
         """Remove what nobody needs; what cannot be removed does no harm."""
         try:
             self.checkpoints.prune(self._keep)
-            good = self.checkpoints.good
-            if self._log and len(good) > 1:
-                self._log.remove_covered(good[1])  # Should the newest one be damaged.
+            fallback = self.checkpoints.before_newest
+            if self._log and fallback:
+                self._log.remove_covered(*fallback)
         except OSError as error:
             _log.warning(
                 "something that is not needed any more stays: %s",
@@ -283,7 +288,9 @@ class Archive:
 
     def _prepare_log(self, at: Checkpoint) -> Log:
         self.close()
-        self._log = Log(self._disk, self._log_folder, at.generation)
+        self._log = Log(
+            self._disk, self._log_folder, at.generation, number=self._log_from
+        )
         self._begins_at = at.step
         return self._log
 

@@ -45,7 +45,7 @@ class Checkpoints:
         self._disk = disk
         self._folder = folder
         self._clock = clock
-        self._good: dict[str, int] = {}
+        self._good: dict[str, tuple[int, int]] = {}  # See `before_newest`.
         self.set_aside = 0
         """Those that were found corrupt."""
 
@@ -58,7 +58,13 @@ class Checkpoints:
     def good(self) -> list[int]:
         """The steps of those that this has read in whole, in steps, newest first."""
         newest_first = sorted(self._good, key=_number, reverse=True)
-        return [self._good[name] for name in newest_first]
+        return [self._good[name][0] for name in newest_first]
+
+    @property
+    def before_newest(self) -> tuple[int, int] | None:
+        """The step and the `log_from` of the good one before the newest."""
+        names = sorted(self._good, key=_number)
+        return self._good[names[-2]] if len(names) > 1 else None
 
     @property
     def lacks_newest(self) -> bool:
@@ -97,7 +103,7 @@ class Checkpoints:
         """
         path = self._path(name)
         found = files.read(self._disk, path, now)
-        self._good[path.name] = found.step
+        self._good[path.name] = found.step, found.log_from
         return found
 
     def load_newest(self, now: float) -> Checkpoint | None:
@@ -169,7 +175,7 @@ class Checkpoints:
                 self._disk.remove(aside)  # Of a full disk it may be the most.
             raise
         self._disk.sync_folder(self._folder)
-        self._good[name] = checkpoint.step
+        self._good[name] = checkpoint.step, checkpoint.log_from
         return path
 
     def require_room(self) -> None:

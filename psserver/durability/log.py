@@ -12,7 +12,7 @@ from psserver.durability.errors import DiskFailedError, DiskFullError
 from psserver.durability.frame import MARK_NBYTES
 from psserver.durability.records import Start
 from psserver.durability.room import require_room
-from psserver.durability.segments import first_needed, segments
+from psserver.durability.segments import needed, segments
 from psserver.durability.tail import Tail
 
 
@@ -31,19 +31,23 @@ class Log:
         syncs: How many times records were synced, all that were written together once.
     """
 
-    def __init__(self, disk: Disk, folder: Path, generation: str) -> None:
+    def __init__(
+        self, disk: Disk, folder: Path, generation: str, number: int = 1
+    ) -> None:
         """Touch nothing; `begin` comes first.
 
         Args:
             disk: Has the folder, or will.
             folder: Of the log alone.
             generation: The history that steps count in.
+            number: The least that a segment may get.
         """
         self.nbytes = 0
         self.syncs = 0
         self._disk = disk
         self._folder = folder
         self._generation = generation
+        self._number = number - 1  # Of the newest segment.
         self._turns = False
         # Held while the disk is written to; guards all above but `_turns`, and below.
         self._lock = threading.Lock()
@@ -64,12 +68,14 @@ class Log:
             self._step = step
             self._begun()
 
-    def turn(self) -> None:
-        """Have the next `write` begin a segment.
+    def turn(self) -> int:
+        """Have the next `write` begin a segment, and return the least number it gets.
 
-        Who then cuts a checkpoint has all whom the segments from its step on may lack.
+        Who then cuts a checkpoint has all whom the segments before may have.
         """
+        number = self._number + 1  # Read first: another may begin just now.
         self._turns = True
+        return number
 
     def write(self, changes: Sequence[Change]) -> None:
         """Return once changes are on the disk.
@@ -93,16 +99,16 @@ class Log:
             nbytes = self._wanted_nbytes
         require_room(self._disk, self._folder, nbytes)
 
-    def remove_covered(self, step: int) -> None:
-        """Remove what nobody needs who has a checkpoint of a step.
+    def remove_covered(self, step: int, number: int) -> None:
+        """Remove what nobody needs who has a checkpoint; see `segments.needed`.
 
         Raises:
             OSError: Some of it is still there, which does no harm.
         """
         found = segments(self._disk, self._folder)
-        first = first_needed(found, step)
+        kept = needed(found, step, number)
         for segment in found:
-            if first is not None and segment.step < first:
+            if kept and segment.number < kept[0].number:
                 self._disk.remove(segment.path)
 
     def close(self) -> None:
@@ -140,7 +146,10 @@ class Log:
     def _begun(self) -> Tail:
         if self._tail is None:
             start = Start(self._generation, secrets.token_bytes(MARK_NBYTES))
-            self._tail = Tail(self._disk, self._folder, start, self._step)
+            self._tail = Tail(
+                self._disk, self._folder, start, self._step, self._number + 1
+            )
+            self._number = self._tail.number
         if not self._tail.has_begun:
             self._tail.begin()
             self.syncs += 1

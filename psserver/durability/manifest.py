@@ -82,6 +82,7 @@ class Manifest:
             "initializer": kept.initializer,
             "sessions": {name: _session_to_json(session) for name, session in sessions},
             "counters": keptcounters.to_json(kept.counters),
+            "log_from": kept.log_from,
             "weak": sorted(kept.slots.weak),
             "arrays": [_digest_to_json(*pair) for pair in self.digests.items()],
         }
@@ -100,6 +101,7 @@ def _checkpoint(data: Mapping[str, Any], now: float) -> Checkpoint:
         max_grad_norm=number(data, "max_grad_norm"),
         sessions={name: _session(get(sessions, name, dict)) for name in sessions},
         counters=keptcounters.from_json(get(data, "counters", dict), now),
+        log_from=count(data, "log_from"),
     )
 
 

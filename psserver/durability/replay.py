@@ -12,15 +12,21 @@ from psserver.durability.frame import Record
 from psserver.durability.reader import NotWholeError, Reader
 from psserver.durability.records import Start, decode
 from psserver.durability.repair import cut_off
-from psserver.durability.segments import Segment, first_needed, segments
+from psserver.durability.segments import Segment, needed, segments
 from pswire.errors import ParameterServerError
 from pswire.layout import Layout
 
 
 def read(
-    disk: Disk, folder: Path, *, generation: str, after: int, trainable: Layout
+    disk: Disk,
+    folder: Path,
+    *,
+    generation: str,
+    after: int,
+    number: int,
+    trainable: Layout,
 ) -> Iterator[Change]:
-    """Yield what came after a step, and who joined at it or later.
+    """Yield what came after a checkpoint, and who joined then or shortly before.
 
     Once this has ended, all that it has yielded is on the disk, and the log may go on.
     The torn end of the last segment, which nobody was told of, is set aside.
@@ -29,7 +35,8 @@ def read(
         disk: Has the folder.
         folder: Of the log.
         generation: The history that it must be of.
-        after: The step, in steps.
+        after: The checkpoint's step, in steps.
+        number: The first segment that may have who joined since.
         trainable: The layout of a push that names none.
 
     Raises:
@@ -37,13 +44,14 @@ def read(
         OSError: Something cannot be read, or the torn end cannot be set aside.
     """
     found = segments(disk, folder)
-    step = first_needed(found, after)
-    if step is None:
+    chosen = needed(found, after, number)
+    if not chosen:
         raise DataDirectoryError(
             f"{folder}: expected the steps from {after + 1} on, got "
             + (f"those from {found[0].step + 1} on" if found else "no segment")
         )
-    for segment in (chosen := [s for s in found if s.step >= step]):
+    step = chosen[0].step
+    for segment in chosen:
         if segment.step != step:
             raise DataDirectoryError(
                 f"{segment.path}: expected the steps from {step + 1} on, got those "
@@ -55,7 +63,8 @@ def read(
         for change in said:
             is_applied = isinstance(change, Applied)
             step += is_applied
-            if step >= after + is_applied:
+            is_new = step > after if is_applied else segment.number >= number
+            if is_new and step >= after:
                 yield change
 
 

@@ -53,10 +53,16 @@ def is_own(name: str) -> bool:
     return bool(_NAME.fullmatch(f"{segment}.log" if torn else name)) or name == PROBE
 
 
-def first_needed(segments: Sequence[Segment], step: int) -> int | None:
-    """Say where the segments begin that have what came after a step, in steps.
+def needed(segments: Sequence[Segment], step: int, number: int) -> list[Segment]:
+    """Return the segments that have what came after a checkpoint; none: they lack it.
 
-    What came at the step itself counts, so all that begin there are needed, and all
-    that begin later. None: nothing begins there or before.
+    Args:
+        segments: All that there are, in order.
+        step: The checkpoint's, in steps.
+        number: Of the first that may have who joined since: several may end and begin
+            at one step, so that tells nothing.
     """
-    return max((s.step for s in segments if s.step <= step), default=None)
+    begin = max((s.step for s in segments if s.step <= step), default=None)
+    if begin is None:
+        return []
+    return [s for s in segments if s.step >= begin or s.number >= number]

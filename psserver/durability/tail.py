@@ -24,9 +24,12 @@ class Tail:
 
     Attributes:
         step: The step after its last record, in steps.
+        number: Its own; all before have lesser ones.
     """
 
-    def __init__(self, disk: Disk, folder: Path, start: Start, step: int) -> None:
+    def __init__(
+        self, disk: Disk, folder: Path, start: Start, step: int, number: int
+    ) -> None:
         """Create the file; `begin` comes next.
 
         Args:
@@ -34,6 +37,7 @@ class Tail:
             folder: Of the log.
             start: What it begins with.
             step: The step before its first record, in steps.
+            number: The least that it may get.
 
         Raises:
             DiskFullError: There is no file.
@@ -46,8 +50,9 @@ class Tail:
         self._nbytes = 0  # That are on the disk.
         try:
             disk.make_folder(folder)
-            number = max((s.number for s in segments(disk, folder)), default=0) + 1
-            self._path = Segment.named(folder, number, step).path
+            newest = max((s.number for s in segments(disk, folder)), default=0)
+            self.number = max(number, newest + 1)
+            self._path = Segment.named(folder, self.number, step).path
             self._writer = disk.create(self._path)
         except OSError as error:
             raise DiskFullError(folder, _size(self._start), error) from error

@@ -118,11 +118,18 @@ def replayed(
     *,
     folder: Path = FOLDER,
     generation: str = GENERATION,
+    number: int = 1,
     trainable: Layout = TRAINABLE,
 ) -> list[Change]:
-    """Read all that a log has after a step."""
+    """Read all that a log has after a step, or who joined from a segment on."""
     return [
-        *read(disk, folder, generation=generation, after=after, trainable=trainable)
+        *read(
+            *(disk, folder),
+            generation=generation,
+            after=after,
+            number=number,
+            trainable=trainable,
+        )
     ]
 
 

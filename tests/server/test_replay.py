@@ -144,7 +144,21 @@ def test_what_a_checkpoint_covers_is_not_looked_at(files: Files) -> None:
     """Neither damage there, nor other files."""
     disk = disk_of({**files, FIRST_NAME: b"damaged", "probe": b"", "2.log": b""})
 
-    assert facts(replayed(disk, STEP)) == told(NEW)
+    assert facts(replayed(disk, STEP, number=2)) == told(NEW)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_who_joined_since_is_told_by_the_segment(number: int) -> None:
+    """One may end at the checkpoint's step, though another begins there."""
+    disk = data_disk()
+    joined = [Joined("ann", name) for name in "abc"]
+    write_log(disk, [[applied(8), joined[0]]], step=7)
+    write_log(disk, [[joined[1]]], step=8)
+    write_log(disk, [[joined[2], applied(9)]], step=8)
+
+    got = replayed(disk, 8, number=number)
+
+    assert facts(got) == facts([*joined[number - 1 :], applied(9)])
 
 
 def test_all_segments_that_begin_at_a_step_are_read() -> None:
@@ -171,7 +185,8 @@ def test_a_record_is_read_when_it_is_asked_for() -> None:
         reads += operation.kind == "read"
 
     disk.on_operation = count
-    for _ in read(disk, FOLDER, generation=GENERATION, after=0, trainable=large):
+    places = {"after": 0, "number": 1}
+    for _ in read(disk, FOLDER, generation=GENERATION, trainable=large, **places):
         counts.append(reads)
 
     assert 4 <= counts[0] <= 7

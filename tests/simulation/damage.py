@@ -36,8 +36,8 @@ class Damage:
             kinds += [self.newest_checkpoint] * 4
         if promise.has_log:
             kinds += [self._middle_of_log, self._end_of_log, self._whole_log]
-        if promise.has_log and promise.may_damage and promise.is_sealed:
-            kinds += [self._sealed_end] * 4
+            if promise.may_damage and promise.is_sealed:
+                kinds += [self._sealed_end] * 4
         self._random.choice(kinds)()
 
     def newest_checkpoint(self) -> None:
@@ -93,7 +93,8 @@ class Damage:
         """Lose the newest checkpoint, and the last step of the log too."""
         with self._faults.on_a_copy() as disk:
             reader, kind = _read(disk)
-            if kind is Kind.APPLIED:
+            is_needed = self._witness.promise.good[1] < self._witness.promise.step
+            if kind is Kind.APPLIED and is_needed:
                 path = _newest_segment(disk)
                 data = disk.read(path, 0, reader.end - 1)
                 _replace(disk, path, data)

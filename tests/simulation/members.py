@@ -27,6 +27,7 @@ class Members:
         self.told: dict[str, int] = {}
         self.promised: dict[str, int] = {}
         self._joined: dict[str, list[str]] = {}  # By worker, in their order.
+        self._forgotten: dict[str, int] = {}  # How many of them.
         self._before: dict[str, list[Session]] = {}  # What may have to come back.
         self._here: set[str] = set()
         self._seen: dict[str, float] = {}
@@ -118,10 +119,10 @@ class Members:
             self.told[row.worker] = max(count, self.told.get(row.worker, 0))
 
     def keep(self, joinings: Mapping[str, int]) -> None:
-        """Let joinings never be lost, unless the worker is forgotten since."""
-        for worker in joinings.keys() & self.joinings().keys():
-            least = self.promised.get(worker, 0)
-            self.promised[worker] = max(least, joinings[worker])
+        """Let joinings never be lost, unless the worker was forgotten since."""
+        for worker, count in joinings.items():
+            if count > self._forgotten.get(worker, 0):
+                self.promised[worker] = max(count, self.promised.get(worker, 0))
 
     def restart(self, rows: Mapping[str, Session], now: float) -> None:
         """Know what a server knows, which has to be what was known at some time."""
@@ -130,6 +131,7 @@ class Members:
             theirs = {s: row for s, row in rows.items() if row.worker == worker}
             self._restart_worker(worker, theirs)
         self.rows, self._before, self._here = dict(rows), {}, set()
+        self._forgotten = {}
         self._seen = {row.worker: now for row in rows.values()}
         self.told, self.promised = self.joinings(), self.joinings()
 
@@ -152,5 +154,6 @@ class Members:
         self.rows = {s: r for s, r in self.rows.items() if r.worker not in silent}
         self._seen = {w: at for w, at in self._seen.items() if w not in silent}
         for worker in silent:
+            self._forgotten[worker] = len(self._joined.get(worker, ()))
             self.told.pop(worker, None)
             self.promised.pop(worker, None)

@@ -1,5 +1,6 @@
 """What must be true of a server, worked out apart from it."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from pswire import errors
 from pswire.body import Arrays
 from pswire.values import Reason, Verdict
 from simulation.members import Members, Refusal
-from simulation.requests import Push, variables
+from simulation.requests import Join, Push, variables
 from simulation.rule import MOMENTUM
 
 
@@ -45,6 +46,10 @@ class Model:
         first = variables(self._width, session)
         self._states = [(first["A"], first["C"], np.zeros(1, np.float32))]
         self.initializer = session
+
+    def join(self, join: Join, now: float, busy: Collection[str]) -> Refusal | None:
+        """Enter a session, or say why not; see `Members.join`."""
+        return self.members.join(join, self.step, now, busy, has_room=self.has_room)
 
     def push(self, push: Push) -> Verdict | Refusal:
         """Apply or drop the push of a session that is listened to, or refuse it."""

@@ -10,6 +10,7 @@ class Promise:
 
     Attributes:
         step: What must not be lost, in steps; -1: there need not be anything.
+        good: The steps of good checkpoints, newest first.
         may_damage: Whether the newest checkpoint may be damaged: there is another one.
         has_log: Whether all that came after a checkpoint is in the log.
         is_whole: Whether all is there, as the last server has stopped with grace.
@@ -18,11 +19,11 @@ class Promise:
 
     def __init__(self) -> None:
         self.step = -1
+        self.good: list[int] = []
         self.may_damage = self.has_log = False
         self.is_whole = self.is_sealed = False
         self._is_same = False  # The history must go on as it is.
         self._begun: list[str] = []  # The histories that starts may have begun.
-        self._good: list[int] = []  # The steps of good checkpoints, newest first.
         self._foreign = 0  # How many of these are of a history that has no log.
         self._is_logged = False  # The last server with a model kept a log.
         self._mode = ""  # Of the last server that has started.
@@ -30,7 +31,7 @@ class Promise:
     def damage(self, model: Model) -> None:
         """Note that the newest checkpoint cannot be read any more."""
         if not self._is_logged:
-            self.step, self._is_same = self._good[1], False
+            self.step, self._is_same = self.good[1], False
             self.is_whole = False
         # What is in the log is what was acknowledged.
         model.members.promised = dict(model.members.told) if self._is_logged else {}
@@ -93,5 +94,5 @@ class Promise:
         """Note that a server has ended."""
         if server.archive:
             good = server.archive.checkpoints.good
-            self._good = good[: len(good) - self._foreign]
-            self.may_damage = len(self._good) > 1
+            self.good = good[: len(good) - self._foreign]
+            self.may_damage = len(self.good) > 1

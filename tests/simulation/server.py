@@ -1,14 +1,12 @@
 """One start of a server: a real store, and all that keeps it, but for its threads."""
 
 import logging
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,20 +23,13 @@ from psserver.durability.place import require_own
 from psserver.durability.saver import Saver
 from psserver.store import Store
 from pswire.status import Limits
-from simulation import tasks
+from simulation.clock import CLOCK
 from simulation.requests import Initialize, Join, Pull, Push, Request, layout, variables
 from simulation.rule import NumpyRule
-from simulation.tasks import CLOCK, Task, Tasks
+from simulation.tasks import Task, Tasks, wait_until
+from simulation.threads import THREADING
 
 FOLDER = Path("/data")
-
-_THREADING = SimpleNamespace(
-    Lock=tasks.Lock,
-    Condition=tasks.Condition,
-    Thread=tasks.Thread,
-    Event=threading.Event,
-    BoundedSemaphore=threading.BoundedSemaphore,
-)
 
 
 class _Core(core.Core):
@@ -56,7 +47,7 @@ def simulated() -> Iterator[None]:
     """Take threads, time and JAX out of servers: nothing is left to chance."""
     with ExitStack() as stack:
         for name in ("store", "commits", *_keeping("saver", "logwatch", "log")):
-            stack.enter_context(patch(f"psserver.{name}.threading", _THREADING))
+            stack.enter_context(patch(f"psserver.{name}.threading", THREADING))
         for name in _keeping("saver", "logwatch"):
             stack.enter_context(patch(f"psserver.{name}.time", CLOCK))
         stack.enter_context(
@@ -186,7 +177,7 @@ class Server:
         """
 
         def stop() -> None:
-            tasks.wait_until(lambda: all(task.is_over for task in after))
+            wait_until(lambda: all(task.is_over for task in after))
             if self._saver:
                 self._saver.stop()
 

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from kit.virtualdisk import Crashed
+from simulation.clock import CLOCK
 
 Until = Callable[[], bool]
 Naps = Callable[[bool], float | None]
@@ -17,25 +18,6 @@ _SLEEP_S = (0, 0, 1, 10, 40)
 
 _here = threading.local()
 _idle: "list[_Thread]" = []
-
-
-class Clock:
-    """Stands in for `time`: no two moments are the same.
-
-    Attributes:
-        now: In seconds.
-    """
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1e-6
-        return self.now
-
-
-CLOCK = Clock()
-"""The one of all that is simulated."""
 
 
 class Task:
@@ -225,52 +207,8 @@ def _task() -> Task | None:
     return getattr(_here, "task", None)
 
 
-class Lock:
-    """Stands in for `threading.Lock`."""
-
-    def __init__(self) -> None:
-        self._is_held = False
-
-    def acquire(self) -> None:
-        stop_here(is_lock=True)
-        wait_until(lambda: not self._is_held)
-        self._is_held = True
-
-    def release(self) -> None:
-        self._is_held = False
-        stop_here(is_lock=True)
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-
-class Condition:
-    """Stands in for `threading.Condition`."""
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-        self._told = 0
-
-    def wait(self) -> None:
-        told = self._told
-        self._lock.release()
-        wait_until(lambda: self._told > told)
-        self._lock.acquire()
-
-    def notify_all(self) -> None:
-        self._told += 1
-
-
-class Thread:
-    """Stands in for `threading.Thread`: whoever simulates does what it would do."""
-
-    ident = None
-
-    def __init__(self, **_: object) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
+def result(task: Task, *expected: type[Exception]) -> Any:
+    """Return what a task has found, or else one of these errors that ended it."""
+    if task.failure and not isinstance(task.failure, expected):
+        raise task.failure
+    return task.failure or task.result

@@ -7,12 +7,12 @@ from typing import Any
 from kit.virtualdisk import Crashed
 from psserver.store import Joined
 from pswire.values import Snapshot
+from simulation.clock import CLOCK
 from simulation.damage import Damage
 from simulation.faults import Faults
 from simulation.network import Network
 from simulation.requests import layout
 from simulation.server import Settings
-from simulation.tasks import CLOCK
 from simulation.witness import Witness
 from simulation.worker import Call, Worker
 
