@@ -14,10 +14,10 @@ from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
 from psserver.lineage import Lineage
 from psserver.model import Model
+from psserver.policies.terms import terms
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
-from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body
 from pswire.errors import (
@@ -82,8 +82,8 @@ class Store:
             keeper: Makes the model last; None: it ends with the server.
 
         Raises:
-            ValueError: The rule is no optax gradient transformation, or the limit no
-                whole number.
+            ValueError: The rule is no optax gradient transformation, the limit no
+                whole number, or the policy none.
         """
         self.limits = limits
         self.incarnation = incarnation
@@ -96,11 +96,11 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a first model's rule is compiled, which takes seconds; never
-        # taken while `_lock` is held.
-        self._initializing = threading.Lock()
+        # Held while a rule is compiled, for a first model or for a first factor, which
+        # takes seconds; never taken while `_lock` is held.
+        self._compiling = threading.Lock()
         self._core = Core(
-            DropStale(limits.max_staleness),
+            terms(limits.staleness_policy, limits.max_staleness),
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
@@ -196,7 +196,7 @@ class Store:
             checks.require_no_nan(variables)
             with self._lock:
                 self._commits.require_room()
-            with self._initializing:
+            with self._compiling:
                 if self._core.model is None:
                     self._set_first(session, variables)
         return self._core.require_model().initializer == session
@@ -397,6 +397,9 @@ class Store:
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
         self._require_sound(gradients)
+        if core.terms.policy.weighs:
+            with self._compiling:
+                model.rule.prepare_factors(core.published.state)
         timing.ask()
         with self._lock:
             timing.enter()
@@ -405,7 +408,9 @@ class Store:
                 self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(lambda: core.apply(header, gradients, received))
+                timing.apply(
+                    lambda: core.apply(header, gradients, received, verdict.factor)
+                )
             return self._settle(header, verdict, timing)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
