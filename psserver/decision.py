@@ -45,12 +45,14 @@ class Present:
         step: Pushes applied so far, in steps.
         layout: What a push has to bring.
         recent: The staleness of the last judged pushes, in steps.
+        drops: How many pushes of the worker were dropped since its last applied one.
     """
 
     generation: str
     step: int
     layout: Layout
     recent: Sequence[int] = ()
+    drops: int = 0
 
 
 def decide(
@@ -96,7 +98,13 @@ def decide(
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
     if factor is None:
-        return Verdict(False, staleness, present.step, Reason.STALE)
+        return Verdict(
+            applied=False,
+            staleness=staleness,
+            step=present.step,
+            reason=Reason.STALE,
+            consecutive_drops=present.drops + 1,
+        )
     return Verdict(True, staleness, present.step + 1, factor=factor)
 
 

@@ -128,10 +128,11 @@ def _checkpoint(
         for name, array in variables.items()
     }
     workers = ("ann", "bo", "Zoë \U0001f40c")
+    dropped = Verdict(False, 9, step, Reason.STALE, consecutive_drops=4)
     sessions = {
         "s1": Session("ann", superseded=True),
         "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step, factor=1 / 3)),
-        "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
+        "s3": Session("bo", 5, dropped),
         "s4": Session(workers[2]),
     }
     return Checkpoint(

@@ -61,6 +61,22 @@ def test_a_push_counts_as_its_verdict_says(
     assert status.withheld == pytest.approx(5 - sum(factors))
 
 
+def test_a_worker_is_told_how_many_drops_in_a_row(
+    start_server: StartServer, connect: Connect
+) -> None:
+    """Its own, whatever its processes; the status says the same."""
+    server = start_server(max_staleness=1)
+    first = connect(server.address, name="ann")
+    told = [verdict.consecutive_drops for verdict in push_all_ages(first)]
+
+    second = connect(server.address, name="ann")
+    later = [second.push(ONES, step_read=0), second.push(ONES, second.pull())]
+
+    assert told == [0, 0, 1, 2, 3, 4]
+    assert [verdict.consecutive_drops for verdict in later] == [5, 0]
+    assert server.status().workers[0].consecutive_drops == 0
+
+
 def test_adam_is_slowed_by_a_policy(
     start_server: StartServer, connect_near: ConnectNear
 ) -> None:
