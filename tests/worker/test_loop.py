@@ -249,11 +249,11 @@ def test_training_ends_at_the_global_step(
 @pytest.mark.parametrize(
     ("settings", "pushed", "progress"),
     [
-        ({}, [1, 2, 3], Progress(step=2, applied=2, dropped=1, loss=15.0)),
+        ({}, [1, 2, 3], Progress(2, applied=2, dropped=1, loss=15.0, unlearned=1)),
         (
             {"on_drop": "skip", "max_retries": 9},
             [1, 2, 3],
-            Progress(step=2, applied=2, dropped=1, loss=15.0),
+            Progress(2, applied=2, dropped=1, loss=15.0, unlearned=1),
         ),
         (
             {"on_drop": "retry"},
@@ -319,7 +319,7 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert client.calls == [*start, *["exchange"] * 3, *start, "exchange"]
     assert client.read[-2:] == [("first", 2), ("second", 0)]
     assert client.pushed[-1] == [4, 4]
-    assert progress == Progress(step=1, applied=3, dropped=0, loss=12.0)
+    assert progress == Progress(1, applied=3, dropped=0, loss=12.0, unlearned=1)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_restart_at_the_last_batch_is_in_the_progress() -> None:
 
     progress = train(client, make_task(floats(1, 2, 3)), Shard())
 
-    assert progress == Progress(step=0, applied=2, dropped=0, loss=10.0)
+    assert progress == Progress(0, applied=2, dropped=0, loss=10.0, unlearned=1)
 
 
 def test_an_error_that_repeating_cannot_help_ends_the_training() -> None:
@@ -389,8 +389,8 @@ def test_a_report_comes_after_every_push() -> None:
 
     assert reports == [
         Progress(step=1, applied=1, dropped=0, loss=3.0),
-        Progress(step=1, applied=1, dropped=1, loss=10.0),
-        Progress(step=2, applied=2, dropped=1, loss=15.0),
+        Progress(step=1, applied=1, dropped=1, loss=10.0, unlearned=1),
+        Progress(step=2, applied=2, dropped=1, loss=15.0, unlearned=1),
     ]
     assert last == reports[-1]
 

@@ -370,7 +370,7 @@ def test_a_retry_is_refused(ways: Ways) -> None:
     """It would be computed from variables that are as old; nothing has been called."""
     client = FakeClient()
 
-    with pytest.raises(ValueError, match=r'^on_drop: expected "skip" beside .*"retry"'):
+    with pytest.raises(ValueError, match=r'^on_drop: expected "skip" or .*"retry"'):
         train(client, make_task(numbers(1)), Shard(), on_drop="retry", **ways)
 
     assert client.initialized == 0
