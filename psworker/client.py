@@ -13,10 +13,11 @@ from pswire.body import Arrays, Body
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
+from psworker.accumulate import Accumulator
 from psworker.connection import Connection
 from psworker.drops import Drops, OnDrop
 from psworker.gradient import differentiate
-from psworker.gradients import Gradients, by_name
+from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
 from psworker.task import Shard
 from psworker.wire import Wire
@@ -244,7 +245,7 @@ class Client:
             TypeError: It is called within jit, grad or vmap.
         """
         arrays = by_name(gradients)
-        origin = self._origin(gradients, snapshot, step_read, value)
+        origin = origin_of(gradients, snapshot, step_read, value, self._generation())
         return self._pushes.push(arrays, origin)
 
     def exchange(
@@ -325,6 +326,17 @@ class Client:
                 break
         return verdict, gradients.result
 
+    def accumulate(self, count: int) -> Accumulator:
+        """Add up gradients, to push the mean of every so many.
+
+        Args:
+            count: How many make a push, 1 or more.
+
+        Raises:
+            ValueError: It is less.
+        """
+        return Accumulator(self._pushes, self._generation, count)
+
     def lease_shards(self, count: int) -> Iterator[Shard]:
         """Yield parts of the data without end, each of which no other worker has.
 
@@ -375,30 +387,9 @@ class Client:
             ):
                 self._known = new
 
-    def _origin(
-        self,
-        gradients: Any,
-        snapshot: Snapshot[Any] | Gradients | None,
-        step_read: int | None,
-        value: float | None,
-    ) -> Origin:
-        given = [each is not None for each in (snapshot, step_read)]
-        if isinstance(gradients, Gradients):
-            if any(given):
-                raise ValueError(
-                    "push: expected neither a snapshot nor step_read beside Gradients"
-                )
-            snapshot = gradients
-        elif sum(given) != 1:
-            raise ValueError("push: expected either a snapshot or step_read")
-        match snapshot:
-            case Gradients(origin=origin):
-                return origin if value is None else origin._replace(value=value)
-            case Snapshot(step=step, generation=generation):
-                return Origin(generation, step, value)
-        assert step_read is not None
-        history = self._known or self._connection
-        return Origin(history.generation, step_read, value)
+    def _generation(self) -> str:
+        """Return the newest history that this client knows of."""
+        return (self._known or self._connection).generation
 
 
 def _names(layout: Layout) -> dict[str, ArraySpec]:

@@ -8,6 +8,7 @@ import jax
 from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.errors import VariableMismatchError
+from pswire.values import Snapshot
 from psworker.pushes import Origin
 
 
@@ -119,6 +120,43 @@ def by_name(gradients: Any) -> Arrays:
     if not arrays:
         raise ValueError("gradients: expected one at least: there is nothing to push")
     return arrays
+
+
+def origin_of(
+    gradients: Any,
+    snapshot: Snapshot[Any] | Gradients | None,
+    step_read: int | None,
+    value: float | None,
+    generation: str,
+) -> Origin:
+    """Return what gradients were computed from.
+
+    Args:
+        gradients: See `Client.push`.
+        snapshot: See there.
+        step_read: See there.
+        value: See there.
+        generation: The history that `step_read` counts in.
+
+    Raises:
+        ValueError: It is told twice, or not at all.
+    """
+    given = (snapshot is not None) + (step_read is not None)
+    if isinstance(gradients, Gradients):
+        if given:
+            raise ValueError(
+                "push: expected neither a snapshot nor step_read beside Gradients"
+            )
+        snapshot = gradients
+    elif given != 1:
+        raise ValueError("push: expected either a snapshot or step_read")
+    if isinstance(snapshot, Gradients):
+        known = snapshot.origin
+        return known if value is None else known._replace(value=value)
+    if snapshot is not None:
+        return Origin(snapshot.generation, snapshot.step, value)
+    assert step_read is not None
+    return Origin(generation, step_read, value)
 
 
 def _is_pairs(gradients: Any) -> bool:

@@ -229,8 +229,11 @@ class _Run:
         return f"{sum(known.values())}" + (f" ({', '.join(whose)})" if whose else "")
 
     def _last_told(self, name: str) -> int | None:
-        log = self._children.log(name).read_text(errors="replace")
-        told = re.findall(rf"(\d+) {UNLEARNED}$", log, re.MULTILINE)
+        log = self._children.log(name)
+        if not log.exists():
+            return None  # It was stopped before it began.
+        text = log.read_text(errors="replace")
+        told = re.findall(rf"(\d+) {UNLEARNED}$", text, re.MULTILINE)
         return int(told[-1]) if told else None
 
     def _judged(self, status: Status) -> int:
