@@ -16,8 +16,8 @@ def chosen(variables: Any, layout: Layout) -> frozenset[str]:
     """Return the names of the variables that are meant.
 
     Args:
-        variables: A name or a pattern of the shell's (`head/*`); some of them; or a
-            pytree of bools like the params. None: all that can be trained.
+        variables: A name, or a pattern as of `fnmatch`; some of them; or a pytree of
+            bools like the params. None: all that can be trained.
         layout: Of the params.
 
     Raises:

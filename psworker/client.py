@@ -183,8 +183,8 @@ class Client:
             batch: What it takes.
             like: See `pull`.
             variables: Which to differentiate and push; the others are constants. Names
-                or patterns of the shell's (`head/*`), or a pytree of bools like the
-                params. None: all that can be trained.
+                or patterns (`head/*`; a star may stand for slashes too), or a pytree of
+                bools like the params. None: all that can be trained.
             cotangent: What the gradient is pulled back from, of the shape of the loss:
                 the weight of each of its elements, or a scalar's scale. None: 1.
             rng: A JAX key, for a loss with a parameter `rng`.
@@ -258,13 +258,19 @@ class Client:
         """Push, then pull, in one call.
 
         Args:
-            gradients: See `push`.
+            gradients: See `push`; no `Gradients`, whose snapshot is their own.
             snapshot: What they were computed from; the new one has its form.
             value: See `push`.
 
         Raises:
             ParameterServerError: As `push` and `pull` do.
+            ValueError: They are `Gradients`, or there is none.
         """
+        if isinstance(gradients, Gradients):
+            raise ValueError(
+                "exchange: expected gradients of the snapshot, got Gradients, which "
+                "have their own: push them"
+            )
         arrays = by_name(gradients)
         origin = Origin(snapshot.generation, snapshot.step, value)
         verdict, new = self._pushes.exchange(arrays, origin)

@@ -184,6 +184,5 @@ def _named(pairs: Iterable[Any]) -> dict[str, Any]:
         gradient, name = pair
         if name in named:
             raise VariableMismatchError(f"{name}: expected one gradient, got two")
-        if gradient is not None:
-            named[name] = gradient
+        named[name] = gradient
     return named

@@ -97,7 +97,7 @@ class Pushes:
                 step_read=origin.step_read,
                 nbytes=body_layout.nbytes,
                 # What the server expects need not be sent.
-                layout=None if layout == self._usual() else layout,
+                layout=None if layout is self._usual() else layout,
                 value=origin.value,
                 encoding=encoding,
                 snapshot_encoding=self._connection.pull_encoding,
@@ -130,4 +130,6 @@ def _part(usual: Layout, got: Layout) -> Layout:
     """Return the arrays that are there, in the usual order; all must be as usual."""
     absent = tuple(spec for spec in usual if spec.name not in got.places)
     usual.require(Layout(absent + got.arrays))
+    if not absent:
+        return usual
     return Layout(tuple(spec for spec in usual if spec.name in got.places))

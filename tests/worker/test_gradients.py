@@ -428,7 +428,7 @@ def test_nothing_to_push_is_an_error(offline: Any, nothing: Any) -> None:
     [
         ([(W, "head/v")], r"head/v: expected one of body/0, head/b, head/w, got"),
         ([(W, "steps")], r"steps: expected one of body/0, head/b, head/w, got"),
-        ([(W, "head/w"), (None, "head/w")], "head/w: expected one gradient, got two"),
+        ([(None, "head/w"), (W, "head/w")], "head/w: expected one gradient, got two"),
         ([(B, "head/w")], r"head/w: expected \(2,\) float32, got \(1,\) float32"),
         ({"head/w": W[:1], "head/b": B}, r"head/w: expected \(2,\) float32, got"),
         (
@@ -464,6 +464,17 @@ def test_gradients_need_no_snapshot_and_take_none(offline: Any) -> None:
     for origin in ({"snapshot": client.pull()}, {"step_read": 0}):
         with pytest.raises(ValueError, match=message):
             client.push(gradients, **origin)
+
+    assert recorder.headers == []
+
+
+def test_gradients_are_not_exchanged(offline: Any) -> None:
+    """They were pulled for already, and the snapshot beside them would be another."""
+    client, recorder = offline(PARAMS)
+    gradients = client.compute_gradients(loss, jnp.float32(1), like=PARAMS)
+
+    with pytest.raises(ValueError, match=r"^exchange: .* got Gradients, .*: push them"):
+        client.exchange(gradients, client.pull())
 
     assert recorder.headers == []
 
