@@ -31,9 +31,11 @@ class Group:
         return replace(self, workers=min(workers, self.workers))
 
 
-_LIMITS = tuple(
-    f"--max-staleness {limit}" for limit in (0, 1, 2, 4, 8, 12, 16, 32, "off")
-)
+def _limits(*limits: int) -> tuple[str, ...]:
+    return tuple(f"--max-staleness {limit}" for limit in (*limits, "off"))
+
+
+_LIMITS = _limits(0, 1, 2, 4, 8, 12, 16, 32)
 _ADAM = "--rule adam -a learning_rate=2e-3"
 _MOMENTUM = "--rule sgd -a learning_rate=0.05 -a momentum=0.9"
 
@@ -42,7 +44,7 @@ GROUPS = {
     "4-unequal": Group(4, 4, _ADAM, _LIMITS),
     "8-equal": Group(8, 1, _ADAM, _LIMITS),
     "8-unequal": Group(8, 4, _ADAM, _LIMITS),
-    "momentum": Group(4, 1, _MOMENTUM, _LIMITS),
+    "momentum": Group(4, 1, _MOMENTUM, _limits(0, 1, 2, 4, 8)),
     "starvation": Group(
         *(4, 4, _ADAM),
         (

@@ -40,11 +40,13 @@ class Crew:
         self._host: Child | None = None
         self._workers: list[Child] = []
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End all processes."""
         self._children.end_all()
 
-    def train(self, name: str, group: Group, row: str, seed: int, seconds: float) -> Run:
+    def train(
+        self, name: str, group: Group, row: str, seed: int, seconds: float
+    ) -> Run:
         """Run one row once.
 
         Args:
@@ -127,7 +129,11 @@ def _sum_up(samples: Sequence[_Sample], names: Sequence[str]) -> dict[str, Any]:
     rows = {worker.name: worker for worker in status.workers}
     workers = [rows[name] for name in names]
     reached = next(
-        (s for s, found in zip(samples, said, strict=True) if found["accuracy"] >= TARGET),
+        (
+            s
+            for s, found in zip(samples, said, strict=True)
+            if found["accuracy"] >= TARGET
+        ),
         None,
     )
     return {
@@ -136,8 +142,8 @@ def _sum_up(samples: Sequence[_Sample], names: Sequence[str]) -> dict[str, Any]:
         "staleness": [_rounded(worker.mean_staleness) for worker in workers],
         "most_stale": max(status.staleness, default=0),
         **{key: _rounded(value) for key, value in said[-1].items()},
-        "target_s": _rounded(reached and reached.time_s),
-        "target_pushes": reached and reached.status.counts.judged,
+        "target_s": _rounded(reached.time_s if reached else None),
+        "target_pushes": reached.status.counts.judged if reached else None,
     }
 
 

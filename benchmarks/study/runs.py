@@ -1,7 +1,6 @@
 """What was measured: one run of a row with one seed, and the file of them all."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -55,6 +54,11 @@ class Run:
     loss: float
     target_s: float | None
     target_pushes: int | None
+
+    def applied_percent(self, workers: slice = slice(None)) -> float:
+        """Return how many of a hundred pushes of some workers, or all, were applied."""
+        applied, dropped = sum(self.applied[workers]), sum(self.dropped[workers])
+        return 100 * applied / max(1, applied + dropped)
 
 
 @dataclass(frozen=True, slots=True)
