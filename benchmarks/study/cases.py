@@ -62,7 +62,7 @@ GROUPS = {
         ),
     ),
 }
-"""By the name that the document has for them. A policy is one more row."""
+"""By the name that the document has for them."""
 
 
 @dataclass(frozen=True, slots=True)

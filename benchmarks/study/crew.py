@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +80,14 @@ class Crew:
                 end=begin + seconds,
                 training=options.training,
             )
-        samples = _watch(address, begin, begin + seconds)
-        for worker in workers:
-            worker.end()
-        return Run(group=name, options=row, seed=seed, **_sum_up(samples, names))
+        with closing(_Watcher(address, begin)) as watcher:
+            watcher.watch(begin + seconds)
+            for worker in workers:
+                worker.end()
+            watcher.look()
+        return Run(
+            group=name, options=row, seed=seed, **_sum_up(watcher.samples, names)
+        )
 
     def _muster(self, count: int) -> list[Child]:
         while len(self._workers) < count:
@@ -100,23 +105,33 @@ class Crew:
         )
 
 
-def _watch(address: str, begin: float, end: float) -> list[_Sample]:
-    """Look at a server again and again, without joining it."""
-    samples: list[_Sample] = []
-    connection = Connection(address, timeout_s=_TIMEOUT_S, outage_s=0.0)
-    try:
-        moment, known = begin, None
+class _Watcher:
+    """Looks at a server again and again, without joining it."""
+
+    def __init__(self, address: str, begin: float) -> None:
+        self.samples: list[_Sample] = []
+        self._begin = begin
+        self._connection = Connection(address, timeout_s=_TIMEOUT_S, outage_s=0.0)
+        self._known: Snapshot[Body] | None = None
+
+    def watch(self, end: float) -> None:
+        """Look until then, by `time.monotonic`."""
+        moment = self._begin
         while moment < end:
-            moment = min(end, max(moment + _EVERY_S, time.monotonic()))
             time.sleep(max(0.0, moment - time.monotonic()))
-            known = connection.pull(known) or known
-            assert known is not None  # What a pull leaves out is known.
-            samples.append(
-                _Sample(time.monotonic() - begin, known, connection.status())
-            )
-    finally:
-        connection.close()
-    return samples
+            self.look()
+            moment = max(moment + _EVERY_S, time.monotonic())
+
+    def look(self) -> None:
+        """Look once."""
+        known = self._connection.pull(self._known) or self._known
+        assert known is not None  # What a pull leaves out is known.
+        self._known = known
+        time_s = time.monotonic() - self._begin
+        self.samples.append(_Sample(time_s, known, self._connection.status()))
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def _sum_up(samples: Sequence[_Sample], names: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _STYLE = """
   .grid { stroke: #e7e7e4 }
   .all { stroke: #1f6f8b; fill: #1f6f8b }
   .last { stroke: #b8431b; fill: #b8431b }
-  .line { fill: none; stroke-width: 2 }
+  path.line { fill: none; stroke-width: 2 }
   .pushes { stroke-dasharray: 5 4 }
   @media (prefers-color-scheme: dark) {
     .card { fill: #1a1d22; stroke: #2c3138 }

@@ -43,7 +43,7 @@ def make_task(seed: int, slowdown: int, end: float) -> Task:
     Args:
         seed: Of the order of its images, and of its pauses.
         slowdown: How often as long it takes for a gradient as others do.
-        end: When there are no batches any more, by `time.monotonic`, in seconds.
+        end: No batch but the first begins later, by `time.monotonic`, in seconds.
     """
 
     def batches(shard: Shard) -> Iterator[PacedBatch]:
@@ -53,11 +53,11 @@ def make_task(seed: int, slowdown: int, end: float) -> Task:
         while True:
             order = rng.permutation(mine)
             for first in range(0, len(order) - digits.BATCH + 1, digits.BATCH):
-                if time.monotonic() >= end:
-                    return
                 chosen = order[first : first + digits.BATCH]
                 pause_s = PAUSE_S * slowdown * rng.uniform(1 - _JITTER, 1 + _JITTER)
                 yield images[chosen], labels[chosen], np.float32(pause_s)
+                if time.monotonic() >= end:
+                    return
 
     return Task(init=digits.init, loss=_loss, batches=batches)
 
@@ -77,10 +77,21 @@ def _loss(params: digits.Params, batch: PacedBatch) -> jax.Array:
     images, labels, pause_s = batch
     # Here, between pull and push, as if it were computed that long: also for a batch
     # that is computed again.
-    waited = jax.pure_callback(_wait, jax.ShapeDtypeStruct((), jnp.float32), pause_s)
+    nothing = jax.ShapeDtypeStruct((), jnp.float32)
+    waited = jax.pure_callback(_metronome.wait, nothing, pause_s)
     return waited + digits.loss(params, (images, labels))
 
 
-def _wait(pause_s: Any) -> np.float32:
-    time.sleep(float(pause_s))
-    return np.float32(0)
+class _Metronome:
+    """Waits from the last time on: what a cycle takes besides is part of the pause."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def wait(self, pause_s: Any) -> np.float32:
+        time.sleep(max(0.0, self._last + float(pause_s) - time.monotonic()))
+        self._last = time.monotonic()
+        return np.float32(0)
+
+
+_metronome = _Metronome()

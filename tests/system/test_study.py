@@ -44,7 +44,7 @@ def rows(study: Study) -> list[tuple[str, str]]:
     return [(run.group, run.options) for run in study.runs]
 
 
-def test_a_quick_study_runs_every_row(tmp_path: Path) -> None:
+def test_a_quick_study_runs_with_all_options(tmp_path: Path) -> None:
     """With fewer workers, each of which pushes."""
     runs = tmp_path / "runs.jsonl"
 
@@ -58,9 +58,8 @@ def test_a_quick_study_runs_every_row(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     study = Study.read(runs)
-    assert rows(study) == [
-        (n, row) for n, group in GROUPS.items() for row in group.rows
-    ]
+    ran = [f"{GROUPS[name].rule} {options}" for name, options in rows(study)]
+    assert {*ran} == {f"{g.rule} {row}" for g in GROUPS.values() for row in g.rows}
     for run in study.runs:
         assert len(run.applied) == len(run.dropped) == 2
         assert sum(run.applied) >= 1
