@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ from psworker import Shard, Task
 OWN_DIGIT = 7
 """Whose images are the last worker's alone."""
 
-PAUSE_S = 0.03
+_PAUSE_S = 0.03
 _JITTER = 0.2
+
+_data = cache(digits.data)  # To read the file takes longer than to look at it.
 
 PacedBatch = tuple[digits.Array, digits.Array, np.float32]
 
@@ -47,14 +50,14 @@ def make_task(seed: int, slowdown: int, end: float) -> Task:
     """
 
     def batches(shard: Shard) -> Iterator[PacedBatch]:
-        (images, labels), _ = digits.data()
+        (images, labels), _ = _data()
         mine = part(labels, shard.index, shard.count)
         rng = np.random.default_rng((seed, shard.index))
         while True:
             order = rng.permutation(mine)
             for first in range(0, len(order) - digits.BATCH + 1, digits.BATCH):
                 chosen = order[first : first + digits.BATCH]
-                pause_s = PAUSE_S * slowdown * rng.uniform(1 - _JITTER, 1 + _JITTER)
+                pause_s = _PAUSE_S * slowdown * rng.uniform(1 - _JITTER, 1 + _JITTER)
                 yield images[chosen], labels[chosen], np.float32(pause_s)
                 if time.monotonic() >= end:
                     return
@@ -64,7 +67,7 @@ def make_task(seed: int, slowdown: int, end: float) -> Task:
 
 def measure(params: digits.Params) -> dict[str, float]:
     """Return what held-out images say of variables."""
-    _, (images, labels) = digits.data()
+    _, (images, labels) = _data()
     right = np.asarray(digits.logits(params, images).argmax(axis=1)) == labels
     return {
         "accuracy": float(right.mean()),
