@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LIMIT ?= 12
 
-.PHONY: demo test test-all soak lint check stubs bench
+.PHONY: demo test test-all soak lint check stubs bench study
 
 demo: $(VENV)/.demo
 	rm -f demo.jsonl*
@@ -40,6 +40,11 @@ check: lint test
 # What a cycle costs against what this machine can do at best: some 30 minutes.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# What each limit costs, for docs/choosing-a-limit.md: some 25 minutes.
+study: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.study
+	$(BIN)/python -m benchmarks.study --write
 
 # A test compares what this makes with what is committed.
 stubs: $(VENV)/.dev

@@ -1,16 +1,14 @@
 """Runs the cases as `python -m benchmarks`."""
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from benchmarks import machine
 from benchmarks.cases import CASES
 from benchmarks.figures import Figure, weigh
 from benchmarks.processes import ChildError
@@ -52,7 +50,8 @@ def main(rounds: int, only: tuple[str, ...], quick: bool, output: Path) -> None:
     """Measure the server against what this machine can do at best."""
     effort = Effort(1 if quick else rounds, quick)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    console.print(_machine(effort))
+    note = "; quick: sizes over 5 MB are 5 MB" if effort.quick else ""
+    console.print(f"{machine.describe()}; rounds: {effort.rounds}{note}\n")
     complete = True
     with output.open("w") as lines, interruptible():
         try:
@@ -84,15 +83,6 @@ def _run(
             except (ChildError, MachineError) as error:
                 yield name, str(error)
             rig.clear()
-
-
-def _machine(effort: Effort) -> str:
-    packages = ", ".join(f"{p} {version(p)}" for p in ("jax", "grpcio", "numpy"))
-    note = "; quick: sizes over 5 MB are 5 MB" if effort.quick else ""
-    return (
-        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {packages}; "
-        f"rounds: {effort.rounds}{note}\n"
-    )
 
 
 if __name__ == "__main__":
