@@ -182,14 +182,16 @@ class Core:
 
         Args:
             header: Of a push that is to be applied.
-            gradients: All of them.
+            gradients: All of them, those of absent variables zero.
             received: What they were when they came.
 
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
         model = self.require_model()
-        state = model.rule.apply(self._newest.state, gradients, header.value)
+        state = model.rule.apply(
+            *(self._newest.state, gradients, header.value), model.present(header)
+        )
         step = self._newest.snapshot.step + 1
         snapshot = Snapshot(model.body(state), step, self.generation)
         # Nothing below can fail, so these change together or not at all.

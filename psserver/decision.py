@@ -42,7 +42,7 @@ class Present:
     Attributes:
         generation: The history that steps count in.
         step: Pushes applied so far, in steps.
-        layout: What a push has to bring.
+        layout: What a push may bring.
     """
 
     generation: str
@@ -65,7 +65,7 @@ def decide(
         GenerationError: The gradients belong to another history, or to a part of this
             one whose pushes of the session are forgotten.
         StepReadError: step_read is negative or ahead of the step.
-        VariableMismatchError: The gradients are not those of the variables.
+        VariableMismatchError: The gradients are not those of variables.
     """
     if session.superseded:
         raise superseded(session.worker, header.session)
@@ -110,7 +110,7 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
 
 def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.layout is not None:
-        layout.require(header.layout)
+        layout.require_some(header.layout)
     expected = header.encoding.layout(header.layout or layout).nbytes
     if header.nbytes != expected:
         raise VariableMismatchError(

@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import optax
 from psserver.checkpoint import Slots
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
+from psserver.presence import Masks, Presence
 from psserver.slots import SlotNames, Tree
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
@@ -98,6 +99,8 @@ class CompiledRule:
         size = sum(segment.size for segment in self._segments)
         self._small = self._elementwise and size <= _SMALL
         self._names = SlotNames(self._segments, elementwise=self._elementwise)
+        self._presence = Presence(self._segments, elementwise=self._elementwise)
+        self._is_prepared = False
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
@@ -116,39 +119,49 @@ class CompiledRule:
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
-        zeros = tuple(self.parts(Body.zeros(self._trainable)))
         with self._precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):
                 tree = self._rule.init(self._tree(arrays))
             # Committed to the CPU, all that comes of them will stay there.
-            first = after = State(arrays, jax.device_put(tree, cpu))
+            first = State(arrays, jax.device_put(tree, cpu))
             self._overflowing = [_overflows(leaf) for leaf in jax.tree.leaves(first)]
-            # Some rules change their slots' types in the first update, which compiles
-            # anew.
-            for _ in range(2):
-                before = after
-                # Waited for: two results at once would be one more than ever needed.
-                after, _ = jax.block_until_ready(
-                    self._update(before, zeros, self._loss(1.0))
-                )
-                if _types(after) == _types(before):
-                    break
+            after = self._compile(first, None)
             if slots is not None:
                 first = State(
                     arrays, self._names.put((first.slots, after.slots), slots)
                 )
-        del before, after
+        del after
         give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
 
-    def apply(self, state: State, gradients: Body, value: float | None) -> State:
+    def prepare(self, state: State) -> None:
+        """Compile what applies pushes of some variables; `apply` need not wait then.
+
+        Args:
+            state: From `start` or `apply`.
+        """
+        if not self._is_prepared:
+            with self._precision():
+                self._compile(state, self._presence.masks(frozenset()))
+            self._is_prepared = True
+            give_back_freed_memory()
+
+    def apply(
+        self,
+        state: State,
+        gradients: Body,
+        value: float | None,
+        present: Set[str] | None = None,
+    ) -> State:
         """Run the rule once, and return what comes of it; `state` stays as it was.
 
         Args:
             state: From `start` or an earlier call.
             gradients: Of all trainable variables, in their layout, in one run.
             value: The loss; None: unknown.
+            present: The names of the variables that the push brings; the others, whose
+                gradients are zero, and their slots stay as they are. None: all.
 
         Raises:
             InvalidRequestError: The rule needs the loss, and there is none.
@@ -156,9 +169,11 @@ class CompiledRule:
             InternalError: The rule failed.
         """
         loss = self._loss(value)
+        masks = None if present is None else self._presence.masks(present)
         with self._precision():
             try:
-                new, sound = self._update(state, tuple(self.parts(gradients)), loss)
+                parts = tuple(self.parts(gradients))
+                new, sound = self._update(state, parts, loss, masks)
                 # Either waits for the rule, which may still fail.
                 is_sound = self._are_finite(new) if sound is None else bool(sound)
             except Exception as error:
@@ -203,12 +218,32 @@ class CompiledRule:
             )
         return loss
 
+    def _compile(self, state: State, masks: Masks | None) -> State:
+        """Compile for pushes of all variables or of some; return what is thrown away.
+
+        Some rules change their slots' types in the first update, which compiles anew.
+        """
+        zeros = tuple(self.parts(Body.zeros(self._trainable)))
+        for _ in range(2):
+            before = state
+            # Waited for: two results at once would be one more than ever needed.
+            state, _ = jax.block_until_ready(
+                self._update(before, zeros, self._loss(1.0), masks)
+            )
+            if _types(state) == _types(before):
+                break
+        return state
+
     def _traced_update(
-        self, state: State, gradients: Any, value: Any
+        self, state: State, gradients: Any, value: Any, masks: Masks | None
     ) -> tuple[State, jax.Array | None]:
+        variables = self._tree(state.variables)
         changed, slots = self._step(
-            self._tree(state.variables), state.slots, self._tree(gradients), value
+            variables, state.slots, self._tree(gradients), value
         )
+        if masks is not None:
+            changed = self._presence.keep(masks, variables, changed)
+            slots = self._presence.keep(masks, state.slots, slots)
         new = State(self._arrays(changed), slots)
         if self._small:
             return new, None

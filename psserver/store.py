@@ -96,9 +96,9 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a first model's rule is compiled, which takes seconds; never
-        # taken while `_lock` is held.
-        self._initializing = threading.Lock()
+        # Held while a rule is compiled, for a first model or a first push of some
+        # variables, which takes seconds; never taken while `_lock` is held.
+        self._compiling = threading.Lock()
         self._core = Core(
             DropStale(limits.max_staleness),
             generation,
@@ -196,7 +196,7 @@ class Store:
             checks.require_no_nan(variables)
             with self._lock:
                 self._commits.require_room()
-            with self._initializing:
+            with self._compiling:
                 if self._core.model is None:
                     self._set_first(session, variables)
         return self._core.require_model().initializer == session
@@ -368,8 +368,8 @@ class Store:
             raise InvalidRequestError(f"rule: {error}") from error
         return model, state
 
-    def _require_sound(self, gradients: Body) -> None:
-        parts = list(self._core.require_model().rule.parts(gradients))
+    def _require_sound(self, header: PushHeader, gradients: Body) -> None:
+        parts = self._core.require_model().brought(header, gradients)
         if not all(map(checks.is_finite, parts)):
             checks.require_finite(gradients)
         if self.limits.max_grad_norm is not None:
@@ -396,7 +396,10 @@ class Store:
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
-        self._require_sound(gradients)
+        self._require_sound(header, gradients)
+        if model.present(header) is not None:
+            with self._compiling:
+                model.rule.prepare(core.published.state)
         timing.ask()
         with self._lock:
             timing.enter()

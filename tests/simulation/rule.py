@@ -33,7 +33,9 @@ class NumpyRule:
         trace = slots.arrays[_SLOT] if slots else np.zeros_like(self._decay)
         return State((_floats(variables),), trace)
 
-    def apply(self, state: State, gradients: Body, value: float | None) -> State:
+    def apply(
+        self, state: State, gradients: Body, value: float | None, present: None
+    ) -> State:
         trace = self._decay * state.slots + _floats(gradients)
         return State((state.variables[0] - trace,), trace)
 

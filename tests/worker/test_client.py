@@ -632,7 +632,6 @@ def test_variables_that_cannot_travel_are_named(
 @pytest.mark.parametrize(
     ("gradients", "kind", "message"),
     [
-        ({"w": ONES["w"]}, VariableMismatchError, r"b: expected \(\) float32, got non"),
         (
             {**ONES, "w": np.ones(3, np.float32)},
             VariableMismatchError,
@@ -655,7 +654,7 @@ def test_variables_that_cannot_travel_are_named(
             r"b: expected finite gradients, got -inf at \(\)",
         ),
     ],
-    ids=["one less", "shape", "dtype", "one more", "NaN", "infinity"],
+    ids=["shape", "dtype", "one more", "NaN", "infinity"],
 )
 def test_gradients_that_do_not_fit_are_named_and_change_nothing(
     start_server: Any,
