@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from psserver import gradients as checks
+from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
@@ -216,6 +217,17 @@ class Store:
             self._see(session, now)
         layout = self._core.require_model().layout
         return layout, self._core.published.snapshot
+
+    def inspect(self) -> Snapshot[Arrays]:
+        """Return all arrays of the newest step, named as in checkpoints.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        rule = self._core.require_model().rule
+        snapshot, state = self._core.published
+        arrays = named(snapshot.params, rule.slots(state).arrays)
+        return Snapshot(arrays, snapshot.step, snapshot.generation)
 
     def push(
         self,

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar, overload
 
+import numpy.typing as npt
+
 from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.layout import ArraySpec, Layout
@@ -17,6 +19,7 @@ from psworker.connection import Connection
 from psworker.drops import OnDrop, retries
 from psworker.gradient import differentiate
 from psworker.pushes import Origin, Pushes, rounding
+from psworker.slots import slot_names, slot_of
 from psworker.task import Shard
 from psworker.wire import Wire
 
@@ -276,6 +279,52 @@ class Client:
         """
         while True:
             yield self._connection.lease_shard(count)
+
+    def variables(self, *names: str) -> Snapshot[Arrays]:
+        """Return all that the server keeps of the model, of one step.
+
+        Not to train with: it is more than a pull brings, and never goes past gRPC.
+
+        Args:
+            names: Of the arrays that are wanted; none: all. They are those of
+                checkpoints: "variables/w", "slots[0].mu['w']", "slots[0].count".
+
+        Returns:
+            The arrays by name, and their step.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: There is no such array.
+        """
+        layout = self._connection.inspect().layout
+        chosen = names or tuple(layout.places)
+        nbytes = layout.chosen(chosen).nbytes
+        found = self._connection.inspect(chosen, nbytes)
+        return Snapshot(dict(found.arrays), found.step, found.generation)
+
+    def slot_names(self) -> tuple[str, ...]:
+        """Return the names of what the rule remembers of each variable, for `slot`.
+
+        What it remembers of none in particular, as a count, is among `variables`.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        return slot_names(self._connection.inspect().layout)
+
+    def slot(self, name: str, variable: str) -> npt.NDArray[Any]:
+        """Return what the rule remembers of one variable.
+
+        Args:
+            name: One of `slot_names`, as "slots[0].mu".
+            variable: The variable's name.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: There is no such slot.
+        """
+        array = slot_of(self._connection.inspect().layout, name, variable)
+        return self.variables(array).params[array]
 
     def status(self) -> Status:
         """Return the server's counters."""

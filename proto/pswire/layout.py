@@ -1,7 +1,7 @@
 """What a run of bytes holds: the arrays' names, types, shapes and places."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -180,6 +180,24 @@ class Layout:
                 for spec in self.arrays
             )
         )
+
+    def chosen(self, names: Iterable[str]) -> "Layout":
+        """Return the arrays of these names, in their order.
+
+        Raises:
+            VariableMismatchError: There is none of a name, or it is there twice.
+        """
+        chosen: dict[str, ArraySpec] = {}
+        for name in names:
+            if name not in self.places:
+                raise VariableMismatchError(
+                    f"{name[:_MAX_NAME_NBYTES]}: expected one of {_some(self)}, "
+                    "got another name"
+                )
+            if name in chosen:
+                raise VariableMismatchError(f"{name}: expected once, got twice")
+            chosen[name] = self.places[name][0]
+        return Layout(tuple(chosen.values()))
 
     def require(self, got: "Layout") -> None:
         """Check that `got` has just these arrays, in any order.
