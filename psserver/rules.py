@@ -100,7 +100,7 @@ class CompiledRule:
         self._small = self._elementwise and size <= _SMALL
         self._names = SlotNames(self._segments, elementwise=self._elementwise)
         self._presence = Presence(self._segments, elementwise=self._elementwise)
-        self._is_prepared = False
+        self._prepared = {(False, False)}  # As `prepare` takes them.
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
@@ -126,7 +126,7 @@ class CompiledRule:
             # Committed to the CPU, all that comes of them will stay there.
             first = State(arrays, jax.device_put(tree, cpu))
             self._overflowing = [_overflows(leaf) for leaf in jax.tree.leaves(first)]
-            after = self._compile(first, None)
+            after = self._compile(first, 1.0, None)
             if slots is not None:
                 first = State(
                     arrays, self._names.put((first.slots, after.slots), slots)
@@ -135,16 +135,25 @@ class CompiledRule:
         give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
 
-    def prepare(self, state: State) -> None:
-        """Compile what applies pushes of some variables; `apply` need not wait then.
+    def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
+        """Compile for pushes of a kind, so that the first one need not wait for it.
 
         Args:
             state: From `start` or `apply`.
+            weighed: Whether they may have a factor; what they take without one is
+                compiled too.
+            some: Whether they bring some variables.
         """
-        if not self._is_prepared:
+        for kind in ((False, some), (weighed, some)):
+            if kind in self._prepared:
+                continue
             with self._precision():
-                self._compile(state, self._presence.masks(frozenset()))
-            self._is_prepared = True
+                self._compile(
+                    state,
+                    0.5 if kind[0] else 1.0,
+                    self._presence.masks(frozenset()) if some else None,
+                )
+            self._prepared.add(kind)
             give_back_freed_memory()
 
     def apply(
@@ -152,6 +161,7 @@ class CompiledRule:
         state: State,
         gradients: Body,
         value: float | None,
+        factor: float = 1.0,
         present: Set[str] | None = None,
     ) -> State:
         """Run the rule once, and return what comes of it; `state` stays as it was.
@@ -160,6 +170,8 @@ class CompiledRule:
             state: From `start` or an earlier call.
             gradients: Of all trainable variables, in their layout, in one run.
             value: The loss; None: unknown.
+            factor: What the rule's update, which is added to the variables, is
+                multiplied by, in float32 or better; its slots know nothing of it.
             present: The names of the variables that the push brings; the others, whose
                 gradients are zero, and their slots stay as they are. None: all.
 
@@ -173,7 +185,9 @@ class CompiledRule:
         with self._precision():
             try:
                 parts = tuple(self.parts(gradients))
-                new, sound = self._update(state, parts, loss, masks)
+                new, sound = self._update(
+                    state, parts, loss, self._factor(factor), masks
+                )
                 # Either waits for the rule, which may still fail.
                 is_sound = self._are_finite(new) if sound is None else bool(sound)
             except Exception as error:
@@ -218,29 +232,45 @@ class CompiledRule:
             )
         return loss
 
-    def _compile(self, state: State, masks: Masks | None) -> State:
-        """Compile for pushes of all variables or of some; return what is thrown away.
+    def _factor(self, factor: float) -> np.floating[Any] | None:
+        # A program of its own has none: were it always there, the compiler could not
+        # join the rule's last multiplication and the addition of its result, and so
+        # would round twice where it rounds once.
+        if factor == 1.0:
+            return None
+        return np.float64(factor) if self._x64 else np.float32(factor)
+
+    def _compile(self, state: State, factor: float, masks: Masks | None) -> State:
+        """Compile for pushes with a factor or without, of some variables or of all.
 
         Some rules change their slots' types in the first update, which compiles anew.
+
+        Returns:
+            What comes of such a push.
         """
         zeros = tuple(self.parts(Body.zeros(self._trainable)))
         for _ in range(2):
             before = state
             # Waited for: two results at once would be one more than ever needed.
             state, _ = jax.block_until_ready(
-                self._update(before, zeros, self._loss(1.0), masks)
+                self._update(
+                    before, zeros, self._loss(1.0), self._factor(factor), masks
+                )
             )
             if _types(state) == _types(before):
                 break
         return state
 
     def _traced_update(
-        self, state: State, gradients: Any, value: Any, masks: Masks | None
+        self,
+        state: State,
+        gradients: Any,
+        value: Any,
+        factor: Any,
+        masks: Masks | None,
     ) -> tuple[State, jax.Array | None]:
-        variables = self._tree(state.variables)
-        changed, slots = self._step(
-            variables, state.slots, self._tree(gradients), value
-        )
+        variables, parts = self._tree(state.variables), self._tree(gradients)
+        changed, slots = self._step(variables, state.slots, parts, value, factor)
         if masks is not None:
             changed = self._presence.keep(masks, variables, changed)
             slots = self._presence.keep(masks, state.slots, slots)
@@ -259,10 +289,17 @@ class CompiledRule:
         )
 
     def _step(
-        self, variables: Any, slots: Tree, gradients: Any, value: Any
+        self,
+        variables: Any,
+        slots: Tree,
+        gradients: Any,
+        value: Any,
+        factor: Any = None,
     ) -> tuple[Any, Tree]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
+        if factor is not None:
+            updates = jax.tree.map(lambda update: _scaled(update, factor), updates)
         return optax.apply_updates(variables, updates), new_slots
 
     def _tree(self, parts: Any) -> Any:
@@ -310,6 +347,11 @@ def _needs_value(
         "rule: expected one that needs the gradients, the variables and at most the "
         f"loss as `value`, got {type(failures[-1]).__name__}: {failures[-1]}"
     ) from failures[-1]
+
+
+def _scaled(update: jax.Array, factor: jax.Array) -> jax.Array:
+    kind = jnp.promote_types(update.dtype, jnp.float32)
+    return (update.astype(kind) * factor.astype(kind)).astype(update.dtype)
 
 
 def _types(state: State) -> list[Any]:

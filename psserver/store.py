@@ -15,10 +15,10 @@ from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
 from psserver.lineage import Lineage
 from psserver.model import Model
+from psserver.policies.terms import terms
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
-from psserver.staleness import DropStale
 from psserver.timing import Timing
 from pswire.body import Arrays, Body
 from pswire.errors import (
@@ -83,8 +83,8 @@ class Store:
             keeper: Makes the model last; None: it ends with the server.
 
         Raises:
-            ValueError: The rule is no optax gradient transformation, or the limit no
-                whole number.
+            ValueError: The rule is no optax gradient transformation, the limit no
+                whole number, or the policy none.
         """
         self.limits = limits
         self.incarnation = incarnation
@@ -97,11 +97,11 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a rule is compiled, for a first model or a first push of some
-        # variables, which takes seconds; never taken while `_lock` is held.
+        # Held while a rule is compiled, for a first model or the first push of a kind,
+        # which takes seconds; never taken while `_lock` is held.
         self._compiling = threading.Lock()
         self._core = Core(
-            DropStale(limits.max_staleness),
+            terms(limits.staleness_policy, limits.max_staleness),
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
@@ -409,9 +409,10 @@ class Store:
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
         self._require_sound(header, gradients)
-        if model.present(header) is not None:
+        weighed, some = core.terms.policy.weighs, model.present(header) is not None
+        if weighed or some:
             with self._compiling:
-                model.rule.prepare(core.published.state)
+                model.rule.prepare(core.published.state, weighed=weighed, some=some)
         timing.ask()
         with self._lock:
             timing.enter()
@@ -420,7 +421,9 @@ class Store:
                 self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(lambda: core.apply(header, gradients, received))
+                timing.apply(
+                    lambda: core.apply(header, gradients, received, verdict.factor)
+                )
             return self._settle(header, verdict, timing)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:

@@ -27,12 +27,15 @@ class Limits:
         max_grad_norm: The largest global L2 norm of a push; None: any.
         max_model_nbytes: The largest body that Initialize takes, in bytes.
         max_unary_nbytes: The largest body that one message carries, in bytes.
+        staleness_policy: What becomes of the pushes that the limit admits, as
+            `psserver serve --staleness-policy` takes it.
     """
 
     max_staleness: int | None
     max_grad_norm: float | None
     max_model_nbytes: int
     max_unary_nbytes: int
+    staleness_policy: str = "drop"
 
     @classmethod
     def from_proto(cls, message: pb.Limits) -> Self:
@@ -42,6 +45,7 @@ class Limits:
             max_grad_norm=message.max_grad_norm if has("max_grad_norm") else None,
             max_model_nbytes=message.max_model_nbytes,
             max_unary_nbytes=message.max_unary_nbytes,
+            staleness_policy=message.staleness_policy,
         )
 
     def to_proto(self) -> pb.Limits:
@@ -50,6 +54,7 @@ class Limits:
             max_grad_norm=self.max_grad_norm,
             max_model_nbytes=self.max_model_nbytes,
             max_unary_nbytes=self.max_unary_nbytes,
+            staleness_policy=self.staleness_policy,
         )
 
 

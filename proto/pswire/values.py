@@ -48,6 +48,8 @@ class Verdict:
         step: The step after it, in steps.
         reason: Why it was dropped; None if it was applied.
         duplicate: True: it had been judged before, and this repeats that verdict.
+        factor: What its update was multiplied by, for its staleness; 1: nothing, as
+            where it was dropped.
     """
 
     applied: bool
@@ -55,6 +57,7 @@ class Verdict:
     step: int
     reason: Reason | None = None
     duplicate: bool = False
+    factor: float = 1.0
 
     def repeated(self) -> Self:
         """Return the verdict for a retry of the same push."""
@@ -68,6 +71,7 @@ class Verdict:
             step=message.step,
             reason=None if message.applied else Reason(message.reason),
             duplicate=message.duplicate,
+            factor=message.factor if message.HasField("factor") else 1.0,
         )
 
     def to_proto(self) -> pb.PushReply:
@@ -77,6 +81,7 @@ class Verdict:
             step=self.step,
             reason=self.reason.value if self.reason else pb.REASON_UNSPECIFIED,
             duplicate=self.duplicate,
+            factor=None if self.factor == 1.0 else self.factor,
         )
 
 

@@ -73,12 +73,14 @@ class _Rule:
         self.compiled = CompiledRule(require_rule(rule), self.layout)
         self.state = self.compiled.start(Body.gather(self.layout, variables))
 
-    def push(self, gradients: Arrays, present: set[str] | None) -> None:
+    def push(
+        self, gradients: Arrays, present: set[str] | None, factor: float = 1.0
+    ) -> None:
         body = Body.zeros(self.layout.trainable)
         for name, gradient in gradients.items():
             if present is None or name in present:
                 body[name][...] = gradient
-        self.state = self.compiled.apply(self.state, body, None, present)
+        self.state = self.compiled.apply(self.state, body, None, factor, present)
 
     def after(
         self, state: State, pushes: Sequence[Arrays], present: set[str] | None
@@ -241,6 +243,16 @@ def test_a_norm_over_all_variables_takes_the_absent_for_zero() -> None:
     np.testing.assert_allclose(before - rule.arrays()["a"], [0.6, 0, 0.8], rtol=1e-6)
 
 
+def test_a_factor_weighs_what_is_present_alone() -> None:
+    """Half of a step for one, none for the others."""
+    rule = _Rule(optax.sgd(1.0), _PLAIN)
+
+    rule.push({"v": np.full(3, 4, np.float32)}, {"v"}, factor=0.5)
+
+    assert rule.arrays()["v"].tolist() == [-1, -1, -1]
+    assert (rule.arrays()["u"] == 1).all()
+
+
 _DIRECTION = optax.stateless(
     lambda updates, _: jax.tree.map(lambda g: -g / jnp.max(jnp.abs(g)), updates)
 )
@@ -278,13 +290,14 @@ def test_an_overflow_of_what_is_present_is_named_and_changes_nothing(size: int) 
 def test_once_prepared_nothing_is_compiled_for_pushes_of_some(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whichever they are, and before and after a rule's types have settled."""
+    """Whichever they are, with a factor and without."""
     rules = [optax.adam(0.1), _ELEMENTWISE["scheduled"](), _SEEING_ARRAYS["masked"]()]
     for rule in map(_Rule, rules):
-        rule.compiled.prepare(rule.state)
+        rule.compiled.prepare(rule.state, weighed=True, some=True)
 
         with jax.log_compiles(), caplog.at_level("WARNING"):
             for seed, subset in enumerate([{"a"}, {"w", "z"}, {"half"}]):
                 rule.push(_gradients(seed), subset)
+                rule.push(_gradients(seed), subset, factor=0.25)
 
         assert "Compiling" not in caplog.text

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,46 @@ def _values(store: Store) -> dict[str, Any]:
 
 
 # Staleness
+
+
+def test_a_stale_push_moves_the_variables_by_what_its_verdict_says() -> None:
+    """Its retry gets the same verdict; what is dropped has no factor at all."""
+    worker = _start(staleness_policy="inverse", max_staleness=4)
+    for step in range(4):
+        worker.push(_model(0.0), step_read=step)
+    before = _values(worker.store)
+
+    verdict = worker.push(_model(1.0), step_read=0)
+    again = worker.store.push(
+        worker.header(_model(1.0), step_read=0), _hand_over({}), now=100.0
+    )
+    dropped = worker.push(_model(1.0), step_read=0)
+
+    assert verdict == Verdict(applied=True, staleness=4, step=5, factor=0.25)
+    assert again == replace(verdict, duplicate=True)
+    assert dropped == Verdict(False, 5, 5, Reason.STALE)
+    after = _values(worker.store)
+    assert before["b"] == [1.0, 1.0, 1.0]
+    assert after["b"] == [0.75, 0.75, 0.75]
+
+
+def test_an_adaptive_limit_follows_the_pushes_that_are_judged() -> None:
+    """The dropped ones too: else it could never rise again."""
+    worker = _start(staleness_policy="adaptive:0.5,1,6", max_staleness=5)
+    outcomes = []
+
+    def push(age: int) -> bool:
+        step = worker.store.status(now=100.0).step
+        return worker.push(_model(0.0), step_read=max(0, step - age)).applied
+
+    for age in (*[0] * 20, 2, 1, *[4] * 40):
+        outcomes.append(push(age))
+
+    # At first the hard limit counts, then the least. What is 4 steps old is dropped
+    # until more than half of the pushes are.
+    assert outcomes[:22] == [True] * 20 + [False, True]
+    assert outcomes.index(True, 22) == 22 + 23
+    assert all(outcomes[45:])
 
 
 def test_a_dropped_push_leaves_no_trace(rule: optax.GradientTransformation) -> None:

@@ -88,16 +88,18 @@ class JoinReply(_message.Message):
     def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., same_host: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_staleness", "max_grad_norm", "max_model_nbytes", "max_unary_nbytes")
+    __slots__ = ("max_staleness", "max_grad_norm", "max_model_nbytes", "max_unary_nbytes", "staleness_policy")
     MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_NBYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNARY_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_POLICY_FIELD_NUMBER: _ClassVar[int]
     max_staleness: int
     max_grad_norm: float
     max_model_nbytes: int
     max_unary_nbytes: int
-    def __init__(self, max_staleness: _Optional[int] = ..., max_grad_norm: _Optional[float] = ..., max_model_nbytes: _Optional[int] = ..., max_unary_nbytes: _Optional[int] = ...) -> None: ...
+    staleness_policy: str
+    def __init__(self, max_staleness: _Optional[int] = ..., max_grad_norm: _Optional[float] = ..., max_model_nbytes: _Optional[int] = ..., max_unary_nbytes: _Optional[int] = ..., staleness_policy: _Optional[str] = ...) -> None: ...
 
 class InitializeRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -206,18 +208,20 @@ class PushHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("applied", "staleness", "step", "reason", "duplicate")
+    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
     applied: bool
     staleness: int
     step: int
     reason: Reason
     duplicate: bool
-    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ...) -> None: ...
+    factor: float
+    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("push",)
