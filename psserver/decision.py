@@ -95,9 +95,15 @@ def decide(
     _require_layout(header, present.layout)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
-    if factor is None:
+    brought = (header.layout or present.layout).places
+    left_out = terms.policy.left_out(staleness, brought)
+    if factor is None or len(left_out) == len(brought):
         return Verdict(False, staleness, present.step, Reason.STALE)
-    return Verdict(True, staleness, present.step + 1, factor=factor)
+    return Verdict(
+        *(True, staleness, present.step + 1),
+        factor=factor,
+        dropped_variables=len(left_out),
+    )
 
 
 def superseded(worker: str, session: str) -> SessionSupersededError:

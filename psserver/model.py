@@ -1,7 +1,7 @@
 """What stays the same from one step of a model to the next."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,27 @@ class Model:
         for name, gradient in decoded.items():
             np.copyto(gradients[name], gradient)
         return gradients
+
+    def without(
+        self, names: Set[str], header: PushHeader, received: Body
+    ) -> tuple[PushHeader, Body]:
+        """Return a push, and its body, as if it did not bring some of its variables.
+
+        Args:
+            names: Those; not all of them.
+            header: The push's.
+            received: What has travelled.
+        """
+        brought = header.layout or self.layout.trainable
+        kept = [n for n, spec in enumerate(brought) if spec.name not in names]
+        layout = Layout(tuple(brought.arrays[n] for n in kept))
+        encoding, counts = header.encoding, header.encoding.counts
+        if counts is not None:
+            encoding = replace(encoding, counts=tuple(counts[n] for n in kept))
+        body = Body.gather(encoding.layout(layout), received)
+        nbytes = body.layout.nbytes
+        narrowed = replace(header, layout=layout, encoding=encoding, nbytes=nbytes)
+        return narrowed, body
 
     def brought(
         self, header: PushHeader, gradients: Body

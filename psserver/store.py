@@ -409,7 +409,8 @@ class Store:
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
         self._require_sound(header, gradients)
-        weighed, some = core.terms.policy.weighs, model.present(header) is not None
+        weighed = core.terms.policy.weighs
+        some = core.terms.policy.parts or model.present(header) is not None
         if weighed or some:
             with self._compiling:
                 model.rule.prepare(core.published.state, weighed=weighed, some=some)
@@ -421,9 +422,7 @@ class Store:
                 self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(
-                    lambda: core.apply(header, gradients, received, verdict.factor)
-                )
+                timing.apply(lambda: core.apply(header, gradients, received, verdict))
             return self._settle(header, verdict, timing)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:

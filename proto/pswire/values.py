@@ -50,6 +50,8 @@ class Verdict:
         duplicate: True: it had been judged before, and this repeats that verdict.
         factor: What its update was multiplied by, for its staleness; 1: nothing, as
             where it was dropped.
+        dropped_variables: How many of its variables it was applied without, being too
+            stale for them.
     """
 
     applied: bool
@@ -58,6 +60,7 @@ class Verdict:
     reason: Reason | None = None
     duplicate: bool = False
     factor: float = 1.0
+    dropped_variables: int = 0
 
     def repeated(self) -> Self:
         """Return the verdict for a retry of the same push."""
@@ -72,6 +75,7 @@ class Verdict:
             reason=None if message.applied else Reason(message.reason),
             duplicate=message.duplicate,
             factor=message.factor if message.HasField("factor") else 1.0,
+            dropped_variables=message.dropped_variables,
         )
 
     def to_proto(self) -> pb.PushReply:
@@ -82,6 +86,7 @@ class Verdict:
             reason=self.reason.value if self.reason else pb.REASON_UNSPECIFIED,
             duplicate=self.duplicate,
             factor=None if self.factor == 1.0 else self.factor,
+            dropped_variables=self.dropped_variables,
         )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psserver.decision import Present, Session, decide
+from psserver.policies.groups import Groups
 from psserver.policies.terms import Terms
 from pswire.encoding import BFLOAT16, Encoding
 from pswire.errors import (
@@ -75,6 +76,37 @@ def test_a_push_is_applied_just_if_its_staleness_is_from_zero_to_the_limit(
     assert verdict == Verdict(
         applied, staleness, step + applied, None if applied else _STALE
     )
+
+
+_TOO_STALE = Verdict(applied=False, staleness=3, step=100, reason=_STALE)
+
+
+@pytest.mark.parametrize(
+    ("specs", "limits", "expected"),
+    [
+        ((_W, _B), {"b": 3}, Verdict(applied=True, staleness=3, step=101)),
+        (
+            (_W, _B),
+            {"b": 2},
+            Verdict(applied=True, staleness=3, step=101, dropped_variables=1),
+        ),
+        ((_W, _B), {"b": 2, "w": 2}, _TOO_STALE),
+        ((_W, _B), {"*": 2}, _TOO_STALE),
+        ((_B,), {"b": 2}, _TOO_STALE),
+        ((_W,), {"b": 2}, Verdict(applied=True, staleness=3, step=101)),
+    ],
+    ids=["at the limit", "one", "both", "all", "only", "other"],
+)
+def test_a_push_is_applied_without_what_it_is_too_stale_for(
+    specs: tuple[ArraySpec, ...], limits: dict[str, int], expected: Verdict
+) -> None:
+    """And dropped if that is all that it brings."""
+    header = _push_of(*specs, step_read=97)
+    groups = Groups(tuple(limits.items()))
+
+    assert decide(header, _SESSION, _NOW, Terms(8, groups)) == expected
+    # The limit is the one for all of them.
+    assert decide(header, _SESSION, _NOW, Terms(2, groups)) == _TOO_STALE
 
 
 @pytest.mark.parametrize("step_read", [-1, 101, 2**63 - 1, -(2**63)])

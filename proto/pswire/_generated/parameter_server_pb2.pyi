@@ -208,20 +208,22 @@ class PushHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor")
+    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "dropped_variables")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     FACTOR_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     applied: bool
     staleness: int
     step: int
     reason: Reason
     duplicate: bool
     factor: float
-    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ...) -> None: ...
+    dropped_variables: int
+    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("push",)
