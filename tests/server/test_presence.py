@@ -46,9 +46,9 @@ _SEEING_ARRAYS: dict[str, Callable[[], Any]] = {
         {"a": optax.adam(0.1), "b": optax.sgd(0.1, momentum=0.9)},
         lambda tree: {name: "a" if name < "h" else "b" for name in tree},
     ),
-    "labelled by name": lambda: optax.multi_transform(
+    "labelled by names": lambda: optax.multi_transform(
         {name: optax.sgd(0.1, momentum=0.9) for name in _NAMES},
-        {name: name for name in _NAMES},
+        dict(zip(_NAMES, reversed(_NAMES), strict=True)),
     ),
     "factored": lambda: optax.adafactor(0.1, min_dim_size_to_factor=2),
     "accumulated": lambda: optax.MultiSteps(

@@ -76,6 +76,21 @@ def test_only_what_came_is_judged(start_server: StartServer, connect: Connect) -
     assert variables["b"] == -1
 
 
+def test_a_rule_s_norm_over_all_variables_is_that_of_what_came(
+    start_server: StartServer, connect: Connect
+) -> None:
+    """A gradient of 2 is clipped to 1, whatever the others last were."""
+    rule = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    client = connect(start_server(rule).address)
+    client.initialize(VARIABLES)
+
+    for gradients in (W | B, B):
+        before = client.pull()
+        client.push(gradients, before)
+
+    assert before.params["b"] - client.pull().params["b"] == 1
+
+
 def test_nobody_waits_while_the_first_push_of_some_is_compiled_for(
     start_server: StartServer, connect: Connect
 ) -> None:
