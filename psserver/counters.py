@@ -128,7 +128,7 @@ class Counters:
         self.unjoined = Tally()
         self.staleness: dict[int, int] = {}
         self.staleness_sum = 0
-        self.factor_sum = 0.0
+        self.withheld = 0.0
         self.recent = Recent()
         self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
@@ -139,7 +139,7 @@ class Counters:
         copy.total, copy.unjoined = self.total.copy(), self.unjoined.copy()
         copy.staleness = self.staleness.copy()
         copy.staleness_sum = self.staleness_sum
-        copy.factor_sum = self.factor_sum
+        copy.withheld = self.withheld
         copy.recent = self.recent.copy()
         copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
@@ -219,7 +219,7 @@ class Counters:
             told = _told(verdict.staleness)
             self.staleness[told] = self.staleness.get(told, 0) + 1
             self.staleness_sum += verdict.staleness
-            self.factor_sum += verdict.factor * verdict.applied
+            self.withheld += 1.0 - verdict.factor
             self.recent_staleness.append(verdict.staleness)
             self.recent.add(verdict.applied, loss, now)
             row.judge(verdict, loss, now)

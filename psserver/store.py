@@ -3,8 +3,8 @@
 import logging
 import threading
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from psserver import gradients as checks
@@ -13,9 +13,10 @@ from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
 from psserver.keeper import Keeper, KeepNothing
+from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Model
-from psserver.policies.terms import terms
+from psserver.policies.terms import read_terms
 from psserver.rules import CompiledRule, State, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
@@ -63,6 +64,7 @@ class Store:
         *,
         rule_name: str,
         limits: Limits,
+        name: str = "asyncps",
         generation: str,
         incarnation: str,
         now: float,
@@ -75,6 +77,7 @@ class Store:
             rule: An optax gradient transformation.
             rule_name: What `status` calls it.
             limits: What is accepted.
+            name: The server's.
             generation: The history that begins.
             incarnation: This start of the server.
             now: Seconds.
@@ -86,8 +89,9 @@ class Store:
             ValueError: The rule is no optax gradient transformation, the limit no
                 whole number, or the policy none.
         """
-        self.limits = limits
+        self.limits = limits  # Replaced as a whole.
         self.incarnation = incarnation
+        self._name = name
         self._rule_name = rule_name
         self._started = now
         self._on_judged = on_judged
@@ -101,7 +105,7 @@ class Store:
         # which takes seconds; never taken while `_lock` is held.
         self._compiling = threading.Lock()
         self._core = Core(
-            terms(limits.staleness_policy, limits.max_staleness),
+            read_terms(limits.staleness_policy, limits.max_staleness),
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
@@ -112,8 +116,9 @@ class Store:
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
+            name=name,
             rule_name=rule_name,
-            limits=limits,
+            limits=lambda: self.limits,
             since=now,
         )
         """The side of it that outlasts the server."""
@@ -298,11 +303,38 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
+    def set(self, settings: Mapping[str, str]) -> Limits:
+        """Change some of `SETTINGS`: all that are named or, on any error, none.
+
+        Args:
+            settings: By their names, as text.
+
+        Returns:
+            What is accepted from now on.
+
+        Raises:
+            InvalidRequestError: A setting is unknown, or not what it has to be.
+        """
+        with self._lock:
+            before = self.limits
+            try:
+                terms = self._core.terms.changed(settings)
+            except ValueError as error:
+                raise InvalidRequestError(str(error)) from error
+            self._core.terms = terms
+            self.limits = now = replace(
+                before,
+                max_staleness=terms.limit,
+                staleness_policy=terms.policy.spec,
+            )
+        tell_limits(now, before)
+        return now
+
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
-            step = self.lineage.step
+            step, limits, terms = self.lineage.step, self.limits, self._core.terms
             parts = {
                 known.worker: part
                 for session, part in self._shards.held().items()
@@ -314,7 +346,7 @@ class Store:
             generation=self.generation,
             incarnation=self.incarnation,
             step=step,
-            limits=self.limits,
+            limits=limits,
             rule=self._rule_name,
             initialized=self._core.model is not None,
             uptime_s=uptime_s,
@@ -328,6 +360,9 @@ class Store:
             loss=recent.loss,
             staleness_sum=counters.staleness_sum,
             durability=self._keeper.status(),
+            policy_limit=terms.policy.limit(counters.recent_staleness),
+            withheld=counters.withheld,
+            name=self._name,
         )
 
     def _see(self, session: str, now: float) -> None:

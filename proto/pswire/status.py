@@ -139,6 +139,10 @@ class Status:
             ten seconds told, twenty or more if there are so many; None: none did.
         staleness_sum: The staleness of all judged pushes, in steps, exact.
         durability: How far the variables outlast the server.
+        policy_limit: A limit that the policy sets now, in steps; None: none.
+        withheld: What the factors of all applied pushes left out of them: the sum of
+            1 - factor, in pushes.
+        name: The server's, as its owner chose it.
     """
 
     generation: str
@@ -158,6 +162,33 @@ class Status:
     loss: float | None = None
     staleness_sum: int = 0
     durability: Durability = field(default_factory=Durability)
+    policy_limit: int | None = None
+    withheld: float = 0.0
+    name: str = "asyncps"
+
+    @property
+    def limit_now(self) -> int | None:
+        """The largest staleness applied now, in steps; None: any."""
+        limits = (self.limits.max_staleness, self.policy_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def mean_factor(self) -> float | None:
+        """Of the applied pushes, 0 to 1; None: none was applied."""
+        applied = self.counts.applied
+        return 1 - self.withheld / applied if applied else None
+
+    @property
+    def parting(self) -> int | None:
+        """The limit that parts all judged pushes into applied and dropped ones.
+
+        None: there is none; or it has changed, so that it does not part them so.
+        """
+        limit = self.limit_now
+        if limit is None:
+            return None
+        over = sum(pushes for age, pushes in self.staleness.items() if age > limit)
+        return limit if over == self.counts.dropped else None
 
     @property
     def mean_staleness(self) -> float | None:
@@ -233,6 +264,9 @@ class Status:
             loss=_optional(message, "loss"),
             staleness_sum=message.staleness_sum,
             durability=Durability.from_proto(message.durability),
+            policy_limit=_optional(message, "policy_limit"),
+            withheld=message.withheld,
+            name=message.name,
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -254,15 +288,21 @@ class Status:
             loss=self.loss,
             staleness_sum=self.staleness_sum,
             durability=self.durability.to_proto(),
+            policy_limit=self.policy_limit,
+            withheld=self.withheld,
+            name=self.name,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain JSON types, for scripts."""
         return {
+            "name": self.name,
             "generation": self.generation,
             "incarnation": self.incarnation,
             "step": self.step,
             "limit": self.limits.max_staleness,
+            "limit_now": self.limit_now,
+            "staleness_policy": self.limits.staleness_policy,
             "max_grad_norm": self.limits.max_grad_norm,
             "rule": self.rule,
             "initialized": self.initialized,
@@ -272,6 +312,7 @@ class Status:
             "recent_drop_rate": self.recent_drop_rate,
             "loss": self.loss,
             **self.counts.to_json(),
+            "withheld": self.withheld,
             "mean_staleness": self.mean_staleness,
             "staleness": {str(age): n for age, n in self.staleness.items()},
             "workers": [
@@ -281,6 +322,12 @@ class Status:
             "unjoined": self.unjoined.to_json(),
             "durability": self.durability.to_json(),
         }
+
+
+def limited(limit: int | None, policy: str) -> str:
+    """Say up to which staleness pushes are applied, and how if not in full."""
+    told = f"limit {'off' if limit is None else f'{limit} steps'}"
+    return told if policy == "drop" else f"{told}, policy {policy}"
 
 
 def _optional(message: pb.StatusReply | pb.Durability, name: str) -> Any:

@@ -89,10 +89,10 @@ class Terms:
         text = settings.get("max_staleness")
         limit = ... if text is None else _limit("max_staleness", text)
         spec = settings.get("staleness_policy", self.policy.spec)
-        return terms(spec, limit, otherwise=self.limit)
+        return read_terms(spec, limit, otherwise=self.limit)
 
 
-def terms(
+def read_terms(
     spec: str,
     limit: int | EllipsisType | None = ...,
     *,

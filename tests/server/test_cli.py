@@ -224,10 +224,13 @@ def test_the_status_for_scripts_has_every_number(
     assert worker.pop("pushes_per_s") > 0
     assert worker.pop("last_seen_s") >= 0
     assert table == {
+        "name": "asyncps",
         "generation": now.generation,
         "incarnation": now.incarnation,
         "step": 2,
         "limit": 1,
+        "limit_now": 1,
+        "staleness_policy": "drop",
         "recent_drop_rate": 1 / 3,
         "loss": None,
         "max_grad_norm": None,
@@ -239,6 +242,7 @@ def test_the_status_for_scripts_has_every_number(
         "duplicate": 0,
         "rejected": {"NON_FINITE": 1},
         "drop_rate": 1 / 3,
+        "withheld": 0.0,
         "mean_staleness": 1.0,
         "staleness": {"0": 1, "1": 1, "2": 1},
         "unjoined": Counts().to_json(),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psserver.policies.groups import Groups
-from psserver.policies.terms import Terms, terms
+from psserver.policies.terms import Terms, read_terms
 
 _NAMES = ("emb/in", "emb/out", "head/w", "head/b", "k=1")
 _SPEC = "groups:emb/out=0,emb/*=8,head/?=2"
@@ -29,7 +29,7 @@ def test_a_variable_is_left_out_beyond_the_limit_of_its_first_group(
     staleness: int, left_out: tuple[str, ...]
 ) -> None:
     """The limit is inclusive; a variable of no group is never left out."""
-    policy = terms(_SPEC, None).policy
+    policy = read_terms(_SPEC, None).policy
 
     assert policy.left_out(staleness, _NAMES) == frozenset(left_out)
 
@@ -60,14 +60,14 @@ def test_a_group_s_limit_is_that_of_a_policy_of_it_alone(
 
 def test_a_negative_limit_freezes_a_group() -> None:
     """As the plain one stops everything."""
-    policy = terms("groups:emb/*=-1", None).policy
+    policy = read_terms("groups:emb/*=-1", None).policy
 
     assert policy.left_out(0, _NAMES) == {"emb/in", "emb/out"}
 
 
 def test_a_pattern_may_have_an_equals_sign_and_case_matters() -> None:
     """The last one parts it from the limit."""
-    policy = terms("groups:k=1=0,EMB/*=0", None).policy
+    policy = read_terms("groups:k=1=0,EMB/*=0", None).policy
 
     assert policy.left_out(1, _NAMES) == {"k=1"}
 
@@ -75,10 +75,10 @@ def test_a_pattern_may_have_an_equals_sign_and_case_matters() -> None:
 @pytest.mark.parametrize("spec", [_SPEC, "groups:k=1=0", "groups:*=-3"])
 def test_the_spec_is_read_again_as_it_was(spec: str) -> None:
     """Status and checkpoints show it so; the hard limit stays beside it."""
-    judged = terms(spec, 5)
+    judged = read_terms(spec, 5)
 
     assert (judged.policy.spec, judged.limit) == (spec, 5)
-    assert terms(judged.policy.spec, 5) == judged
+    assert read_terms(judged.policy.spec, 5) == judged
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_the_spec_is_read_again_as_it_was(spec: str) -> None:
 def test_what_are_no_groups_is_refused(spec: str, message: str) -> None:
     """With what was expected."""
     with pytest.raises(ValueError, match=f"^staleness_policy: groups: .*{message}"):
-        terms(spec)
+        read_terms(spec)
 
 
 def test_the_forms_of_policies_have_groups() -> None:
     """So a mistyped name is answered with what there is."""
     with pytest.raises(ValueError, match=re.escape("groups:PATTERN=LIMIT,...")):
-        terms("group:w=1")
+        read_terms("group:w=1")

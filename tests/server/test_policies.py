@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from psserver.policies.adaptive import WINDOW, Adaptive
 from psserver.policies.policy import Policy
-from psserver.policies.terms import Terms, terms
+from psserver.policies.terms import Terms, read_terms
 from psserver.policies.weights import Exponential, Hinge, Inverse, Polynomial
 
 _LARGEST = 2**63 - 1
@@ -104,12 +104,12 @@ def test_a_factor_never_grows_with_the_staleness(
 @given(_WEIGHTS)
 def test_a_policy_s_spec_makes_the_same_policy_again(policy: Policy) -> None:
     """To the last digit of its arguments."""
-    assert terms(policy.spec).policy == policy
+    assert read_terms(policy.spec).policy == policy
 
 
 def test_a_policy_weighs_what_the_limit_admits() -> None:
     """The limit stays hard beside it: what is over it is dropped."""
-    judged = terms("inverse", 4)
+    judged = read_terms("inverse", 4)
 
     assert [judged.factor(staleness, ()) for staleness in (4, 5)] == [0.25, None]
 
@@ -167,7 +167,7 @@ def test_every_percentage_of_a_full_window_is_exact(percent: int) -> None:
 )
 def test_a_spec_is_read(spec: str, told: Terms) -> None:
     """Beside it the limit is 8, unless it says something else itself."""
-    assert terms(spec) == told
+    assert read_terms(spec) == told
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_policy_is_told_the_same_however_it_was_asked_for(
     spec: str, canonical: str
 ) -> None:
     """The limit of `drop` is told as the limit."""
-    assert terms(spec).policy.spec == canonical
+    assert read_terms(spec).policy.spec == canonical
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_policy_is_told_the_same_however_it_was_asked_for(
 def test_a_spec_that_is_none_is_refused(spec: str, message: str) -> None:
     """The message names the policy, its argument, what it has to be and what came."""
     with pytest.raises(ValueError, match=f"^staleness_policy: {message}$"):
-        terms(spec)
+        read_terms(spec)
 
 
 @pytest.mark.parametrize(

@@ -354,9 +354,9 @@ def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None
         """(() => {
             const ages = Array.from({ length: 200000 }, (_, age) => [age, 1]);
             const staleness = Object.fromEntries(ages);
-            view.show({ staleness, limit: 8, applied: 200000, dropped: 0, workers: [],
-                rejected: {}, unjoined: {}, durability: {} }, { time: [], stepRate: [],
-                recentDropRate: [], dropRate: [], loss: [] });
+            view.show({ staleness, limit: 8, limit_now: 8, applied: 200000, dropped: 0,
+                workers: [], rejected: {}, unjoined: {}, durability: {} },
+                { time: [], stepRate: [], recentDropRate: [], dropRate: [], loss: [] });
             return charts.gather(staleness, 8).at(-1).last;
         })()"""
     )
