@@ -362,6 +362,7 @@ class Store:
             durability=self._keeper.status(),
             policy_limit=terms.policy.limit(counters.recent_staleness),
             withheld=counters.withheld,
+            dropped_variables=counters.dropped_variables,
             name=self._name,
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from threading import Event
 from typing import Any
 
@@ -120,3 +121,60 @@ def test_nobody_waits_while_the_first_push_of_some_is_compiled_for(
 
         assert (verdict.step, step) == (1, 1)
         assert pushed.result(TIMEOUT_S).step == 2
+
+
+@pytest.mark.parametrize("form", [{}, {"wire_dtype": "bf16"}], ids=["plain", "bf16"])
+def test_a_push_changes_what_it_is_not_too_stale_for(
+    start_server: StartServer, connect: Connect, form: dict[str, str]
+) -> None:
+    """A limit for each group, and one for all; status counts what was left out."""
+    server = start_server(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)),
+        staleness_policy="groups:w=0,?=1",
+        max_staleness=4,
+    )
+    client = connect(server.address, **form)
+    client.initialize(VARIABLES | {"other": np.ones(2, np.float32)})
+    gradients = W | B | {"other": np.full(2, 2.0, np.float32)}
+    first, states = client.pull(), [client.variables().params]
+
+    verdicts = []
+    for _ in range(6):
+        verdicts.append(client.push(gradients, first))
+        states.append(client.variables().params)
+
+    applied = [
+        Verdict(applied=True, staleness=age, step=age + 1, dropped_variables=left)
+        for age, left in enumerate([0, 1, 2, 2, 2])
+    ]
+    stale = Verdict(applied=False, staleness=5, step=5, reason=Reason.STALE)
+    assert verdicts == [*applied, stale]
+    # Of each variable and its slots, how many pushes have changed it.
+    for name, pushes in {"w": 1, "b": 2, "other": 5}.items():
+        for array in (f"variables/{name}", f"slots[1][0].mu['{name}']"):
+            changes = [
+                old[array].tobytes() != new[array].tobytes()
+                for old, new in pairwise(states)
+            ]
+            assert sum(changes) == pushes, array
+    assert [int(state["slots[1][0].count"]) for state in states] == [*range(6), 5]
+    assert server.status().dropped_variables == 7
+
+
+def test_a_push_of_nothing_but_what_it_is_too_stale_for_is_dropped(
+    start_server: StartServer, connect: Connect
+) -> None:
+    """As if the group's limit were the server's."""
+    server = start_server(staleness_policy="groups:w=0")
+    client = connect(server.address)
+    client.initialize(VARIABLES)
+    first = client.pull()
+
+    verdicts = [client.push(gradients, first) for gradients in (B, W, W | B)]
+
+    assert verdicts == [
+        Verdict(applied=True, staleness=0, step=1),
+        Verdict(applied=False, staleness=1, step=1, reason=Reason.STALE),
+        Verdict(applied=True, staleness=1, step=2, dropped_variables=1),
+    ]
+    assert (client.pull().params["w"] == 1).all()

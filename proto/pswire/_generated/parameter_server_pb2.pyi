@@ -296,7 +296,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name", "dropped_variables")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +324,7 @@ class StatusReply(_message.Message):
     POLICY_LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -344,7 +345,8 @@ class StatusReply(_message.Message):
     policy_limit: int
     withheld: float
     name: str
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
+    dropped_variables: int
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
 
 class Durability(_message.Message):
     __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs", "corrupt")
