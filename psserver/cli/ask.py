@@ -101,7 +101,7 @@ def health(address: str) -> None:
 @click.command("set")
 @click.argument("what", nargs=-1, required=True, metavar="[ADDRESS] NAME=VALUE...")
 def change(what: tuple[str, ...]) -> None:
-    r"""Change settings of a running server: all that are named, or none.
+    """Change settings of a running server: all that are named, or none.
 
     They last until it ends; its next start has those that it is started with.
 
@@ -114,7 +114,7 @@ def change(what: tuple[str, ...]) -> None:
       psserver set max_staleness=4
       psserver set max_staleness=off staleness_policy=inverse
       psserver set 127.0.0.1:7070 staleness_policy=adaptive:0.9,2,16
-    """
+    """  # noqa: D301 - What follows click's mark is not folded.
     first = "" if "=" in what[0] else what[0]
     address = first or os.environ.get("PSSERVER_ADDRESS") or _ADDRESS
     settings = _settings(what[1:] if first else what)
