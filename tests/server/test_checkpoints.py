@@ -291,7 +291,7 @@ _TWICE = [{"name": "slots", "dtype": "int8", "shape": [], "sha256": ""}] * 2
         (
             ["sessions", "s2", "last_verdict", "dropped_variables"],
             -1,
-            "dropped_variabl",
+            "dropped_variables: expected 0 to",
         ),
         (["counters", "dropped_variables"], 0.5, "dropped_variables: expected int, go"),
         (["counters", "withheld"], [], "withheld: expected float, got list"),

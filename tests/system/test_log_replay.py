@@ -99,7 +99,7 @@ def test_a_push_that_counted_less_is_replayed_as_it_counted(
     tmp_path: Path,
     policy: str,
     form: dict[str, str],
-    counted: dict[str, float],
+    counted: dict[str, Any],
 ) -> None:
     """By another policy than it was judged by; its retry would be told the same."""
     stopped, killed = tmp_path / "stopped", tmp_path / "killed"
@@ -116,7 +116,7 @@ def test_a_push_that_counted_less_is_replayed_as_it_counted(
     server.stop()
 
     start_server(
-        optax.adam(0.1), data_dir=killed, staleness_policy="inverse", **settings
+        optax.adam(0.1), data_dir=killed, staleness_policy="groups:w=0", **settings
     ).stop()
 
     assert verdicts[0] == Verdict(applied=True, staleness=0, step=1)
