@@ -297,9 +297,8 @@ class Client:
             VariableMismatchError: There is no such array.
         """
         layout = self._connection.inspect().layout
-        chosen = names or tuple(layout.places)
-        nbytes = layout.chosen(chosen).nbytes
-        found = self._connection.inspect(chosen, nbytes)
+        chosen = layout.chosen(names or layout.places)
+        found = self._connection.inspect(tuple(chosen.places), chosen.nbytes)
         return Snapshot(dict(found.arrays), found.step, found.generation)
 
     def slot_names(self) -> tuple[str, ...]:
@@ -323,8 +322,10 @@ class Client:
             NotInitializedError: There are no variables yet.
             VariableMismatchError: There is no such slot.
         """
-        array = slot_of(self._connection.inspect().layout, name, variable)
-        return self.variables(array).params[array]
+        layout = self._connection.inspect().layout
+        array = slot_of(layout, name, variable)
+        nbytes = layout.chosen((array,)).nbytes
+        return self._connection.inspect((array,), nbytes).arrays[array]
 
     def status(self) -> Status:
         """Return the server's counters."""
