@@ -171,9 +171,14 @@ class Core:
         """Return the verdict that a push gets now; see `decision.decide`."""
         newest = self._newest.snapshot
         trainable = self.require_model().layout.trainable
-        recent = self.counters.recent_staleness
-        present = Present(newest.generation, newest.step, trainable, recent)
         session = self.sessions.get(header.session)
+        present = Present(
+            newest.generation,
+            newest.step,
+            trainable,
+            recent=self.counters.recent_staleness,
+            drops=self.counters.rows[session.worker].consecutive_drops,
+        )
         return decide(header, session, present, self.terms)
 
     def apply(

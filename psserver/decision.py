@@ -45,12 +45,14 @@ class Present:
         step: Pushes applied so far, in steps.
         layout: What a push may bring.
         recent: The staleness of the last judged pushes, in steps.
+        drops: How many pushes of the worker were dropped since its last applied one.
     """
 
     generation: str
     step: int
     layout: Layout
     recent: Sequence[int] = ()
+    drops: int = 0
 
 
 def decide(
@@ -98,9 +100,17 @@ def decide(
     brought = (header.layout or present.layout).places
     left_out = terms.policy.left_out(staleness, brought)
     if factor is None or len(left_out) == len(brought):
-        return Verdict(False, staleness, present.step, Reason.STALE)
+        return Verdict(
+            applied=False,
+            staleness=staleness,
+            step=present.step,
+            reason=Reason.STALE,
+            consecutive_drops=present.drops + 1,
+        )
     return Verdict(
-        *(True, staleness, present.step + 1),
+        applied=True,
+        staleness=staleness,
+        step=present.step + 1,
         factor=factor,
         dropped_variables=len(left_out),
     )

@@ -1,7 +1,7 @@
 """The frozen values that pushes and pulls are about, and their messages."""
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, Self, TypeVar
 
 from pswire._generated import parameter_server_pb2 as pb
@@ -50,6 +50,9 @@ class Verdict:
         duplicate: True: it had been judged before, and this repeats that verdict.
         factor: What its update was multiplied by, for its staleness; 1: nothing, as
             where it was dropped.
+        consecutive_drops: How many of the worker's pushes in a row were dropped, this
+            one included; 0 after an applied one. It tells of the pushes before, so
+            verdicts are equal whatever it is.
         dropped_variables: How many of its variables it was applied without, being too
             stale for them.
     """
@@ -60,6 +63,7 @@ class Verdict:
     reason: Reason | None = None
     duplicate: bool = False
     factor: float = 1.0
+    consecutive_drops: int = field(default=0, compare=False)
     dropped_variables: int = 0
 
     def repeated(self) -> Self:
@@ -75,6 +79,7 @@ class Verdict:
             reason=None if message.applied else Reason(message.reason),
             duplicate=message.duplicate,
             factor=message.factor if message.HasField("factor") else 1.0,
+            consecutive_drops=message.consecutive_drops,
             dropped_variables=message.dropped_variables,
         )
 
@@ -86,6 +91,7 @@ class Verdict:
             reason=self.reason.value if self.reason else pb.REASON_UNSPECIFIED,
             duplicate=self.duplicate,
             factor=None if self.factor == 1.0 else self.factor,
+            consecutive_drops=self.consecutive_drops,
             dropped_variables=self.dropped_variables,
         )
 

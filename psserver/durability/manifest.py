@@ -164,6 +164,7 @@ def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
         "step": verdict.step,
         "reason": verdict.reason.name if verdict.reason else None,
         "factor": verdict.factor,
+        "consecutive_drops": verdict.consecutive_drops,
         "dropped_variables": verdict.dropped_variables,
     }
 
@@ -180,5 +181,6 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
         step=count(data, "step"),
         reason=None if reason is None else Reason[reason],
         factor=1.0 if factor is None else factor,
+        consecutive_drops=optional(data, "consecutive_drops", int) or 0,
         dropped_variables=count({"dropped_variables": 0, **data}, "dropped_variables"),
     )

@@ -128,10 +128,12 @@ def _checkpoint(
         for name, array in variables.items()
     }
     workers = ("ann", "bo", "Zoë \U0001f40c")
+    part = Verdict(True, 3, step, factor=1 / 3, dropped_variables=2)
+    dropped = Verdict(False, 9, step, Reason.STALE, consecutive_drops=4)
     sessions = {
         "s1": Session("ann", superseded=True),
-        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step, None, False, 1 / 3, 2)),
-        "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
+        "s2": Session("ann", 2**64 - 1, part),
+        "s3": Session("bo", 5, dropped),
         "s4": Session(workers[2]),
     }
     return Checkpoint(
@@ -170,7 +172,7 @@ def _random_counters(draw: np.random.Generator, workers: Sequence[str]) -> Count
         factor = float(draw.random()) if applied else 1.0
         verdict = Verdict(
             *(applied, staleness, number, reason, number % 9 == 0, factor),
-            number % 5 * applied,
+            dropped_variables=number % 5 * applied,
         )
         loss = (None, float(draw.random()), math.nan, -1e300)[draw.integers(4)]
         counters.judge(worker, verdict, loss, now=float(number))

@@ -79,7 +79,7 @@ def told(checkpoint: Checkpoint | None) -> list[Any]:
         *(arrays, checkpoint.variables.layout),
         *(checkpoint.generation, checkpoint.step, checkpoint.slots.weak),
         *(checkpoint.initializer, checkpoint.rule, checkpoint.max_staleness),
-        *(checkpoint.max_grad_norm, list(checkpoint.sessions.items())),
+        *(checkpoint.max_grad_norm, repr(checkpoint.sessions)),
         *(checkpoint.staleness_policy, checkpoint.server),
         keptcounters.to_json(checkpoint.counters),
     ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psserver.decision import Present, Session, decide
 from psserver.policies.groups import Groups
 from psserver.policies.terms import Terms
+from psserver.policies.weights import Inverse
 from pswire.encoding import BFLOAT16, Encoding
 from pswire.errors import (
     GenerationError,
@@ -55,6 +56,28 @@ def test_a_push_is_applied_up_to_the_limit_and_dropped_beyond(limit: int) -> Non
         else Verdict(applied=False, staleness=age, step=100, reason=_STALE)
         for age in ages
     ]
+
+
+def test_a_drop_is_told_with_those_before_it() -> None:
+    """Until a push is applied; a retry gets what its push was told."""
+    now = replace(_NOW, drops=4)
+
+    dropped = decide(_HEADER, _SESSION, now, Terms(-1))
+    applied = decide(_HEADER, _SESSION, now, Terms(0))
+    session = replace(_SESSION, last_seq=_HEADER.seq, last_verdict=dropped)
+    again = decide(_HEADER, session, replace(now, drops=5), Terms(-1))
+
+    drops = [verdict.consecutive_drops for verdict in (dropped, applied, again)]
+    assert drops == [5, 0, 5]
+
+
+def test_the_factor_of_an_applied_push_is_the_policy_s() -> None:
+    """Of the staleness that it is judged by."""
+    header = replace(_HEADER, step_read=96)
+
+    verdict = decide(header, _SESSION, _NOW, Terms(8, Inverse()))
+
+    assert verdict == Verdict(applied=True, staleness=4, step=101, factor=0.25)
 
 
 @given(step=st.integers(0, 2**63 - 1), step_read=_INT64, limit=st.none() | _INT64)

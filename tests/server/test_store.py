@@ -163,6 +163,35 @@ def test_a_stale_push_moves_the_variables_by_what_its_verdict_says() -> None:
     assert after["b"] == [0.75, 0.75, 0.75]
 
 
+def test_nobody_waits_while_the_first_factor_is_compiled_for() -> None:
+    """It takes seconds where there are many arrays; pushes wait for it, status not."""
+    compiling, compiled = threading.Event(), threading.Event()
+    is_started = False
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        if is_started:  # JAX calls it just to compile.
+            compiling.set()
+            assert compiled.wait(_TIMEOUT_S)
+        return updates, state
+
+    rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    worker = _start(rule, staleness_policy="inverse")
+    is_started = True
+    with ThreadPoolExecutor(2) as pool:
+        pushing = pool.submit(worker.push, _model())
+        try:
+            assert compiling.wait(_TIMEOUT_S)
+            asked = pool.submit(worker.store.status, 100.0)
+            step = asked.result(_TIMEOUT_S / 2).step
+        finally:
+            compiled.set()
+
+        verdict = pushing.result(_TIMEOUT_S)
+
+    assert step == 0
+    assert verdict == Verdict(applied=True, staleness=0, step=1)
+
+
 def test_an_adaptive_limit_follows_the_pushes_that_are_judged() -> None:
     """The dropped ones too: else it could never rise again."""
     worker = _start(staleness_policy="adaptive:0.5,1,6", max_staleness=5)

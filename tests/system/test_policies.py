@@ -1,9 +1,10 @@
 """A staleness policy from its option to the variables, and its change on the way."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import optax
@@ -61,6 +62,22 @@ def test_a_push_counts_as_its_verdict_says(
     assert status.withheld == pytest.approx(5 - sum(factors))
 
 
+def test_a_worker_is_told_how_many_drops_in_a_row(
+    start_server: StartServer, connect: Connect
+) -> None:
+    """Its own, whatever its processes; the status says the same."""
+    server = start_server(max_staleness=1)
+    first = connect(server.address, name="ann")
+    told = [verdict.consecutive_drops for verdict in push_all_ages(first)]
+
+    second = connect(server.address, name="ann")
+    later = [second.push(ONES, step_read=0), second.push(ONES, second.pull())]
+
+    assert told == [0, 0, 1, 2, 3, 4]
+    assert [verdict.consecutive_drops for verdict in later] == [5, 0]
+    assert server.status().workers[0].consecutive_drops == 0
+
+
 def test_adam_is_slowed_by_a_policy(
     start_server: StartServer, connect_near: ConnectNear
 ) -> None:
@@ -74,8 +91,33 @@ def test_adam_is_slowed_by_a_policy(
     np.testing.assert_allclose(client.pull().params["w"], moved, rtol=1e-5)
 
 
+@pytest.mark.parametrize("durability", ["checkpoint", "log"])
+def test_an_adaptive_limit_begins_anew_with_a_server(
+    durability: str,
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    tmp_path: Path,
+) -> None:
+    """What it looked at tells of workers that may not come back."""
+    settings = {"durability": durability, "staleness_policy": "adaptive:1,0,9"}
+    left, kept = tmp_path / "left", tmp_path / "kept"
+    server = start_server(data_dir=kept, checkpoint_every=10**9, **settings)
+    client = connect_near(server.address)
+    client.initialize(ONES)
+    for _ in range(20):
+        client.push(ONES, client.pull())
+    shutil.copytree(kept, left)
+    before = client.status()
+    server.stop()
+
+    after = [start_server(data_dir=f, **settings).status() for f in (kept, left)]
+
+    assert (before.policy_limit, before.limit_now) == (0, 0)
+    assert [status.policy_limit for status in after] == [9, 9]
+
+
 def test_a_change_holds_from_its_answer_on(
-    start_server: StartServer, connect_near: ConnectNear, tmp_path: Any
+    start_server: StartServer, connect_near: ConnectNear, tmp_path: Path
 ) -> None:
     """For the next push, in the status, and in the next checkpoint; not before."""
     server = start_server(

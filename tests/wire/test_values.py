@@ -74,6 +74,7 @@ BUSY = Status(
         Verdict(applied=False, staleness=2**62, step=2**62, reason=Reason.STALE),
         Verdict(applied=True, staleness=3, step=9, duplicate=True),
         Verdict(applied=True, staleness=3, step=9, factor=1 / 3),
+        Verdict(False, 9, 9, Reason.STALE, consecutive_drops=2**63),
         Verdict(applied=True, staleness=3, step=9, factor=0.0),
         Verdict(applied=True, staleness=3, step=9, dropped_variables=2),
         PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
@@ -113,7 +114,8 @@ def test_a_value_survives_the_wire(value: Any) -> None:
 
     wire = message.SerializeToString()
 
-    assert type(value).from_proto(type(message).FromString(wire)) == value
+    got = type(value).from_proto(type(message).FromString(wire))
+    assert (got, repr(got)) == (value, repr(value))  # The text has all of it.
 
 
 def test_staleness_arrives_in_ascending_order() -> None:
