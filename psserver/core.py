@@ -238,9 +238,14 @@ class Core:
         """Show what was taken: it is kept."""
         self.published = self._taken
         self._is_keeping = False
-        for pending in self._being_kept:
+        told, self._being_kept = self._being_kept, []
+        if self.is_kept:  # What was judged meanwhile has nothing left to wait for.
+            waiting, self._waiting = self._waiting, []
+            for pending in waiting:
+                is_free = pending.judged or not self._changes
+                (told if is_free else self._waiting).append(pending)
+        for pending in told:
             self._tell(pending)
-        self._being_kept = []
 
     def roll_back(self, taken: Sequence[Change], why: str) -> None:
         """Undo what was taken, which could not be kept, and all that came after.

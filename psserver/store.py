@@ -12,12 +12,12 @@ from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
+from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
-from psserver.model import Model
 from psserver.policies.terms import read_terms
-from psserver.rules import CompiledRule, State, require_rule
+from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
 from psserver.timing import Timing
@@ -28,15 +28,10 @@ from pswire.errors import (
     InvalidRequestError,
     ParameterServerError,
     ServerUnavailableError,
-    TooLargeError,
-    VariableMismatchError,
 )
 from pswire.layout import Layout
 from pswire.status import Limits, Status
 from pswire.values import PushHeader, Snapshot, Verdict
-
-Receive = Callable[[Layout], Arrays]
-"""Reads a body of the layout; called only when the body is wanted."""
 
 _log = logging.getLogger("psserver")
 
@@ -101,8 +96,8 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a rule is compiled, for a first model or the first push of a kind,
-        # which takes seconds; never taken while `_lock` is held.
+        # Held while the rule is compiled for the first push of a kind, which takes
+        # seconds; never taken while `_lock` is held.
         self._compiling = threading.Lock()
         self._core = Core(
             read_terms(limits.staleness_policy, limits.max_staleness),
@@ -122,6 +117,10 @@ class Store:
             since=now,
         )
         """The side of it that outlasts the server."""
+        self._first = FirstModel(
+            *(self._core, self._commits, self._lock, self.lineage, self._keeper),
+            max_nbytes=limits.max_model_nbytes,
+        )
 
     @property
     def generation(self) -> str:
@@ -196,16 +195,7 @@ class Store:
             ServerUnavailableError: They cannot be kept.
         """
         self._see(session, now)
-        if self._core.model is None:
-            self._require_initial(layout)
-            variables = Body.gather(layout, receive(layout))
-            checks.require_no_nan(variables)
-            with self._lock:
-                self._commits.require_room()
-            with self._compiling:
-                if self._core.model is None:
-                    self._set_first(session, variables)
-        return self._core.require_model().initializer == session
+        return self._first.offer(session, layout, receive)
 
     def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
         """Return the newest snapshot; it never waits for a push.
@@ -371,50 +361,6 @@ class Store:
         if known.superseded:
             raise superseded(known.worker, session)
         self._core.counters.see(known.worker, now)
-
-    def _require_initial(self, layout: Layout) -> None:
-        if not layout.trainable.nbytes:
-            raise VariableMismatchError(
-                "variables: expected at least one of a floating-point type, got none"
-            )
-        if layout.nbytes > self.limits.max_model_nbytes:
-            raise TooLargeError(
-                f"variables: expected at most {self.limits.max_model_nbytes} bytes, "
-                f"which is this machine's memory, got {layout.nbytes}"
-            )
-
-    def _set_first(self, session: str, variables: Body) -> None:
-        with self._commits.alone():
-            try:
-                model, state = self._keep_first(session, variables)
-            except Exception:
-                with self._lock:
-                    self._core.give_up()
-                raise
-            with self._lock:
-                self._core.start(model, state)
-        known = self._core.sessions.find(session)  # It may be forgotten by now.
-        _log.info(
-            "initialized: %d variables, %d bytes",
-            *(len(variables), variables.layout.nbytes),
-            extra={
-                "event": "initialized",
-                "worker": known.worker if known else None,
-                "session": session,
-                "variables": len(variables),
-                "nbytes": variables.layout.nbytes,
-            },
-        )
-
-    def _keep_first(self, session: str, variables: Body) -> tuple[Model, State]:
-        model, state, first = self.lineage.first(variables, session)
-        try:
-            self._keeper.begin(first)
-        except OSError as error:
-            raise ServerUnavailableError(str(error)) from error
-        except ValueError as error:
-            raise InvalidRequestError(f"rule: {error}") from error
-        return model, state
 
     def _require_sound(self, header: PushHeader, gradients: Body) -> None:
         parts = self._core.require_model().brought(header, gradients)
