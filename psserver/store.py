@@ -96,8 +96,8 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a rule is compiled once more, which takes seconds; never taken
-        # while `_lock` is held.
+        # Held while the rule is compiled for the first push of a kind, which takes
+        # seconds; never taken while `_lock` is held.
         self._compiling = threading.Lock()
         self._core = Core(
             read_terms(limits.staleness_policy, limits.max_staleness),
