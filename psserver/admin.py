@@ -1,7 +1,7 @@
 """What an operator asks a running server: its status and health, to save, to stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES
 from pswire.errors import ParameterServerError, from_status
-from pswire.status import Status
+from pswire.status import Limits, Status
 
 _TIMEOUT_S = 5.0
 _SAVE_TIMEOUT_S = 600.0  # Gigabytes, on a slow disk.
@@ -75,6 +75,26 @@ def stop(address: str) -> None:
     """
     with _channel(address) as channel, from_status(address):
         rpc.AdminStub(channel).Stop(pb.StopRequest(), timeout=_TIMEOUT_S)
+
+
+def change(address: str, settings: Mapping[str, str]) -> Limits:
+    """Change settings of a running server: all that are named or, on any error, none.
+
+    Args:
+        address: The server's.
+        settings: By their names, as text: {"max_staleness": "4"}, say.
+
+    Returns:
+        What it accepts from now on.
+
+    Raises:
+        ParameterServerError: The server cannot be reached, or a setting is not what
+            it has to be.
+    """
+    with _channel(address) as channel, from_status(address):
+        request = pb.SetRequest(settings=settings)
+        reply = rpc.AdminStub(channel).Set(request, timeout=_TIMEOUT_S)
+        return Limits.from_proto(reply.limits)
 
 
 def save_checkpoint(address: str) -> tuple[str, int]:

@@ -149,6 +149,11 @@ class Calls:
         require_message(request)
         return self._store.status(self._clock()).to_proto()
 
+    def set(self, request: pb.SetRequest) -> pb.SetReply:
+        require_message(request)
+        limits = self._store.set(request.settings)
+        return pb.SetReply(limits=limits.to_proto())
+
     def _pull(
         self, session: str, generation: str, step: int, encoding: Encoding
     ) -> Pulled:

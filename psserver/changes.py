@@ -30,11 +30,13 @@ class Applied:
         header: Of the push.
         body: Its gradients as they travelled: in the layout that the header's encoding
             makes of theirs.
+        factor: What its update was multiplied by.
     """
 
     step: int
     header: PushHeader
     body: Body
+    factor: float = 1.0
 
 
 Change = Joined | Applied

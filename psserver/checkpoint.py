@@ -38,6 +38,8 @@ class Checkpoint:
         sessions: What is remembered of each session, by its name.
         counters: What became of pushes until then.
         log_from: The number of the log's first segment that may have who joined since.
+        staleness_policy: What became of the pushes that the limit admitted.
+        server: The server's name; empty: it had none yet.
     """
 
     generation: str
@@ -51,3 +53,5 @@ class Checkpoint:
     sessions: Mapping[str, Session]
     counters: Counters
     log_from: int = 0
+    staleness_policy: str = "drop"
+    server: str = ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from psserver.calls import Calls
 from psserver.malformed import require_message
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
@@ -21,14 +22,16 @@ _log = logging.getLogger("psserver")
 class Commands(rpc.AdminServicer):
     """Answers the calls of the Admin service."""
 
-    def __init__(self, asked: threading.Event, save: Save | None) -> None:
+    def __init__(self, asked: threading.Event, calls: Calls, save: Save | None) -> None:
         """Prepare to answer.
 
         Args:
             asked: Is set when somebody asks the server to stop.
+            calls: What else the calls mean.
             save: Saves a checkpoint; None: this server has no place for one.
         """
         self._asked = asked
+        self._calls = calls
         self._save = save
 
     def Stop(
@@ -43,6 +46,10 @@ class Commands(rpc.AdminServicer):
             )
             self._asked.set()
             return pb.StopReply()
+
+    def Set(self, request: pb.SetRequest, context: grpc.ServicerContext) -> pb.SetReply:
+        with to_status(context):
+            return self._calls.set(request)
 
     def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.ServicerContext

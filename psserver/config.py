@@ -3,9 +3,14 @@
 import ipaddress
 import math
 import os
+import re
 from dataclasses import dataclass
+from types import EllipsisType
 
 from psserver.durability.every import Every
+from psserver.policies.terms import Terms, read_terms
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 DURABILITIES = ("none", "checkpoint", "log")
 
@@ -15,8 +20,13 @@ class ServerConfig:
     """What can be set of a server, apart from its rule.
 
     Attributes:
+        name: What to call the server, in all that tells of it: 1 to 64 letters of
+            `A-Za-z0-9._-`. Variables' names have none of it.
         max_staleness: The largest staleness applied, in steps, inclusive; 0 admits
-            only gradients of the current step, a negative one nothing, None all.
+            only gradients of the current step, a negative one nothing, None all;
+            `...`: as staleness_policy says, or else 8.
+        staleness_policy: What becomes of the pushes that the limit admits, as
+            NAME[:ARGUMENTS]; see docs/policies.md.
         max_grad_norm: The largest global L2 norm of a push's gradients, inclusive;
             None: any.
         host: The address to listen on: a name or a number.
@@ -42,7 +52,9 @@ class ServerConfig:
         ValueError: A setting is not what it has to be; the message begins with it.
     """
 
-    max_staleness: int | None = 8
+    name: str = "asyncps"
+    max_staleness: int | EllipsisType | None = ...
+    staleness_policy: str = "drop"
     max_grad_norm: float | None = None
     host: str = "127.0.0.1"
     port: int = 7070
@@ -55,7 +67,17 @@ class ServerConfig:
     checkpoint_every: int | str = "60s"
     keep: int = 3
 
+    @property
+    def terms(self) -> Terms:
+        """By what pushes are judged."""
+        return read_terms(self.staleness_policy, self.max_staleness)
+
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: expected 1 to 64 letters of A-Za-z0-9._-, got {self.name!r}"
+            )
+        read_terms(self.staleness_policy, self.max_staleness)
         bound = self.max_grad_norm
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"max_grad_norm: expected more than 0, got {bound}")

@@ -9,9 +9,9 @@ from psserver.checkpoint import Checkpoint
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
 from psserver.model import Model
+from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
-from psserver.staleness import DropStale
 from pswire.body import Body
 from pswire.errors import NotInitializedError
 from pswire.layout import Layout
@@ -67,20 +67,18 @@ class Core:
     `publish` shows them, or `roll_back` undoes them and all that came after.
     """
 
-    def __init__(
-        self, policy: DropStale, generation: str, *, keeps_changes: bool
-    ) -> None:
+    def __init__(self, terms: Terms, generation: str, *, keeps_changes: bool) -> None:
         """Begin without variables.
 
         Args:
-            policy: Which staleness is too much.
+            terms: By what pushes are judged.
             generation: The history that steps count in.
             keeps_changes: Whether `take` has any changes to hand out.
         """
         self.model: Model | None = None
         self.sessions = Sessions()
         self.counters = Counters()
-        self._policy = policy
+        self.terms = terms
         self._keeps_changes = keeps_changes
         self._changes: list[Change] = []
         nothing = Snapshot(Body(Layout(()), ()), 0, generation)
@@ -173,28 +171,42 @@ class Core:
         """Return the verdict that a push gets now; see `decision.decide`."""
         newest = self._newest.snapshot
         trainable = self.require_model().layout.trainable
-        present = Present(newest.generation, newest.step, trainable)
         session = self.sessions.get(header.session)
-        return decide(header, session, present, self._policy)
+        present = Present(
+            newest.generation,
+            newest.step,
+            trainable,
+            recent=self.counters.recent_staleness,
+            drops=self.counters.rows[session.worker].consecutive_drops,
+        )
+        return decide(header, session, present, self.terms)
 
-    def apply(self, header: PushHeader, gradients: Body, received: Body) -> None:
+    def apply(
+        self,
+        header: PushHeader,
+        gradients: Body,
+        received: Body,
+        factor: float,
+    ) -> None:
         """Make the next step, wholly or not at all.
 
         Args:
             header: Of a push that is to be applied.
             gradients: All of them.
             received: What they were when they came.
+            factor: Of its verdict.
 
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
         model = self.require_model()
-        state = model.rule.apply(self._newest.state, gradients, header.value)
+        newest = self._newest.state
+        state = model.rule.apply(newest, gradients, header.value, factor)
         step = self._newest.snapshot.step + 1
         snapshot = Snapshot(model.body(state), step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._newest = Cut(snapshot, state)
-        self._note(Applied(step, header, received))
+        self._note(Applied(step, header, received, factor))
         model.rule.let_go()
 
     def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
@@ -228,9 +240,14 @@ class Core:
         """Show what was taken: it is kept."""
         self.published = self._taken
         self._is_keeping = False
-        for pending in self._being_kept:
+        told, self._being_kept = self._being_kept, []
+        if self.is_kept:  # What was judged meanwhile has nothing left to wait for.
+            waiting, self._waiting = self._waiting, []
+            for pending in waiting:
+                is_free = pending.judged or not self._changes
+                (told if is_free else self._waiting).append(pending)
+        for pending in told:
             self._tell(pending)
-        self._being_kept = []
 
     def roll_back(self, taken: Sequence[Change], why: str) -> None:
         """Undo what was taken, which could not be kept, and all that came after.
@@ -282,9 +299,9 @@ class Core:
             self.counters.join(change.worker, now)
         else:
             gradients = self.require_model().gradients(change.header, change.body)
-            self.apply(change.header, gradients, change.body)
+            self.apply(change.header, gradients, change.body, change.factor)
             staleness = change.step - 1 - change.header.step_read
-            verdict = Verdict(applied=True, staleness=staleness, step=change.step)
+            verdict = Verdict(True, staleness, change.step, factor=change.factor)
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()

@@ -2,10 +2,12 @@
 
 import math
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from psserver.policies.adaptive import WINDOW
 from psserver.recent import Recent
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
@@ -126,7 +128,9 @@ class Counters:
         self.unjoined = Tally()
         self.staleness: dict[int, int] = {}
         self.staleness_sum = 0
+        self.withheld = 0.0
         self.recent = Recent()
+        self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
 
     def copy(self) -> Self:
@@ -135,7 +139,9 @@ class Counters:
         copy.total, copy.unjoined = self.total.copy(), self.unjoined.copy()
         copy.staleness = self.staleness.copy()
         copy.staleness_sum = self.staleness_sum
+        copy.withheld = self.withheld
         copy.recent = self.recent.copy()
+        copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
         return copy
 
@@ -146,6 +152,7 @@ class Counters:
             started: When it began, in seconds.
         """
         self.recent = Recent()
+        self.recent_staleness.clear()
         for row in self.rows.values():
             row.recent, row.last_seen = Recent(), started - _BEFORE_S
 
@@ -212,6 +219,8 @@ class Counters:
             told = _told(verdict.staleness)
             self.staleness[told] = self.staleness.get(told, 0) + 1
             self.staleness_sum += verdict.staleness
+            self.withheld += 1.0 - verdict.factor
+            self.recent_staleness.append(verdict.staleness)
             self.recent.add(verdict.applied, loss, now)
             row.judge(verdict, loss, now)
 

@@ -1,8 +1,9 @@
 """The decision on a push: a pure function of its header and of what the server is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psserver.staleness import DropStale
+from psserver.policies.terms import Terms
 from pswire.errors import (
     GenerationError,
     SequenceError,
@@ -11,7 +12,7 @@ from pswire.errors import (
     VariableMismatchError,
 )
 from pswire.layout import Layout
-from pswire.values import PushHeader, Verdict
+from pswire.values import PushHeader, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,19 @@ class Present:
         generation: The history that steps count in.
         step: Pushes applied so far, in steps.
         layout: What a push has to bring.
+        recent: The staleness of the last judged pushes, in steps.
+        drops: How many pushes of the worker were dropped since its last applied one.
     """
 
     generation: str
     step: int
     layout: Layout
+    recent: Sequence[int] = ()
+    drops: int = 0
 
 
 def decide(
-    header: PushHeader, session: Session, present: Present, policy: DropStale
+    header: PushHeader, session: Session, present: Present, terms: Terms
 ) -> Verdict:
     """Return the verdict that a push gets if its gradients are sound.
 
@@ -91,13 +96,16 @@ def decide(
         )
     _require_layout(header, present.layout)
     staleness = present.step - header.step_read
-    judgement = policy.judge(staleness)
-    return Verdict(
-        applied=judgement.apply,
-        staleness=staleness,
-        step=present.step + judgement.apply,
-        reason=judgement.reason,
-    )
+    factor = terms.factor(staleness, present.recent)
+    if factor is None:
+        return Verdict(
+            applied=False,
+            staleness=staleness,
+            step=present.step,
+            reason=Reason.STALE,
+            consecutive_drops=present.drops + 1,
+        )
+    return Verdict(True, staleness, present.step + 1, factor=factor)
 
 
 def superseded(worker: str, session: str) -> SessionSupersededError:

@@ -1,6 +1,5 @@
 """A model from one server to the next: what is kept of it, and how it goes on."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 
@@ -10,14 +9,13 @@ from psserver.commits import Commits
 from psserver.core import Core, Cut
 from psserver.counters import Counters
 from psserver.decision import Session
+from psserver.limitnews import tell_limits
 from psserver.model import Model, start
 from psserver.rules import CompiledRule, State
 from pswire.body import Body
 from pswire.layout import Layout
 from pswire.status import Limits
 from pswire.values import Snapshot
-
-_log = logging.getLogger("psserver")
 
 Memory = tuple[Mapping[str, Session], Counters]
 """What is remembered of sessions and of pushes."""
@@ -33,8 +31,9 @@ class Lineage:
         lock: threading.Lock,
         compiled: Callable[[Layout], CompiledRule],
         *,
+        name: str,
         rule_name: str,
-        limits: Limits,
+        limits: Callable[[], Limits],
         since: float,
     ) -> None:
         """Share a store's parts.
@@ -44,14 +43,16 @@ class Lineage:
             commits: Lets its pushes wait.
             lock: Guards both.
             compiled: Makes its rule for variables of a layout.
+            name: The server's.
             rule_name: What `status` calls the rule.
-            limits: What it accepts.
+            limits: Returns what it accepts now.
             since: When it started, in seconds.
         """
         self._core = core
         self._commits = commits
         self._lock = lock
         self._compiled = compiled
+        self._name = name
         self._rule_name = rule_name
         self._limits = limits
         self._since = since
@@ -96,8 +97,8 @@ class Lineage:
         """Return all that another server needs to go on; None: no variables yet."""
         with self._lock:
             model, cut = self._core.model, self._core.published
-            memory = self._core.memory()
-        return self._checkpoint(model, cut, memory) if model else None
+            memory, limits = self._core.memory(), self._limits()
+        return self._checkpoint(model, cut, memory, limits) if model else None
 
     def first(
         self, variables: Body, initializer: str
@@ -114,8 +115,8 @@ class Lineage:
         model, state = self._start(variables, initializer)
         cut = Cut(Snapshot(model.body(state), 0, self.generation), state)
         with self._lock:
-            memory = self._core.prepare()
-        return model, state, self._checkpoint(model, cut, memory)
+            memory, limits = self._core.prepare(), self._limits()
+        return model, state, self._checkpoint(model, cut, memory, limits)
 
     def restore(self, kept: Checkpoint) -> None:
         """Be what another server had been, but for its limits; nobody may call yet.
@@ -126,7 +127,7 @@ class Lineage:
         started = self._start(kept.variables, kept.initializer, kept.slots)
         self._core.recover(kept, *started)
         self._core.counters.go_on(self._since)
-        _tell_limits(self._limits, kept)
+        tell_limits(self._limits(), kept)
 
     def replay(self, changes: Iterable[Change], now: float) -> None:
         """Do what another server had done after that; nobody may call yet.
@@ -148,7 +149,9 @@ class Lineage:
         rule = self._compiled(variables.layout)
         return start(rule, variables, initializer, slots)
 
-    def _checkpoint(self, model: Model, cut: Cut, memory: Memory) -> Checkpoint:
+    def _checkpoint(
+        self, model: Model, cut: Cut, memory: Memory, limits: Limits
+    ) -> Checkpoint:
         sessions, counters = memory
         return Checkpoint(
             generation=cut.snapshot.generation,
@@ -157,37 +160,10 @@ class Lineage:
             slots=model.rule.slots(cut.state),
             initializer=model.initializer,
             rule=self._rule_name,
-            max_staleness=self._limits.max_staleness,
-            max_grad_norm=self._limits.max_grad_norm,
+            max_staleness=limits.max_staleness,
+            max_grad_norm=limits.max_grad_norm,
             sessions=sessions,
             counters=counters,
+            staleness_policy=limits.staleness_policy,
+            server=self._name,
         )
-
-
-def _tell_limits(now: Limits, before: Checkpoint) -> None:
-    """Say by which other limits pushes are judged from now on, if they are."""
-    limits = (
-        ("limit", " steps", now.max_staleness, before.max_staleness),
-        ("max_grad_norm", "", now.max_grad_norm, before.max_grad_norm),
-    )
-    news = [
-        f"{name} {_told(to, unit)}, was {_told(was, unit)}"
-        for name, unit, to, was in limits
-        if to != was
-    ]
-    if news:
-        _log.info(
-            "going on with other limits: %s",
-            "; ".join(news),
-            extra={
-                "event": "limits_changed",
-                "limit": now.max_staleness,
-                "limit_before": before.max_staleness,
-                "max_grad_norm": now.max_grad_norm,
-                "max_grad_norm_before": before.max_grad_norm,
-            },
-        )
-
-
-def _told(limit: float | None, unit: str) -> str:
-    return "off" if limit is None else f"{limit}{unit}"

@@ -11,14 +11,15 @@ STYLES = ("human", "json")
 _OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
-def configure(style: str) -> None:
+def configure(style: str, name: str) -> None:
     """Let all that is logged come out on stderr.
 
     Args:
         style: One of `STYLES`.
+        name: The server's, which every JSON object has.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Human())
+    handler.setFormatter(_Json(name) if style == "json" else _Human())
     logging.basicConfig(handlers=[handler])
     logging.captureWarnings(style == "json")
     logging.getLogger("psserver").setLevel(logging.INFO)
@@ -45,9 +46,14 @@ class _Human(logging.Formatter):
 class _Json(logging.Formatter):
     """What every line has, then what the event tells of itself."""
 
+    def __init__(self, server: str) -> None:
+        super().__init__()
+        self._server = server
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": _utc(record.created),
+            "server": self._server,
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": "other",  # Logged by a library, which has no names for events.

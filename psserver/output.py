@@ -51,7 +51,7 @@ def rows(taken: Sample) -> Iterator[dict[str, Any]]:
     total = {**taken, **kept, "durability": kept["mode"]}
     parts = [("total", total), *(("worker", each) for each in taken["workers"])]
     for scope, part in (*parts, ("unjoined", taken["unjoined"])):
-        named = {"scope": scope, "worker": part.get("name")}
+        named = {"scope": scope, "worker": part["name"] if scope == "worker" else None}
         rejected = sum(part["rejected"].values())
         yield {**part, **common, **named, "rejected": rejected}
 

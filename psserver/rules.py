@@ -98,6 +98,7 @@ class CompiledRule:
         size = sum(segment.size for segment in self._segments)
         self._small = self._elementwise and size <= _SMALL
         self._names = SlotNames(self._segments, elementwise=self._elementwise)
+        self._has_factors = False
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
@@ -130,7 +131,7 @@ class CompiledRule:
                 before = after
                 # Waited for: two results at once would be one more than ever needed.
                 after, _ = jax.block_until_ready(
-                    self._update(before, zeros, self._loss(1.0))
+                    self._update(before, zeros, self._loss(1.0), None)
                 )
                 if _types(after) == _types(before):
                     break
@@ -142,13 +143,33 @@ class CompiledRule:
         give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
 
-    def apply(self, state: State, gradients: Body, value: float | None) -> State:
+    def prepare_factors(self, state: State) -> None:
+        """Compile what a factor takes, so that the first push with one need not wait.
+
+        Args:
+            state: The newest; it stays as it was.
+        """
+        if self._has_factors:
+            return
+        zeros = tuple(self.parts(Body.zeros(self._trainable)))
+        with self._precision():
+            jax.block_until_ready(
+                self._update(state, zeros, self._loss(1.0), self._factor(0.5))
+            )
+        self._has_factors = True
+        give_back_freed_memory()
+
+    def apply(
+        self, state: State, gradients: Body, value: float | None, factor: float = 1.0
+    ) -> State:
         """Run the rule once, and return what comes of it; `state` stays as it was.
 
         Args:
             state: From `start` or an earlier call.
             gradients: Of all trainable variables, in their layout, in one run.
             value: The loss; None: unknown.
+            factor: What the rule's update, which is added to the variables, is
+                multiplied by, in float32 or better; its slots know nothing of it.
 
         Raises:
             InvalidRequestError: The rule needs the loss, and there is none.
@@ -158,7 +179,9 @@ class CompiledRule:
         loss = self._loss(value)
         with self._precision():
             try:
-                new, sound = self._update(state, tuple(self.parts(gradients)), loss)
+                new, sound = self._update(
+                    state, tuple(self.parts(gradients)), loss, self._factor(factor)
+                )
                 # Either waits for the rule, which may still fail.
                 is_sound = self._are_finite(new) if sound is None else bool(sound)
             except Exception as error:
@@ -203,12 +226,19 @@ class CompiledRule:
             )
         return loss
 
+    def _factor(self, factor: float) -> np.floating[Any] | None:
+        # A program of its own has none: were it always there, the compiler could not
+        # join the rule's last multiplication and the addition of its result, and so
+        # would round twice where it rounds once.
+        if factor == 1.0:
+            return None
+        return np.float64(factor) if self._x64 else np.float32(factor)
+
     def _traced_update(
-        self, state: State, gradients: Any, value: Any
+        self, state: State, gradients: Any, value: Any, factor: Any
     ) -> tuple[State, jax.Array | None]:
-        changed, slots = self._step(
-            self._tree(state.variables), state.slots, self._tree(gradients), value
-        )
+        variables, parts = self._tree(state.variables), self._tree(gradients)
+        changed, slots = self._step(variables, state.slots, parts, value, factor)
         new = State(self._arrays(changed), slots)
         if self._small:
             return new, None
@@ -224,10 +254,17 @@ class CompiledRule:
         )
 
     def _step(
-        self, variables: Any, slots: Tree, gradients: Any, value: Any
+        self,
+        variables: Any,
+        slots: Tree,
+        gradients: Any,
+        value: Any,
+        factor: Any = None,
     ) -> tuple[Any, Tree]:
         extra = {"value": value} if self.needs_value else {}
         updates, new_slots = self._rule.update(gradients, slots, variables, **extra)
+        if factor is not None:
+            updates = jax.tree.map(lambda update: _scaled(update, factor), updates)
         return optax.apply_updates(variables, updates), new_slots
 
     def _tree(self, parts: Any) -> Any:
@@ -275,6 +312,11 @@ def _needs_value(
         "rule: expected one that needs the gradients, the variables and at most the "
         f"loss as `value`, got {type(failures[-1]).__name__}: {failures[-1]}"
     ) from failures[-1]
+
+
+def _scaled(update: jax.Array, factor: jax.Array) -> jax.Array:
+    kind = jnp.promote_types(update.dtype, jnp.float32)
+    return (update.astype(kind) * factor.astype(kind)).astype(update.dtype)
 
 
 def _types(state: State) -> list[Any]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import EllipsisType
 from typing import Self
 
 import optax
@@ -33,7 +34,7 @@ from psserver.store import Store
 from psserver.web.pages import make_pages
 from psserver.web.web import Web
 from pswire.body import MAX_UNARY_NBYTES
-from pswire.status import Limits, Status
+from pswire.status import Limits, Status, limited
 
 _WAKE_S = 0.5
 _UNDO_S = 1.0  # For threads that have nothing to do yet.
@@ -56,7 +57,9 @@ class Server:
         rule: optax.GradientTransformation,
         *,
         rule_name: str = "custom",
-        max_staleness: int | None = ServerConfig.max_staleness,
+        name: str = ServerConfig.name,
+        max_staleness: int | EllipsisType | None = ServerConfig.max_staleness,
+        staleness_policy: str = ServerConfig.staleness_policy,
         max_grad_norm: float | None = ServerConfig.max_grad_norm,
         host: str = ServerConfig.host,
         port: int = ServerConfig.port,
@@ -75,7 +78,9 @@ class Server:
         Args:
             rule: Any optax gradient transformation, `optax.adam(1e-3)` say.
             rule_name: What `status` calls the rule.
-            max_staleness: See `ServerConfig`, as for all that follow.
+            name: See `ServerConfig`, as for all that follow.
+            max_staleness: See there.
+            staleness_policy: See there.
             max_grad_norm: See there.
             host: See there.
             port: See there.
@@ -103,7 +108,9 @@ class Server:
         with ExitStack() as undo:
             undo.callback(close_sinks, sinks)
             config = ServerConfig(
+                name=name,
                 max_staleness=max_staleness,
+                staleness_policy=staleness_policy,
                 max_grad_norm=max_grad_norm,
                 host=host,
                 port=port,
@@ -119,15 +126,17 @@ class Server:
             self._prepare(rule, rule_name, config, undo)
             self._listen(config, sinks, undo)
             undo.pop_all()  # It is up: from now on all that is for `stop` to do.
-        limit = "off" if max_staleness is None else f"{max_staleness} steps"
+        limits = self._store.limits
         _log.info(
-            "serving %s on %s, limit %s",
-            *(rule_name, self.address, limit),
+            "serving %s on %s, %s",
+            *(rule_name, self.address),
+            limited(limits.max_staleness, limits.staleness_policy),
             extra={
                 "event": "serving",
                 "rule": rule_name,
                 "address": self.address,
-                "limit": max_staleness,
+                "limit": limits.max_staleness,
+                "staleness_policy": limits.staleness_policy,
             },
         )
 
@@ -213,8 +222,10 @@ class Server:
         self._store = Store(
             rule,
             rule_name=rule_name,
+            name=config.name,
             limits=Limits(
-                max_staleness=config.max_staleness,
+                max_staleness=config.terms.limit,
+                staleness_policy=config.terms.policy.spec,
                 max_grad_norm=config.max_grad_norm,
                 max_model_nbytes=_memory_nbytes(),
                 max_unary_nbytes=MAX_UNARY_NBYTES,
@@ -270,7 +281,8 @@ class Server:
             undo.callback(self._web.stop)
             sinks = (*sinks, history)
         service = ParameterServer(self._calls, self._meter)
-        commands = Commands(self._asked, self._saver.save if self._saver else None)
+        save = self._saver.save if self._saver else None
+        commands = Commands(self._asked, self._calls, save)
         self._grpc = GrpcPort(service, commands, config)
         undo.callback(self._grpc.join)
         undo.callback(self._grpc.stop, _UNDO_S)

@@ -3,38 +3,33 @@
 import logging
 import threading
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from psserver import gradients as checks
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
+from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
+from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
-from psserver.model import Model
-from psserver.rules import CompiledRule, State, require_rule
+from psserver.policies.terms import read_terms
+from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
-from psserver.staleness import DropStale
 from psserver.timing import Timing
-from pswire.body import Arrays, Body
+from pswire.body import Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
-    InvalidRequestError,
     ParameterServerError,
     ServerUnavailableError,
-    TooLargeError,
-    VariableMismatchError,
 )
 from pswire.layout import Layout
 from pswire.status import Limits, Status
 from pswire.values import PushHeader, Snapshot, Verdict
-
-Receive = Callable[[Layout], Arrays]
-"""Reads a body of the layout; called only when the body is wanted."""
 
 _log = logging.getLogger("psserver")
 
@@ -62,6 +57,7 @@ class Store:
         *,
         rule_name: str,
         limits: Limits,
+        name: str = "asyncps",
         generation: str,
         incarnation: str,
         now: float,
@@ -74,6 +70,7 @@ class Store:
             rule: An optax gradient transformation.
             rule_name: What `status` calls it.
             limits: What is accepted.
+            name: The server's.
             generation: The history that begins.
             incarnation: This start of the server.
             now: Seconds.
@@ -82,11 +79,12 @@ class Store:
             keeper: Makes the model last; None: it ends with the server.
 
         Raises:
-            ValueError: The rule is no optax gradient transformation, or the limit no
-                whole number.
+            ValueError: The rule is no optax gradient transformation, the limit no
+                whole number, or the policy none.
         """
-        self.limits = limits
+        self.limits = limits  # Replaced as a whole.
         self.incarnation = incarnation
+        self._name = name
         self._rule_name = rule_name
         self._started = now
         self._on_judged = on_judged
@@ -96,11 +94,11 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a first model's rule is compiled, which takes seconds; never
-        # taken while `_lock` is held.
-        self._initializing = threading.Lock()
+        # Held while a rule is compiled once more, which takes seconds; never taken while
+        # `_lock` is held.
+        self._compiling = threading.Lock()
         self._core = Core(
-            DropStale(limits.max_staleness),
+            read_terms(limits.staleness_policy, limits.max_staleness),
             generation,
             keeps_changes=self._keeper.keeps_changes,
         )
@@ -111,11 +109,16 @@ class Store:
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
             partial(CompiledRule, require_rule(rule)),
+            name=name,
             rule_name=rule_name,
-            limits=limits,
+            limits=lambda: self.limits,
             since=now,
         )
         """The side of it that outlasts the server."""
+        self._first = FirstModel(
+            *(self._core, self._commits, self._lock, self.lineage, self._keeper),
+            max_nbytes=limits.max_model_nbytes,
+        )
 
     @property
     def generation(self) -> str:
@@ -190,16 +193,7 @@ class Store:
             ServerUnavailableError: They cannot be kept.
         """
         self._see(session, now)
-        if self._core.model is None:
-            self._require_initial(layout)
-            variables = Body.gather(layout, receive(layout))
-            checks.require_no_nan(variables)
-            with self._lock:
-                self._commits.require_room()
-            with self._initializing:
-                if self._core.model is None:
-                    self._set_first(session, variables)
-        return self._core.require_model().initializer == session
+        return self._first.offer(session, layout, receive)
 
     def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
         """Return the newest snapshot; it never waits for a push.
@@ -286,11 +280,38 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
+    def set(self, settings: Mapping[str, str]) -> Limits:
+        """Change some of `SETTINGS`: all that are named or, on any error, none.
+
+        Args:
+            settings: By their names, as text.
+
+        Returns:
+            What is accepted from now on.
+
+        Raises:
+            InvalidRequestError: A setting is unknown, or not what it has to be.
+        """
+        with self._lock:
+            before = self.limits
+            try:
+                terms = self._core.terms.changed(settings)
+            except ValueError as error:
+                raise InvalidRequestError(str(error)) from error
+            self._core.terms = terms
+            self.limits = now = replace(
+                before,
+                max_staleness=terms.limit,
+                staleness_policy=terms.policy.spec,
+            )
+        tell_limits(now, before)
+        return now
+
     def status(self, now: float) -> Status:
         """Return all counters as of one moment."""
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
-            step = self.lineage.step
+            step, limits, terms = self.lineage.step, self.limits, self._core.terms
             parts = {
                 known.worker: part
                 for session, part in self._shards.held().items()
@@ -302,7 +323,7 @@ class Store:
             generation=self.generation,
             incarnation=self.incarnation,
             step=step,
-            limits=self.limits,
+            limits=limits,
             rule=self._rule_name,
             initialized=self._core.model is not None,
             uptime_s=uptime_s,
@@ -316,6 +337,9 @@ class Store:
             loss=recent.loss,
             staleness_sum=counters.staleness_sum,
             durability=self._keeper.status(),
+            policy_limit=terms.policy.limit(counters.recent_staleness),
+            withheld=counters.withheld,
+            name=self._name,
         )
 
     def _see(self, session: str, now: float) -> None:
@@ -323,50 +347,6 @@ class Store:
         if known.superseded:
             raise superseded(known.worker, session)
         self._core.counters.see(known.worker, now)
-
-    def _require_initial(self, layout: Layout) -> None:
-        if not layout.trainable.nbytes:
-            raise VariableMismatchError(
-                "variables: expected at least one of a floating-point type, got none"
-            )
-        if layout.nbytes > self.limits.max_model_nbytes:
-            raise TooLargeError(
-                f"variables: expected at most {self.limits.max_model_nbytes} bytes, "
-                f"which is this machine's memory, got {layout.nbytes}"
-            )
-
-    def _set_first(self, session: str, variables: Body) -> None:
-        with self._commits.alone():
-            try:
-                model, state = self._keep_first(session, variables)
-            except Exception:
-                with self._lock:
-                    self._core.give_up()
-                raise
-            with self._lock:
-                self._core.start(model, state)
-        known = self._core.sessions.find(session)  # It may be forgotten by now.
-        _log.info(
-            "initialized: %d variables, %d bytes",
-            *(len(variables), variables.layout.nbytes),
-            extra={
-                "event": "initialized",
-                "worker": known.worker if known else None,
-                "session": session,
-                "variables": len(variables),
-                "nbytes": variables.layout.nbytes,
-            },
-        )
-
-    def _keep_first(self, session: str, variables: Body) -> tuple[Model, State]:
-        model, state, first = self.lineage.first(variables, session)
-        try:
-            self._keeper.begin(first)
-        except OSError as error:
-            raise ServerUnavailableError(str(error)) from error
-        except ValueError as error:
-            raise InvalidRequestError(f"rule: {error}") from error
-        return model, state
 
     def _require_sound(self, gradients: Body) -> None:
         parts = list(self._core.require_model().rule.parts(gradients))
@@ -397,6 +377,9 @@ class Store:
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
         self._require_sound(gradients)
+        if core.terms.policy.weighs:
+            with self._compiling:
+                model.rule.prepare_factors(core.published.state)
         timing.ask()
         with self._lock:
             timing.enter()
@@ -405,7 +388,9 @@ class Store:
                 self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(lambda: core.apply(header, gradients, received))
+                timing.apply(
+                    lambda: core.apply(header, gradients, received, verdict.factor)
+                )
             return self._settle(header, verdict, timing)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:

@@ -6,18 +6,20 @@ if TYPE_CHECKING:
     from pswire.body import Body as Body
     from psworker.client import Client as Client
     from psworker.client import connect as connect
+    from psworker.gradients import Gradients as Gradients
     from psworker.task import Shard as Shard
     from psworker.task import Task as Task
 
 _HOMES = {
     "Body": "pswire.body",
     "Client": "psworker.client",
+    "Gradients": "psworker.gradients",
     "Shard": "psworker.task",
     "Task": "psworker.task",
     "connect": "psworker.client",
 }
 
-__all__ = ["Body", "Client", "Shard", "Task", "connect"]
+__all__ = ["Body", "Client", "Gradients", "Shard", "Task", "connect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,12 +17,31 @@ _PAUSE_S = 1.0
 _log = logging.getLogger("psworker")
 
 
-def batches(task: Task, shards: Iterable[Shard]) -> Iterator[tuple[Any, Any]]:
-    """Yield a JAX key and a batch at a time, of one part of the data after another.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch on its way to be learned from.
+
+    Attributes:
+        rng: A JAX key, or None for a loss that wants none.
+        content: What the loss takes.
+        tries: How many pushes of it were lost.
+    """
+
+    rng: Any
+    content: Any
+    tries: int = 0
+
+
+def batches(
+    task: Task, shards: Iterable[Shard], due: Callable[[bool], Batch | None]
+) -> Iterator[Batch]:
+    """Yield the batches of one part of the data after another.
 
     Args:
-        task: Whose loss takes them; if it wants no key, that is None.
+        task: Whose loss takes them.
         shards: The parts.
+        due: Asked after each batch, and with True after the last one of a part, for one
+            that is to come again now.
 
     Raises:
         InvalidRequestError: No part has a batch, though they are leased: it would ask
@@ -32,7 +52,11 @@ def batches(task: Task, shards: Iterable[Shard]) -> Iterator[tuple[Any, Any]]:
         empty.add(shard.index)
         for pair in zip(_keys(task, shard), task.batches(shard), strict=False):
             empty.clear()
-            yield pair
+            yield Batch(*pair)
+            while batch := due(False):
+                yield batch
+        while batch := due(True):
+            yield batch
         if shard.epoch is None or not empty:
             continue
         if len(empty) == shard.count:

@@ -14,7 +14,7 @@ import click
 
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
-from psworker.drops import require_skip
+from psworker.drops import UNLEARNED, require_no_retry
 from psworker.task import Leased, Shard, Task, load_task, parse_shard
 from psworker.wire import Wire
 
@@ -37,10 +37,9 @@ _steps = click.option(
 )
 _on_drop = click.option(
     "--on-drop",
-    type=click.Choice(["skip", "retry"]),
-    default="skip",
-    show_default=True,
-    help="After a drop go on with the next batch, or compute the same one again.",
+    type=click.Choice(["skip", "retry", "requeue"]),
+    help="Let go of a dropped batch, compute it again at once, or after the others of "
+    "its part.  [default: as the task says, else skip]",
 )
 _prefetch = click.option(
     "--prefetch",
@@ -138,13 +137,16 @@ def run(
         latest = progress
         news(progress)
 
+    overlap = {"prefetch": prefetch, "background_push": background_push}
     with _usage_errors():
         Wire.parse(wire_dtype, compression)
-        require_skip(on_drop, prefetch=prefetch, background_push=background_push)
+        require_no_retry(on_drop, **overlap)
     news = _every(_PROGRESS_S, lambda progress: log.info(_line(progress)))
     with interruptible(), _clear_errors():
         try:
             task = _load(target, app_dir)
+            with _usage_errors():
+                require_no_retry(on_drop or task.on_drop, **overlap)
             from psworker.client import connect
             from psworker.loop import train
 
@@ -164,9 +166,8 @@ def run(
                     else shard,
                     steps=steps,
                     on_drop=on_drop,
-                    prefetch=prefetch,
-                    background_push=background_push,
                     report=report,
+                    **overlap,
                 )
         except KeyboardInterrupt:
             log.info("stopped")
@@ -235,7 +236,7 @@ def launch(
     local_server: bool,
     serve_options: tuple[str, ...],
     steps: int | None,
-    on_drop: str,
+    on_drop: Any,
     prefetch: bool,
     background_push: bool,
     outage: float,
@@ -254,14 +255,16 @@ def launch(
         )
     with _usage_errors():
         Wire.parse(wire_dtype, compression)
-        require_skip(on_drop, prefetch=prefetch, background_push=background_push)
+        require_no_retry(on_drop, prefetch=prefetch, background_push=background_push)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Several workers may share one accelerator: none takes all its memory at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from psworker.launcher import LaunchError, Plan
     from psworker.launcher import launch as run_plan
 
-    run_options = ["--on-drop", on_drop, "--outage", str(outage)]
+    run_options = ["--outage", str(outage)]
+    if on_drop is not None:
+        run_options += ["--on-drop", on_drop]
     if steps is not None:
         run_options += ["--steps", str(steps)]
     if prefetch:
@@ -346,5 +349,6 @@ def _line(progress: Any) -> str:
     loss = "none" if progress.loss is None else f"{progress.loss:.4g}"
     return (
         f"step {progress.step}, loss {loss}, "
-        f"{progress.applied} applied, {progress.dropped} dropped"
+        f"{progress.applied} applied, {progress.dropped} dropped, "
+        f"{progress.unlearned} {UNLEARNED}"
     )

@@ -13,9 +13,11 @@ from pswire.body import Arrays, Body
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
+from psworker.accumulate import Accumulator
 from psworker.connection import Connection
-from psworker.drops import OnDrop, retries
+from psworker.drops import Drops, OnDrop
 from psworker.gradient import differentiate
+from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
 from psworker.task import Shard
 from psworker.wire import Wire
@@ -162,24 +164,74 @@ class Client:
         """
         return self._newest()
 
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        batch: Any,
+        *,
+        like: Any = None,
+        variables: Any = None,
+        cotangent: Any = None,
+        rng: Any = None,
+        has_aux: bool = False,
+    ) -> Gradients:
+        """Pull, and differentiate `loss(params, batch)`.
+
+        Args:
+            loss: See `Task.loss`; pass the same function every time, since it is
+                compiled once for each. It may return an array, given a cotangent.
+            batch: What it takes.
+            like: See `pull`.
+            variables: Which to differentiate and push; the others are constants. Names
+                or patterns (`head/*`; a star may stand for slashes too), or a pytree of
+                bools like the params. None: all that can be trained.
+            cotangent: What the gradient is pulled back from, of the shape of the loss:
+                the weight of each of its elements, or a scalar's scale. None: 1.
+            rng: A JAX key, for a loss with a parameter `rng`.
+            has_aux: Whether `loss` returns its value and something else.
+
+        Returns:
+            Gradients that know their step; `push` takes them as they are.
+
+        Raises:
+            ParameterServerError: As `pull` does.
+            VariableMismatchError: There are no such variables.
+            ValueError: The loss is no scalar and there is no cotangent, or that has
+                another shape.
+            TypeError: It is called within jit, grad or vmap.
+        """
+        snapshot = self.pull_body()
+        template = _names(snapshot.params.layout) if like is None else like
+        compute = differentiate(loss, template, has_aux=has_aux, variables=variables)
+        result, body = compute(snapshot.params, batch, rng, cotangent)
+        value, aux = result if has_aux else (result, None)
+        origin = Origin(
+            snapshot.generation, snapshot.step, None if value.shape else float(value)
+        )
+        return Gradients(body, template, origin, result, aux)
+
     def push(
         self,
         gradients: Any,
-        snapshot: Snapshot[Any] | None = None,
+        snapshot: Snapshot[Any] | Gradients | None = None,
         *,
         step_read: int | None = None,
         value: float | None = None,
     ) -> Verdict:
-        """Offer gradients.
+        """Offer gradients, of all variables or of some.
 
         Args:
-            gradients: A pytree like the params, a dict of names to arrays, or a `Body`;
-                float0 leaves, which integers have, are left out.
-            snapshot: What they were computed from.
+            gradients: `Gradients`, which need nothing else; or a pytree like the
+                params, a dict of names to arrays, a `Body`, or any iterable of
+                (gradient, name). None there is left out, and so are float0 leaves,
+                which integers have. A variable without a gradient keeps its value and
+                its slots.
+            snapshot: What they were computed from, or the `Gradients` that they were
+                made of.
             step_read: Its step, in place of the snapshot, for callers who keep the
                 number themselves; the generation is then that of the last pull, or
                 else of the joining.
-            value: The loss there, which some rules need.
+            value: The loss there, which some rules need; None: that of `Gradients`.
 
         Returns:
             Whether they were applied, and how stale they were.
@@ -188,10 +240,12 @@ class Client:
             GenerationError: The server has another history now: pull again.
             VariableMismatchError: They are not like the variables.
             NonFiniteError: They hold NaN or an infinity.
-            ValueError: Neither or both of snapshot and step_read were given.
+            ValueError: There is none, or not just one of snapshot and step_read where
+                they are no `Gradients`.
+            TypeError: It is called within jit, grad or vmap.
         """
-        arrays = _flat(gradients)
-        origin = self._origin(snapshot, step_read, value)
+        arrays = by_name(gradients)
+        origin = origin_of(gradients, snapshot, step_read, value, self._generation())
         return self._pushes.push(arrays, origin)
 
     def exchange(
@@ -204,14 +258,20 @@ class Client:
         """Push, then pull, in one call.
 
         Args:
-            gradients: See `push`.
+            gradients: See `push`; no `Gradients`, whose snapshot is their own.
             snapshot: What they were computed from; the new one has its form.
             value: See `push`.
 
         Raises:
             ParameterServerError: As `push` and `pull` do.
+            ValueError: They are `Gradients`, or there is none.
         """
-        arrays = _flat(gradients)
+        if isinstance(gradients, Gradients):
+            raise ValueError(
+                "exchange: expected gradients of the snapshot, got Gradients, which "
+                "have their own: push them"
+            )
+        arrays = by_name(gradients)
         origin = Origin(snapshot.generation, snapshot.step, value)
         verdict, new = self._pushes.exchange(arrays, origin)
         if new is None:
@@ -224,42 +284,64 @@ class Client:
         loss: Callable[..., Any],
         batch: Any,
         *,
-        like: Any,
+        like: Any = None,
+        variables: Any = None,
+        cotangent: Any = None,
         rng: Any = None,
         has_aux: bool = False,
         on_drop: OnDrop = "skip",
         max_retries: int = 3,
     ) -> tuple[Verdict, Any]:
-        """Pull, differentiate `loss(params, batch)`, and push.
+        """Compute gradients, and push them.
 
         Args:
-            loss: See `Task.loss`; pass the same function every time, since it is
-                compiled once for each.
-            batch: What it takes.
-            like: See `pull`.
-            rng: A JAX key, for a loss with a parameter `rng`.
-            has_aux: Whether `loss` returns a scalar and something else.
+            loss: See `compute_gradients`.
+            batch: See there.
+            like: See there.
+            variables: See there.
+            cotangent: See there.
+            rng: See there.
+            has_aux: See there.
             on_drop: "skip" returns the verdict of a dropped push; "retry" pulls and
-                computes the same batch again, at most `max_retries` times.
+                computes the same batch again, at most `max_retries` times. A function
+                takes the verdict of each drop and says which: True to try again.
             max_retries: See there.
 
         Returns:
             The last verdict, and what `loss` returned for it.
 
         Raises:
-            ParameterServerError: As `push` and `pull` do.
+            ParameterServerError: As `compute_gradients` and `push` do.
             ValueError: `on_drop` or `max_retries` is none of those.
         """
-        for retries_left in reversed(range(1 + retries(on_drop, max_retries))):
-            snapshot = self.pull_body()
-            template = _names(snapshot.params.layout) if like is None else like
-            compute = differentiate(loss, template, has_aux=has_aux)
-            result, gradients = compute(snapshot.params, batch, rng)
-            value = float(result[0] if has_aux else result)
-            verdict = self.push(gradients, snapshot, value=value)
-            if verdict.applied or not retries_left:
+        drops = Drops(on_drop, max_retries)
+        if on_drop == "requeue":
+            raise ValueError('on_drop: "requeue" is for training, not for one batch')
+        for tries in itertools.count():
+            gradients = self.compute_gradients(
+                loss,
+                batch,
+                like=like,
+                variables=variables,
+                cotangent=cotangent,
+                rng=rng,
+                has_aux=has_aux,
+            )
+            verdict = self.push(gradients)
+            if verdict.applied or not drops.retries(verdict, tries):
                 break
-        return verdict, result
+        return verdict, gradients.result
+
+    def accumulate(self, count: int) -> Accumulator:
+        """Add up gradients, to push the mean of every so many.
+
+        Args:
+            count: How many make a push, 1 or more.
+
+        Raises:
+            ValueError: It is less.
+        """
+        return Accumulator(self._pushes, self._generation, count)
 
     def lease_shards(self, count: int) -> Iterator[Shard]:
         """Yield parts of the data without end, each of which no other worker has.
@@ -311,27 +393,13 @@ class Client:
             ):
                 self._known = new
 
-    def _origin(
-        self,
-        snapshot: Snapshot[Any] | None,
-        step_read: int | None,
-        value: float | None,
-    ) -> Origin:
-        if (snapshot is None) == (step_read is None):
-            raise ValueError("push: expected either a snapshot or step_read")
-        if snapshot is not None:
-            return Origin(snapshot.generation, snapshot.step, value)
-        assert step_read is not None
-        history = self._known or self._connection
-        return Origin(history.generation, step_read, value)
+    def _generation(self) -> str:
+        """Return the newest history that this client knows of."""
+        return (self._known or self._connection).generation
 
 
 def _names(layout: Layout) -> dict[str, ArraySpec]:
     return {spec.name: spec for spec in layout}
-
-
-def _flat(gradients: Any) -> Arrays:
-    return gradients if isinstance(gradients, Body) else trees.flatten(gradients)
 
 
 def _in_form(snapshot: Snapshot[Body], like: Any) -> Snapshot[Any]:

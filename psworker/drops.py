@@ -1,25 +1,67 @@
 """What a worker does with a batch whose push was dropped."""
 
-from typing import Literal
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-OnDrop = Literal["skip", "retry"]
+if TYPE_CHECKING:  # The command reads this module, and starts at once.
+    from pswire.values import Verdict
+
+OnDrop = Literal["skip", "retry", "requeue"] | Callable[["Verdict"], bool]
+"""Whether to let go of a dropped batch, to compute it again at once, or later; a
+function is told each drop's verdict, and returns True for at once."""
+
+UNLEARNED = "batches never learned from"
+"""How a worker's last line ends, behind the number: who launched it reads that."""
+
+_KNOWN = ("skip", "retry", "requeue")
+_MANY = 20
+
+_log = logging.getLogger("psworker")
 
 
-def retries(on_drop: OnDrop, max_retries: int) -> int:
-    """Return how often a dropped batch is computed again.
+@dataclass(frozen=True, slots=True)
+class Drops:
+    """What becomes of dropped batches.
+
+    Attributes:
+        on_drop: See `OnDrop`.
+        max_retries: How often each of them may be computed again.
 
     Raises:
-        ValueError: `on_drop` is neither "skip" nor "retry", or the number negative.
+        ValueError: `on_drop` is none of those, or the number negative.
     """
-    if on_drop not in ("skip", "retry"):
-        raise ValueError(f'on_drop: expected "skip" or "retry", got {on_drop!r}')
-    if max_retries < 0:
-        raise ValueError(f"max_retries: expected 0 or more, got {max_retries}")
-    return max_retries if on_drop == "retry" else 0
+
+    on_drop: OnDrop
+    max_retries: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.on_drop) and self.on_drop not in _KNOWN:
+            raise ValueError(
+                'on_drop: expected "skip", "retry", "requeue" or a function, '
+                f"got {self.on_drop!r}"
+            )
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries: expected 0 or more, got {self.max_retries}")
+
+    def retries(self, verdict: "Verdict", tries: int) -> bool:
+        """Say whether to compute a batch again at once.
+
+        Args:
+            verdict: Of its push, which was dropped.
+            tries: How many pushes of it had been dropped before.
+        """
+        wanted = self.on_drop(verdict) if callable(self.on_drop) else None
+        return (wanted or self.on_drop == "retry") and tries < self.max_retries
+
+    def requeues(self, tries: int) -> bool:
+        """Say whether to compute a batch again later; see `retries`."""
+        return self.on_drop == "requeue" and tries < self.max_retries
 
 
-def require_skip(on_drop: str, *, prefetch: bool, background_push: bool) -> None:
-    """Check that no batch is to be retried where calls overlap with computing.
+def require_no_retry(on_drop: OnDrop, *, prefetch: bool, background_push: bool) -> None:
+    """Check that no batch is to be retried at once where calls overlap with computing.
 
     The variables for the next gradient are there, or on their way, before a drop is
     known, so a retry would be as stale as what it repeats.
@@ -27,6 +69,33 @@ def require_skip(on_drop: str, *, prefetch: bool, background_push: bool) -> None
     Raises:
         ValueError: One is.
     """
-    if on_drop == "retry" and (prefetch or background_push):
+    if (callable(on_drop) or on_drop == "retry") and (prefetch or background_push):
         setting = "prefetch" if prefetch else "background_push"
-        raise ValueError(f'on_drop: expected "skip" beside {setting}, got "retry"')
+        got = "a function" if callable(on_drop) else f'"{on_drop}"'
+        raise ValueError(
+            f'on_drop: expected "skip" or "requeue" beside {setting}, got {got}'
+        )
+
+
+class Streak:
+    """A worker's drops in a row; whoever owns it guards it."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._count = 0
+        self._is_told = False
+
+    def note(self, verdict: "Verdict") -> None:
+        """Count one verdict more; where the drops are many, say so, once."""
+        self._count = 0 if verdict.applied else self._count + 1
+        if self._count < _MANY or self._is_told:
+            return
+        self._is_told = True
+        _log.warning(
+            "the last %d pushes were all dropped, the last one %d steps old: nothing "
+            "is learned from these batches; allow for older ones (--max-staleness of "
+            "the server), make them smaller, or have dropped ones come again "
+            "(--on-drop requeue)",
+            self._count,
+            verdict.staleness,
+        )

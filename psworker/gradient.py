@@ -3,43 +3,59 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from pswire import trees
 from pswire.body import Body
 from pswire.errors import VariableMismatchError
 from pswire.layout import Layout
 from pswire.segments import segments
 from pswire.trees import Form
+from psworker.choice import chosen
 
-Compute = Callable[[Body, Any, Any], tuple[Any, Body]]
-"""Takes the variables, a batch and a key to the loss and its gradients."""
+
+class Compute(Protocol):
+    """A loss function, differentiated."""
+
+    def __call__(
+        self, variables: Body, batch: Any, rng: Any, cotangent: Any = None
+    ) -> tuple[Any, Body]: ...
 
 
 def differentiate(
-    loss: Callable[..., Any], like: Any, *, has_aux: bool = False
+    loss: Callable[..., Any], like: Any, *, has_aux: bool = False, variables: Any = None
 ) -> Compute:
-    """Return a compiled function of (variables, batch, rng) to (value, gradients).
+    """Return a compiled function of (variables, batch, rng, cotangent).
 
-    The value is what `loss` returns; the gradients are of all trainable variables.
+    It returns what `loss` does, and the gradients of the chosen variables.
 
     Args:
         loss: `loss(params, batch)`, or with a third parameter named `rng`. Compiled
             once: pass the same function every time.
         like: A pytree of the form that `loss` takes, or its `jax.eval_shape`.
-        has_aux: Whether it returns a scalar and something else beside it.
+        has_aux: Whether it returns its value and something else beside it.
+        variables: Which of them; see `chosen`. The others are constants.
 
     Raises:
-        VariableMismatchError: A leaf of the template is no array. The function
-            returned raises it where the variables are not like the template.
+        VariableMismatchError: A leaf of the template is no array, or there are no such
+            variables. The function returned raises it where the variables are not like
+            the template.
+        ValueError: (The function returned.) The loss is no scalar and there is no
+            cotangent, or that has another shape.
+        TypeError: (The function returned.) It is called while JAX traces.
     """
     form = Form.of(like)
+    names = chosen(variables, form.layout)
 
-    def compute(variables: Body, batch: Any, rng: Any) -> tuple[Any, Body]:
-        flat = _flat(loss, has_aux, form, variables.layout)
-        return flat(variables, batch, rng)
+    def compute(
+        variables: Body, batch: Any, rng: Any, cotangent: Any = None
+    ) -> tuple[Any, Body]:
+        flat = _flat(loss, has_aux, form, variables.layout, names)
+        return flat(variables, batch, rng, cotangent)
 
     return compute
 
@@ -59,19 +75,27 @@ class _Flat:
     """
 
     def __init__(
-        self, loss: Callable[..., Any], has_aux: bool, form: Form, layout: Layout
+        self,
+        loss: Callable[..., Any],
+        has_aux: bool,
+        form: Form,
+        layout: Layout,
+        names: frozenset[str],
     ) -> None:
         form.layout.require(layout)
         self._form = form
-        self._segments = segments(layout, apart=True)
-        self._differentiated = jax.value_and_grad(
-            _with_optional_rng(loss), has_aux=has_aux, allow_int=True
-        )
+        self._layout = Layout(tuple(spec for spec in layout if spec.name in names))
+        self._segments = segments(self._layout, apart=True)
+        self._loss = _with_optional_rng(loss)
+        self._has_aux = has_aux
         self._compiled = jax.jit(self._traced)
 
-    def __call__(self, variables: Body, batch: Any, rng: Any) -> tuple[Any, Body]:
+    def __call__(
+        self, variables: Body, batch: Any, rng: Any, cotangent: Any
+    ) -> tuple[Any, Body]:
         leaves = [variables[name] for name in self._form.layout.places]
-        value, gradients = self._compiled(leaves, batch, rng)
+        result, gradients = self._compiled(leaves, batch, rng, cotangent)
+        trees.require_concrete("loss", gradients)
         runs = []
         for segment, run in zip(self._segments, jax.device_get(gradients), strict=True):
             if run.dtype != segment.dtype:
@@ -80,12 +104,23 @@ class _Flat:
                     f"{segment.dtype}, got {run.dtype}, since jax_enable_x64 is off"
                 )
             runs.append((segment.gradient_start, run.view(np.uint8)))
-        return value, Body(variables.layout.trainable, runs)
+        return result, Body(self._layout, runs)
 
-    def _traced(self, leaves: list[jax.Array], batch: Any, rng: Any) -> Any:
-        value, tree = self._differentiated(self._form.build(leaves), batch, rng)
-        gradients = self._form.name(tree)
-        return value, [segment.join(gradients) for segment in self._segments]
+    def _traced(
+        self, leaves: list[jax.Array], batch: Any, rng: Any, cotangent: Any
+    ) -> Any:
+        named = dict(zip(self._form.layout.places, leaves, strict=True))
+        chosen = {name: named[name] for name in self._layout.places}
+
+        def loss(chosen: dict[str, jax.Array]) -> Any:
+            params = self._form.build((named | chosen).values())
+            result = self._loss(params, batch, rng)
+            return result if self._has_aux else (result, None)
+
+        value, pull_back, aux = jax.vjp(loss, chosen, has_aux=True)
+        (gradients,) = pull_back(_cotangent(cotangent, value))
+        joined = [segment.join(gradients) for segment in self._segments]
+        return (value, aux) if self._has_aux else value, joined
 
 
 _flat = functools.lru_cache(maxsize=16)(_Flat)
@@ -95,3 +130,22 @@ def _with_optional_rng(loss: Callable[..., Any]) -> Callable[..., Any]:
     if takes_rng(loss):
         return lambda params, batch, rng: loss(params, batch, rng=rng)
     return lambda params, batch, rng: loss(params, batch)
+
+
+def _cotangent(cotangent: Any, value: Any) -> jax.Array:
+    """Return what the gradient is pulled back from, checked against the loss."""
+    if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = value.dtype if hasattr(value, "dtype") else type(value).__name__
+        raise ValueError(f"loss: expected a floating-point array, got {got}")
+    if cotangent is None and value.shape:
+        raise ValueError(
+            "loss: expected a scalar, or a cotangent of the same shape, "
+            f"got shape {value.shape}"
+        )
+    given = jnp.asarray(1 if cotangent is None else cotangent, value.dtype)
+    if given.shape != value.shape:
+        raise ValueError(
+            f"cotangent: expected shape {value.shape}, as the loss has, "
+            f"got {given.shape}"
+        )
+    return given

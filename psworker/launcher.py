@@ -1,5 +1,6 @@
 """Many workers on this machine: started, watched, restarted, summed up."""
 
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from pswire.errors import ParameterServerError
 from pswire.status import Status
 from psworker.children import Children
 from psworker.connection import Connection
+from psworker.drops import UNLEARNED
 
 _PROGRESS_S = 2.0
 _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
@@ -140,7 +142,8 @@ class _Run:
         summary.show(status, sys.stdout)
         print(
             f"{self._pushes(status, elapsed)}; "
-            f"{self._restarts.total()} restarts, {len(self.lost)} workers lost",
+            f"{self._restarts.total()} restarts, {len(self.lost)} workers lost\n"
+            f"{UNLEARNED}: {self._unlearned()}",
             flush=True,
         )
         return status.initialized
@@ -212,6 +215,26 @@ class _Run:
             f"{pushes} pushes of these workers in {elapsed:.1f} s, {since}: "
             f"{pushes / elapsed:.1f} pushes/s"
         )
+
+    def _unlearned(self) -> str:
+        """Say what the workers' last lives told of themselves, the most first."""
+        told = {name: self._last_told(name) for name in self._names}
+        known = {name: number for name, number in told.items() if number is not None}
+        whose = [
+            f"{number} of {name}"
+            for name, number in sorted(known.items(), key=lambda pair: -pair[1])
+            if number
+        ]
+        whose += [f"not known of {name}" for name in told if name not in known]
+        return f"{sum(known.values())}" + (f" ({', '.join(whose)})" if whose else "")
+
+    def _last_told(self, name: str) -> int | None:
+        log = self._children.log(name)
+        if not log.exists():
+            return None  # It was stopped before it began.
+        text = log.read_text(errors="replace")
+        told = re.findall(rf"(\d+) {UNLEARNED}$", text, re.MULTILINE)
+        return int(told[-1]) if told else None
 
     def _judged(self, status: Status) -> int:
         ours = (worker for worker in status.workers if worker.name in self._names)

@@ -1,21 +1,23 @@
 """The training loop of one worker."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pswire.body import Body
 from pswire.errors import GenerationError, NotInitializedError
 from pswire.values import Snapshot
-from psworker.batches import batches
-from psworker.drops import OnDrop, require_skip, retries
+from psworker.batches import Batch, batches
+from psworker.drops import Drops, OnDrop, require_no_retry
 from psworker.gradient import Compute, differentiate
 from psworker.overlap import Exchanger, Judged, Overlap
 from psworker.task import Shard, Task
 
 _RESTARTED = (GenerationError, NotInitializedError)
+
+_MAX_WAITING = 16  # Batches: each is in memory until it comes again.
 
 _log = logging.getLogger("psworker")
 
@@ -29,20 +31,31 @@ class Progress:
         applied: Its pushes that were applied.
         dropped: Its pushes that were dropped.
         loss: The loss at its last push; None: none yet.
+        unlearned: Its batches that no push was applied of, though one was made.
     """
 
     step: int = 0
     applied: int = 0
     dropped: int = 0
     loss: float | None = None
+    unlearned: int = 0
 
-    def after(self, judged: Judged) -> "Progress":
-        return Progress(
+    def after(self, judged: Judged, batch: Batch) -> "Progress":
+        applied = judged.verdict.applied
+        progress = self.learned(batch) if applied else self.missed(batch)
+        return replace(
+            progress,
             step=judged.verdict.step,
-            applied=self.applied + judged.verdict.applied,
-            dropped=self.dropped + (not judged.verdict.applied),
+            applied=self.applied + applied,
+            dropped=self.dropped + (not applied),
             loss=judged.loss,
         )
+
+    def learned(self, batch: Batch) -> "Progress":
+        return replace(self, unlearned=self.unlearned - (batch.tries > 0))
+
+    def missed(self, batch: Batch) -> "Progress":
+        return replace(self, unlearned=self.unlearned + (batch.tries == 0))
 
 
 def train(
@@ -51,7 +64,7 @@ def train(
     shards: Shard | Iterable[Shard],
     *,
     steps: int | None = None,
-    on_drop: OnDrop = "skip",
+    on_drop: OnDrop | None = None,
     max_retries: int = 3,
     prefetch: bool = False,
     background_push: bool = False,
@@ -65,7 +78,10 @@ def train(
         shards: Which part of the data to read, or which ones, one after another.
         steps: Stop once the global step is this high; None: never.
         on_drop: "skip" goes on with the next batch after a drop, "retry" computes the
-            same batch again from fresh variables, at most `max_retries` times.
+            same batch again from fresh variables, at most `max_retries` times. With
+            "requeue" it comes again, as often, after the others of its part, or once
+            16 wait. A function takes the verdict of each drop, and says which: True to
+            retry. None: as the task says.
         max_retries: See there.
         prefetch: Whether to pull the next variables while a gradient is computed. They
             are older by what all workers push in one cycle of this one.
@@ -80,20 +96,20 @@ def train(
     Raises:
         ParameterServerError: The server refused a push, or was away for too long; or
             no part that it leases has a batch.
-        ValueError: `on_drop` or `max_retries` is none of those, or "retry" stands
-            beside `prefetch` or `background_push`.
+        ValueError: `on_drop` or `max_retries` is none of those, or "retry" or a
+            function stands beside `prefetch` or `background_push`.
     """
     parts = (shards,) if isinstance(shards, Shard) else shards
-    attempts = 1 + retries(on_drop, max_retries)
-    require_skip(on_drop, prefetch=prefetch, background_push=background_push)
+    drops = Drops(task.on_drop if on_drop is None else on_drop, max_retries)
+    require_no_retry(drops.on_drop, prefetch=prefetch, background_push=background_push)
     with Overlap(client, prefetch=prefetch, background_push=background_push) as calls:
-        training = _Training(client, task, calls, report)
-        for rng, batch in batches(task, parts):
-            for _ in range(attempts):
+        training = _Training(client, task, calls, drops, report)
+        for batch in batches(task, parts, training.due):
+            once_more: Batch | None = batch
+            while once_more:
                 if training.reaches(steps):
                     return training.progress
-                if training.gets_through(batch, rng):
-                    break
+                once_more = training.push(once_more)
         training.settle()
         return training.progress
 
@@ -106,25 +122,38 @@ class _Training:
         client: Exchanger,
         task: Task,
         calls: Overlap,
+        drops: Drops,
         report: Callable[[Progress], None],
     ) -> None:
         self._client = client
         self._task = task
         self._calls = calls
+        self._drops = drops
         self._report = report
+        self._in_flight: deque[Batch] = deque()
+        self._waiting: deque[Batch] = deque()
         self._compute, self._snapshot = self._start()
         self.progress = Progress(step=self._snapshot.step)
 
-    def gets_through(self, batch: Any, rng: Any) -> bool:
-        """Push the gradient of a batch; say whether the batch is done with."""
-        result, gradients = self._compute(self._snapshot.params, batch, rng)
+    def push(self, batch: Batch) -> Batch | None:
+        """Push the gradient of a batch; return it if it is to come again at once."""
+        variables = self._snapshot.params
+        result, gradients = self._compute(variables, batch.content, batch.rng)
         loss = float(result[0] if self._task.has_aux else result)
+        self._in_flight.append(batch)
         with self._restarting():
             judged = self._calls.push(gradients, self._snapshot, loss)
-            self._count(judged)
+            once_more = self._count(judged)
             self._snapshot = self._calls.pull()
-            return judged is None or judged.verdict.applied
-        return True
+            return once_more
+        return None
+
+    def due(self, has_part_ended: bool) -> Batch | None:
+        """Return a batch that is to come again now, if there is one."""
+        if has_part_ended and self._drops.on_drop == "requeue" and not self._waiting:
+            self.settle()  # What is in flight may be the last one.
+        room = 0 if has_part_ended else _MAX_WAITING - 1
+        return self._waiting.popleft() if len(self._waiting) > room else None
 
     def reaches(self, steps: int | None) -> bool:
         """Say whether the step is this high, with no push in flight; None: never."""
@@ -151,6 +180,10 @@ class _Training:
                 _log.warning("starting again from the newest variables: %s", error)
             with suppress(*_RESTARTED):  # Lost with its history.
                 self._count(self._calls.settle())
+            while self._in_flight:
+                batch = self._in_flight.popleft()
+                self.progress = self.progress.missed(batch)
+                self._requeue(batch)
             self._compute, self._snapshot = self._start(has_lost_all)
             self._go_on_at(self._snapshot.step)
 
@@ -168,7 +201,19 @@ class _Training:
         compute = differentiate(self._task.loss, params, has_aux=self._task.has_aux)
         return compute, self._calls.start()
 
-    def _count(self, judged: Judged | None) -> None:
-        if judged:
-            self.progress = self.progress.after(judged)
-            self._report(self.progress)
+    def _count(self, judged: Judged | None) -> Batch | None:
+        """Count a verdict; return its batch if that is to come again at once."""
+        if judged is None:
+            return None
+        batch = self._in_flight.popleft()
+        self.progress = self.progress.after(judged, batch)
+        self._report(self.progress)
+        if judged.verdict.applied:
+            return None
+        self._requeue(batch)
+        is_wanted = self._drops.retries(judged.verdict, batch.tries)
+        return replace(batch, tries=batch.tries + 1) if is_wanted else None
+
+    def _requeue(self, batch: Batch) -> None:
+        if self._drops.requeues(batch.tries):
+            self._waiting.append(replace(batch, tries=batch.tries + 1))

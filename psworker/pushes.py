@@ -10,6 +10,7 @@ from pswire.encoding import BFLOAT16, PLAIN, Encoding
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
+from psworker.drops import Streak
 from psworker.topk import TopK
 from psworker.wire import Wire
 
@@ -46,10 +47,25 @@ class Pushes:
         self._connection = connection
         self._encoding = rounding(wire.narrow_pushes)
         self._top_k = None if wire.fraction is None else TopK(wire.fraction)
-        # Guards `_seq` and `_top_k`, and keeps one push at a time: the server
-        # remembers the last.
+        # Guards `_seq`, `_top_k` and `_streak`, and keeps one push at a time: the
+        # server remembers the last.
         self._pushing = threading.Lock()
         self._seq = 0
+        self._streak = Streak()
+
+    def layout(self, arrays: Arrays) -> Layout:
+        """Return the layout of gradients: in the variables' order, whatever theirs.
+
+        Raises:
+            VariableMismatchError: One is of no variable, or of another shape or type.
+        """
+        if self._connection.layout is None:
+            self._connection.join()  # It may have come since we joined.
+        usual = self._usual()
+        if usual is not None and _has_layout(arrays, usual):
+            return usual
+        got = arrays.layout if isinstance(arrays, Body) else Layout.of(arrays)
+        return got if usual is None else _part(usual, got)
 
     def push(self, arrays: Arrays, origin: Origin) -> Verdict:
         """Offer gradients."""
@@ -64,7 +80,7 @@ class Pushes:
         return self._send(arrays, origin, self._connection.exchange)
 
     def _send(self, arrays: Arrays, origin: Origin, call: _Call) -> Exchanged:
-        layout, told = self._layouts(arrays)
+        layout = self.layout(arrays)
         with self._pushing:
             encoding, choice = self._encoding, None
             if self._top_k:
@@ -80,25 +96,23 @@ class Pushes:
                 generation=origin.generation,
                 step_read=origin.step_read,
                 nbytes=body_layout.nbytes,
-                layout=told,
+                # What the server expects need not be sent.
+                layout=None if layout is self._usual() else layout,
                 value=origin.value,
                 encoding=encoding,
                 snapshot_encoding=self._connection.pull_encoding,
             )
             verdict, new = call(header, body_layout, arrays)
+            self._streak.note(verdict)
             # Of a push that was dropped, nothing has arrived: all is as it was.
             if self._top_k and choice and verdict.applied:
                 self._top_k.keep(choice, wire)
             return verdict, new
 
-    def _layouts(self, arrays: Arrays) -> tuple[Layout, Layout | None]:
-        """Return the layout of gradients, and again if the server has to be told."""
+    def _usual(self) -> Layout | None:
+        """Return the layout of all gradients; None: there are no variables yet."""
         variables = self._connection.layout
-        usual = variables.trainable if variables else None
-        if usual is not None and _has_layout(arrays, usual):
-            return usual, None  # What the server expects need not be sent.
-        layout = Layout.of(arrays)
-        return layout, layout
+        return variables.trainable if variables else None
 
 
 def rounding(narrow: bool) -> Encoding:
@@ -110,3 +124,12 @@ def _has_layout(arrays: Arrays, layout: Layout) -> bool:
     if isinstance(arrays, Body):
         return arrays.layout == layout
     return layout.describes(arrays)
+
+
+def _part(usual: Layout, got: Layout) -> Layout:
+    """Return the arrays that are there, in the usual order; all must be as usual."""
+    absent = tuple(spec for spec in usual if spec.name not in got.places)
+    usual.require(Layout(absent + got.arrays))
+    if not absent:
+        return usual
+    return Layout(tuple(spec for spec in usual if spec.name in got.places))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pswire.imports import load
+from psworker.drops import Drops, OnDrop
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,11 @@ class Task:
             nothing is.
         has_aux: Whether `loss` returns a scalar and something else beside it.
         seed: Of the keys that `rng` gets.
+        on_drop: What becomes of a batch whose push was dropped, unless who trains says
+            otherwise: see `train`.
+
+    Raises:
+        ValueError: `on_drop` is nothing that `train` takes.
     """
 
     init: Callable[[], Any]
@@ -92,6 +98,10 @@ class Task:
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     has_aux: bool = False
     seed: int = 0
+    on_drop: OnDrop = "skip"
+
+    def __post_init__(self) -> None:
+        Drops(self.on_drop, max_retries=0)
 
 
 def load_task(target: str) -> Task:

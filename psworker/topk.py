@@ -84,8 +84,10 @@ class TopK:
             spec, _ = wire.places[name]
             flat = choice.arrays[name].reshape(-1)
             flat[where] -= flat[where].astype(spec.dtype).astype(flat.dtype)
-        self._kept = {name: choice.arrays[name] for name in choice.indices}
-        self._generation = choice.generation
+        if self._generation != choice.generation:
+            self._kept, self._generation = {}, choice.generation
+        # Of variables that were no part of it, what has been kept stays.
+        self._kept |= {name: choice.arrays[name] for name in choice.indices}
 
     def _count(self, spec: ArraySpec) -> int:
         size = prod(spec.shape)

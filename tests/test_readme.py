@@ -57,6 +57,8 @@ def run(command: str, folder: Path) -> str:
 def words(text: str) -> list[str]:
     """Return each line's words, without the figures and bars that change."""
     text = re.sub(r"generation [0-9a-f]+", "generation", text)
+    # So is whether another worker than the slow one has lost a batch.
+    text = re.sub(r"(never learned from): .*", r"\1", text)
     lines = (re.findall(r"[a-z][a-z-]+", line) for line in text.splitlines())
     # How old the oldest gradients get, and so how many bars there are, is chance.
     return [w for line in lines if (w := " ".join(line)) and "staleness" not in w]
@@ -105,9 +107,11 @@ def server(folder: Path) -> Iterator[str]:
 
 def test_the_code_for_one_process_runs() -> None:
     """It holds its own assertions."""
-    (code,) = (block for block in blocks("python") if "psserver.Server" in block)
+    codes = [block for block in blocks("python") if "psserver.Server" in block]
 
-    exec(compile(code, "README.md", "exec"), {})
+    assert len(codes) == 2
+    for code in codes:
+        exec(compile(code, "README.md", "exec"), {})
 
 
 def test_every_command_of_the_readme_is_run_here() -> None:

@@ -27,12 +27,15 @@ class Limits:
         max_grad_norm: The largest global L2 norm of a push; None: any.
         max_model_nbytes: The largest body that Initialize takes, in bytes.
         max_unary_nbytes: The largest body that one message carries, in bytes.
+        staleness_policy: What becomes of the pushes that the limit admits, as
+            `psserver serve --staleness-policy` takes it.
     """
 
     max_staleness: int | None
     max_grad_norm: float | None
     max_model_nbytes: int
     max_unary_nbytes: int
+    staleness_policy: str = "drop"
 
     @classmethod
     def from_proto(cls, message: pb.Limits) -> Self:
@@ -42,6 +45,7 @@ class Limits:
             max_grad_norm=message.max_grad_norm if has("max_grad_norm") else None,
             max_model_nbytes=message.max_model_nbytes,
             max_unary_nbytes=message.max_unary_nbytes,
+            staleness_policy=message.staleness_policy,
         )
 
     def to_proto(self) -> pb.Limits:
@@ -50,6 +54,7 @@ class Limits:
             max_grad_norm=self.max_grad_norm,
             max_model_nbytes=self.max_model_nbytes,
             max_unary_nbytes=self.max_unary_nbytes,
+            staleness_policy=self.staleness_policy,
         )
 
 
@@ -134,6 +139,10 @@ class Status:
             ten seconds told, twenty or more if there are so many; None: none did.
         staleness_sum: The staleness of all judged pushes, in steps, exact.
         durability: How far the variables outlast the server.
+        policy_limit: A limit that the policy sets now, in steps; None: none.
+        withheld: What the factors of all applied pushes left out of them: the sum of
+            1 - factor, in pushes.
+        name: The server's, as its owner chose it.
     """
 
     generation: str
@@ -153,6 +162,33 @@ class Status:
     loss: float | None = None
     staleness_sum: int = 0
     durability: Durability = field(default_factory=Durability)
+    policy_limit: int | None = None
+    withheld: float = 0.0
+    name: str = "asyncps"
+
+    @property
+    def limit_now(self) -> int | None:
+        """The largest staleness applied now, in steps; None: any."""
+        limits = (self.limits.max_staleness, self.policy_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def mean_factor(self) -> float | None:
+        """Of the applied pushes, 0 to 1; None: none was applied."""
+        applied = self.counts.applied
+        return 1 - self.withheld / applied if applied else None
+
+    @property
+    def parting(self) -> int | None:
+        """The limit that parts all judged pushes into applied and dropped ones.
+
+        None: there is none; or it has changed, so that it does not part them so.
+        """
+        limit = self.limit_now
+        if limit is None:
+            return None
+        over = sum(pushes for age, pushes in self.staleness.items() if age > limit)
+        return limit if over == self.counts.dropped else None
 
     @property
     def mean_staleness(self) -> float | None:
@@ -228,6 +264,9 @@ class Status:
             loss=_optional(message, "loss"),
             staleness_sum=message.staleness_sum,
             durability=Durability.from_proto(message.durability),
+            policy_limit=_optional(message, "policy_limit"),
+            withheld=message.withheld,
+            name=message.name,
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -249,15 +288,21 @@ class Status:
             loss=self.loss,
             staleness_sum=self.staleness_sum,
             durability=self.durability.to_proto(),
+            policy_limit=self.policy_limit,
+            withheld=self.withheld,
+            name=self.name,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain JSON types, for scripts."""
         return {
+            "name": self.name,
             "generation": self.generation,
             "incarnation": self.incarnation,
             "step": self.step,
             "limit": self.limits.max_staleness,
+            "limit_now": self.limit_now,
+            "staleness_policy": self.limits.staleness_policy,
             "max_grad_norm": self.limits.max_grad_norm,
             "rule": self.rule,
             "initialized": self.initialized,
@@ -267,6 +312,7 @@ class Status:
             "recent_drop_rate": self.recent_drop_rate,
             "loss": self.loss,
             **self.counts.to_json(),
+            "withheld": self.withheld,
             "mean_staleness": self.mean_staleness,
             "staleness": {str(age): n for age, n in self.staleness.items()},
             "workers": [
@@ -276,6 +322,12 @@ class Status:
             "unjoined": self.unjoined.to_json(),
             "durability": self.durability.to_json(),
         }
+
+
+def limited(limit: int | None, policy: str) -> str:
+    """Say up to which staleness pushes are applied, and how if not in full."""
+    told = f"limit {'off' if limit is None else f'{limit} steps'}"
+    return told if policy == "drop" else f"{told}, policy {policy}"
 
 
 def _optional(message: pb.StatusReply | pb.Durability, name: str) -> Any:

@@ -28,8 +28,11 @@ def flatten(tree: Any) -> dict[str, npt.NDArray[Any]]:
 
     Raises:
         VariableMismatchError: A leaf is no array, or two paths give one name.
+        TypeError: JAX traces a leaf, so there are no numbers yet.
     """
     named = _named(tree)
+    for name, leaf in named.items():
+        require_concrete(name, leaf)
     return {
         name: np.asarray(leaf)
         for name, leaf in named.items()
@@ -53,6 +56,33 @@ def unflatten(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
     Layout.of(named).require(Layout.of(arrays))
     leaves = [_as(leaf, arrays[name]) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def fill(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
+    """Put named arrays in their places of a template, and None in all others.
+
+    Args:
+        like: See `unflatten`.
+        arrays: {name: array}, of some of the names that `flatten(like)` gives.
+    """
+    leaves = [
+        _as(leaf, arrays[name]) if name in arrays else None
+        for name, leaf in _named(like).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def require_concrete(name: str, tree: Any) -> None:
+    """Check that the arrays of a pytree are numbers, not what JAX traces.
+
+    Raises:
+        TypeError: JAX is tracing; the message begins with the name.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            f"{name}: expected numbers, got what JAX traces; the server cannot be "
+            "called within jit, grad or vmap"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +109,6 @@ class Form:
     def build(self, leaves: Iterable[Any]) -> Any:
         """Make a tree of this form, out of leaves that are not looked at."""
         return jax.tree.unflatten(self.structure, leaves)
-
-    def name(self, tree: Any) -> dict[str, Any]:
-        """Name the leaves of a tree of this form."""
-        return dict(zip(self.layout.places, jax.tree.leaves(tree), strict=True))
 
 
 def _as(leaf: Any, array: npt.NDArray[Any]) -> Any:

@@ -1,7 +1,7 @@
 """The frozen values that pushes and pulls are about, and their messages."""
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, Self, TypeVar
 
 from pswire._generated import parameter_server_pb2 as pb
@@ -48,6 +48,11 @@ class Verdict:
         step: The step after it, in steps.
         reason: Why it was dropped; None if it was applied.
         duplicate: True: it had been judged before, and this repeats that verdict.
+        factor: What its update was multiplied by, for its staleness; 1: nothing, as
+            where it was dropped.
+        consecutive_drops: How many of the worker's pushes in a row were dropped, this
+            one included; 0 after an applied one. It tells of the pushes before, so
+            verdicts are equal whatever it is.
     """
 
     applied: bool
@@ -55,6 +60,8 @@ class Verdict:
     step: int
     reason: Reason | None = None
     duplicate: bool = False
+    factor: float = 1.0
+    consecutive_drops: int = field(default=0, compare=False)
 
     def repeated(self) -> Self:
         """Return the verdict for a retry of the same push."""
@@ -68,6 +75,8 @@ class Verdict:
             step=message.step,
             reason=None if message.applied else Reason(message.reason),
             duplicate=message.duplicate,
+            factor=message.factor if message.HasField("factor") else 1.0,
+            consecutive_drops=message.consecutive_drops,
         )
 
     def to_proto(self) -> pb.PushReply:
@@ -77,6 +86,8 @@ class Verdict:
             step=self.step,
             reason=self.reason.value if self.reason else pb.REASON_UNSPECIFIED,
             duplicate=self.duplicate,
+            factor=None if self.factor == 1.0 else self.factor,
+            consecutive_drops=self.consecutive_drops,
         )
 
 

@@ -5,7 +5,7 @@ JAX, optax and gRPC are imported by the commands that need them: `--help` is ins
 
 import click
 
-from psserver.cli.ask import health, metrics, save, status, stop
+from psserver.cli.ask import change, health, metrics, save, status, stop
 from psserver.cli.checkpoint import checkpoint
 from psserver.cli.report import write_report
 from psserver.cli.serve import serve
@@ -18,5 +18,14 @@ def main() -> None:
 
 
 checkpoint.add_command(save)
-for _command in (serve, status, metrics, write_report, checkpoint, health, stop):
+for _command in (
+    serve,
+    status,
+    metrics,
+    write_report,
+    change,
+    checkpoint,
+    health,
+    stop,
+):
     main.add_command(_command)

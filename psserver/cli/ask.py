@@ -78,6 +78,48 @@ def health(address: str) -> None:
     sys.exit(0 if healthy else 1)
 
 
+@click.command("set")
+@click.argument("what", nargs=-1, required=True, metavar="[ADDRESS] NAME=VALUE...")
+def change(what: tuple[str, ...]) -> None:
+    """Change settings of a running server: all that are named, or none.
+
+    They last until it ends; its next start has those that it is started with.
+
+    \b
+    max_staleness=STEPS|off        as --max-staleness of psserver serve
+    staleness_policy=NAME[:ARGS]   as --staleness-policy
+
+    \b
+    Examples:
+      psserver set max_staleness=4
+      psserver set max_staleness=off staleness_policy=inverse
+      psserver set 127.0.0.1:7070 staleness_policy=adaptive:0.9,2,16
+    """  # noqa: D301 - What follows click's mark is not folded.
+    first = "" if "=" in what[0] else what[0]
+    address = first or os.environ.get("PSSERVER_ADDRESS") or _ADDRESS
+    settings = _settings(what[1:] if first else what)
+    from psserver import admin
+    from pswire.status import limited
+
+    with _clear_errors():
+        limits = admin.change(address, settings)
+    click.echo(limited(limits.max_staleness, limits.staleness_policy))
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"expected NAME=VALUE, got {text!r}")
+        if name in settings:
+            raise click.UsageError(f"{name}: expected once, got twice")
+        settings[name] = value
+    if not texts:
+        raise click.UsageError("expected NAME=VALUE, got none")
+    return settings
+
+
 @click.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 def stop(address: str) -> None:

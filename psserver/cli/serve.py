@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ import click
 from psserver import logs
 from psserver.cli import complaints
 from psserver.config import DURABILITIES, ServerConfig
+from psserver.policies.terms import DEFAULT_LIMIT
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 
@@ -42,6 +44,16 @@ def _number_or_off(
             raise click.BadParameter(f"expected {noun} or off, got {text!r}") from None
 
     return read
+
+
+_steps_or_off = _number_or_off("a whole number of steps")
+
+
+def _limit(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> int | EllipsisType | None:
+    # The policy may say it instead.
+    return ... if text is None else _steps_or_off(context, parameter, text)
 
 
 def _read_config(
@@ -76,12 +88,27 @@ def _read_config(
     help="An argument of the rule, as in -a learning_rate=1e-3. May be repeated.",
 )
 @click.option(
-    "--max-staleness",
-    callback=_number_or_off("a whole number of steps"),
-    default=str(ServerConfig.max_staleness),
+    "--name",
+    default=ServerConfig.name,
     show_default=True,
+    help="What to call this server in status, metrics, logs and checkpoints.",
+)
+@click.option(
+    "--max-staleness",
+    callback=_limit,
+    show_default=str(DEFAULT_LIMIT),
     metavar="STEPS|off",
     help="Drop a push computed more than STEPS global steps ago; off drops none.",
+)
+@click.option(
+    "--staleness-policy",
+    default=ServerConfig.staleness_policy,
+    show_default=True,
+    metavar="NAME[:ARGUMENTS]",
+    help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
+    "exponential:a (their updates are scaled down, the more the staler), or "
+    "adaptive:quantile,least,most (the limit follows the staleness that there is). "
+    "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(
     "--max-grad-norm",
@@ -197,7 +224,7 @@ def serve(
     # The variables live in this machine's memory: a GPU is left to the workers.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logs.configure(log_format)
+    logs.configure(log_format, settings["name"])
     keep_freed_memory()
     sys.path.insert(0, app_dir)
     # A KeyboardInterrupt passes through the server, which stops with grace.

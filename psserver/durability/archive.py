@@ -104,6 +104,8 @@ class Archive:
         _tell_recovered(self._folder, at, kept.step, is_whole=is_whole)
         # Who has joined since may be in the log alone, which another mode removes.
         has_changed = not Kept.of(kept).is_like(replace(at, generation=kept.generation))
+        # Of one that is missing nobody could say later whether it had more.
+        has_changed |= self.checkpoints.lacks_newest
         if has_changed or (self.keeps_changes and not is_whole):
             self.save(at)
             kept = at

@@ -19,6 +19,7 @@ def to_json(counters: Counters) -> dict[str, Any]:
         "unjoined": asdict(counters.unjoined),
         "staleness": {str(age): n for age, n in counters.staleness.items()},
         "staleness_sum": counters.staleness_sum,
+        "withheld": counters.withheld,
         "workers": {name: _row_to_json(row) for name, row in counters.rows.items()},
     }
 
@@ -39,6 +40,7 @@ def from_json(data: Mapping[str, Any], now: float) -> Counters:
     staleness = counts(data, "staleness")
     counters.staleness = {int(age): pushes for age, pushes in staleness.items()}
     counters.staleness_sum = count(data, "staleness_sum")
+    counters.withheld = number(data, "withheld") or 0.0
     workers = get(data, "workers", dict)
     counters.rows = {name: _row(get(workers, name, dict), now) for name in workers}
     return counters

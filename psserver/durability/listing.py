@@ -17,6 +17,7 @@ from psserver.durability.manifest import Manifest
 from psserver.logs import printable
 from pswire.counts import WorkerStatus
 from pswire.display import summary
+from pswire.status import limited
 
 _COLUMNS = ("name", "step", "saved", "nbytes", "generation", "rule", "state")
 _COUNTS = ("applied", "dropped", "duplicate", "rejected")
@@ -70,12 +71,11 @@ def table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
 def page(name: str, manifest: Manifest) -> RenderableType:
     """Draw what a checkpoint is: its settings, its arrays, its workers."""
     kept = manifest.checkpoint
-    limit = "off" if kept.max_staleness is None else f"{kept.max_staleness} steps"
+    judging = limited(kept.max_staleness, kept.staleness_policy)
     written_by = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
     head = (
-        name,
-        f"step {kept.step}, rule {kept.rule}, limit {limit}, "
-        f"generation {kept.generation}",
+        f"{name} of {kept.server}" if kept.server else name,
+        f"step {kept.step}, rule {kept.rule}, {judging}, generation {kept.generation}",
         f"saved {manifest.saved} by {written_by}",
         f"pushes: {summary.outcomes(kept.counters.total.freeze())}",
         "",

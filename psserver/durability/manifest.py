@@ -79,6 +79,8 @@ class Manifest:
             "rule": kept.rule,
             "max_staleness": kept.max_staleness,
             "max_grad_norm": kept.max_grad_norm,
+            "staleness_policy": kept.staleness_policy,
+            "server": kept.server,
             "initializer": kept.initializer,
             "sessions": {name: _session_to_json(session) for name, session in sessions},
             "counters": keptcounters.to_json(kept.counters),
@@ -102,6 +104,8 @@ def _checkpoint(data: Mapping[str, Any], now: float) -> Checkpoint:
         sessions={name: _session(get(sessions, name, dict)) for name in sessions},
         counters=keptcounters.from_json(get(data, "counters", dict), now),
         log_from=count(data, "log_from"),
+        staleness_policy=optional(data, "staleness_policy", str) or "drop",
+        server=optional(data, "server", str) or "",
     )
 
 
@@ -159,11 +163,13 @@ def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
         "staleness": verdict.staleness,
         "step": verdict.step,
         "reason": verdict.reason.name if verdict.reason else None,
+        "factor": verdict.factor,
+        "consecutive_drops": verdict.consecutive_drops,
     }
 
 
 def _verdict(data: Mapping[str, Any]) -> Verdict:
-    reason = optional(data, "reason", str)
+    reason, factor = optional(data, "reason", str), number(data, "factor")
     if reason is not None and reason not in Reason.__members__:
         raise ValueError(
             f"reason: expected {', '.join(Reason.__members__)}, got {reason}"
@@ -173,4 +179,6 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
         staleness=count(data, "staleness"),
         step=count(data, "step"),
         reason=None if reason is None else Reason[reason],
+        factor=1.0 if factor is None else factor,
+        consecutive_drops=optional(data, "consecutive_drops", int) or 0,
     )

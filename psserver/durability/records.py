@@ -5,11 +5,12 @@
 | 1 START | the format's version in 4 bytes, little-endian; the generation | a mark |
 | 2 JOINED | a `JoinRequest` of parameter_server.proto: who has joined | |
 | 3 APPLIED | the `PushHeader` of a push that was applied | as it travelled |
+| 4 WEIGHED | of one that counts less: its factor, a double; then as 3 | likewise |
 
 A START is the first record of every file, and no other; what its mark is for says
-`frame`. The step of an APPLIED is one
-more than that of the record before it, that of a JOINED the same. Of a PushHeader
-`served_at`, `held_s` and `snapshot_wire_dtype` are left out.
+`frame`. The step of an APPLIED or WEIGHED is one more than that of the record before
+it, that of a JOINED the same. Of a PushHeader `served_at`, `held_s` and
+`snapshot_wire_dtype` are left out. A factor has 8 bytes, little-endian.
 """
 
 import enum
@@ -20,13 +21,14 @@ from dataclasses import dataclass, replace
 from psserver.changes import Applied, Change, Joined
 from psserver.durability.frame import MARK_NBYTES, Place, Record, framed
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.body import Assembly, Body, Buffer, cut
+from pswire.body import Assembly, Buffer, cut
 from pswire.encoding import PLAIN
 from pswire.layout import Layout
 from pswire.values import PushHeader
 
 _FORMAT = 1
 _VERSION = struct.Struct("<I")
+_FACTOR = struct.Struct("<d")
 
 
 class Kind(enum.IntEnum):
@@ -35,6 +37,7 @@ class Kind(enum.IntEnum):
     START = 1
     JOINED = 2
     APPLIED = 3
+    WEIGHED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,10 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
             joined = pb.JoinRequest.FromString(record.header)
             return Joined(joined.worker, joined.session, joined.rejoin)
         case Kind.APPLIED:
-            message = pb.PushHeader.FromString(record.header)
-            header = PushHeader.from_proto(message)
-            return Applied(record.frame.step, header, _body(record, header, trainable))
+            return _applied(record, record.header, 1.0, trainable)
+        case Kind.WEIGHED:
+            factor, header = _factor(record.header)
+            return _applied(record, header, factor, trainable)
     known = ", ".join(map(str, map(int, Kind)))
     raise ValueError(f"kind: expected one of {known}, got {record.frame.kind}")
 
@@ -95,12 +99,15 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
         case Joined(worker, session, rejoin):
             joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
             return Kind.JOINED, joined.SerializeToString(), ()
-        case Applied(_, header, body):
+        case Applied(_, header, body, factor):
             kept = replace(
                 header, served_at=None, held_s=0.0, snapshot_encoding=PLAIN
             ).to_proto()
             pieces = [piece for _, piece in cut(body.layout, body)]
-            return Kind.APPLIED, kept.SerializeToString(), pieces
+            told = kept.SerializeToString()
+            if factor == 1.0:
+                return Kind.APPLIED, told, pieces
+            return Kind.WEIGHED, _FACTOR.pack(factor) + told, pieces
 
 
 def _start(header: bytes, mark: bytes) -> Start:
@@ -114,7 +121,15 @@ def _start(header: bytes, mark: bytes) -> Start:
     return Start(header[_VERSION.size :].decode(), mark)
 
 
-def _body(record: Record, header: PushHeader, trainable: Layout) -> Body:
+def _factor(header: bytes) -> tuple[float, bytes]:
+    if len(header) < _FACTOR.size:
+        raise ValueError(f"factor: expected {_FACTOR.size} bytes, got {len(header)}")
+    (factor,) = _FACTOR.unpack_from(header)
+    return factor, header[_FACTOR.size :]
+
+
+def _applied(record: Record, told: bytes, factor: float, trainable: Layout) -> Applied:
+    header = PushHeader.from_proto(pb.PushHeader.FromString(told))
     assembly = Assembly(header.encoding.layout(header.layout or trainable))
     assembly.add(0, record.body.data)
-    return assembly.finish()
+    return Applied(record.frame.step, header, assembly.finish(), factor)

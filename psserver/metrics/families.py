@@ -18,7 +18,7 @@ def gauge(name: str, help_text: str, value: float | None) -> Metric:
     return family
 
 
-def counter(name: str, help_text: str, value: int) -> Metric:
+def counter(name: str, help_text: str, value: float) -> Metric:
     """Return a counter without labels; Prometheus adds `_total` to its name."""
     return CounterMetricFamily(name, help_text, value)
 

@@ -87,6 +87,11 @@ class _Figures(Collector):
         counted = since(status, self._first)
         yield from _about(status)
         yield from _totals(counted)
+        yield counter(
+            "asyncps_withheld_pushes",
+            "What factors left out of applied pushes: the sum of 1 - factor.",
+            status.withheld - self._first.withheld,
+        )
         yield _staleness(counted)
         yield from self._workers.of(status, counted)
         yield from _kept(status.durability)
@@ -95,6 +100,7 @@ class _Figures(Collector):
 
 def _about(status: Status) -> Iterator[Metric]:
     server = {
+        "name": status.name,
         "generation": status.generation,
         "incarnation": status.incarnation,
         "rule": status.rule,
@@ -103,10 +109,20 @@ def _about(status: Status) -> Iterator[Metric]:
     limit = status.limits.max_staleness
     yield InfoMetricFamily(
         "asyncps_server",
-        "The history that steps count in, and the start that counters count from.",
+        "Its name, the history of its steps, and the start that counters count from.",
         server,
     )
     yield gauge("asyncps_max_staleness_steps", "The limit; absent: none.", limit)
+    yield InfoMetricFamily(
+        "asyncps_staleness_policy",
+        "What becomes of the pushes that the limit admits.",
+        {"policy": status.limits.staleness_policy},
+    )
+    yield gauge(
+        "asyncps_limit_now_steps",
+        "The limit now: lower where the policy is adaptive; absent: none.",
+        status.limit_now,
+    )
     yield gauge("asyncps_step", "The step: pushes applied so far.", status.step)
     states = Counter(map(status.state, status.workers))
     workers = GaugeMetricFamily(

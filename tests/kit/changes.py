@@ -38,6 +38,7 @@ def applied(
     layout: Layout | None = None,
     value: float | None = None,
     encoding: Encoding = PLAIN,
+    factor: float = 1.0,
 ) -> Applied:
     """Make a push that was applied.
 
@@ -48,6 +49,7 @@ def applied(
         layout: See above.
         value: See above.
         encoding: See above.
+        factor: What its update was multiplied by.
     """
     if body is None:
         body = Body.unwritten(TRAINABLE)
@@ -62,7 +64,7 @@ def applied(
         value=value,
         encoding=encoding,
     )
-    return Applied(step, header, body.freeze())
+    return Applied(step, header, body.freeze(), factor)
 
 
 def batches(sizes: Iterable[int], step: int = 0) -> list[Sequence[Change]]:
@@ -136,7 +138,10 @@ def replayed(
 def facts(changes: Iterable[Change]) -> list[Any]:
     """Return what two logs are compared by: arrays have no simple equality."""
     return [
-        (change.step, change.header, change.body.layout, bytes(_data(change.body)))
+        (
+            *(change.step, change.header, change.factor),
+            *(change.body.layout, bytes(_data(change.body))),
+        )
         if isinstance(change, Applied)
         else change
         for change in changes

@@ -128,10 +128,11 @@ def _checkpoint(
         for name, array in variables.items()
     }
     workers = ("ann", "bo", "Zoë \U0001f40c")
+    dropped = Verdict(False, 9, step, Reason.STALE, consecutive_drops=4)
     sessions = {
         "s1": Session("ann", superseded=True),
-        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step)),
-        "s3": Session("bo", 5, Verdict(False, 9, step, Reason.STALE)),
+        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step, factor=1 / 3)),
+        "s3": Session("bo", 5, dropped),
         "s4": Session(workers[2]),
     }
     return Checkpoint(
@@ -145,6 +146,8 @@ def _checkpoint(
         max_grad_norm=(None, 0.1, 3)[seed % 3],
         sessions=sessions,
         counters=_random_counters(draw, workers),
+        staleness_policy=("drop", "polynomial:0.5")[seed % 2],
+        server="lab",
     )
 
 
@@ -165,7 +168,8 @@ def _random_counters(draw: np.random.Generator, workers: Sequence[str]) -> Count
         worker = workers[int(draw.integers(2))]  # The last one has no push at all.
         applied, staleness = bool(draw.integers(2)), int(draw.integers(200)) ** 3
         reason = None if applied else Reason.STALE
-        verdict = Verdict(applied, staleness, number, reason, number % 9 == 0)
+        factor = float(draw.random()) if applied else 1.0
+        verdict = Verdict(applied, staleness, number, reason, number % 9 == 0, factor)
         loss = (None, float(draw.random()), math.nan, -1e300)[draw.integers(4)]
         counters.judge(worker, verdict, loss, now=float(number))
         counters.reject((worker, None)[number % 2], NonFiniteError("w: nan"))

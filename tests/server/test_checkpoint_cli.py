@@ -105,9 +105,10 @@ def test_show_tells_what_one_holds(
 
     total = kept.counters.total
     limit = "off" if seed == 0 else f"{kept.max_staleness} steps"
-    assert lines[0] == shown["name"] == name
+    policy = ", policy polynomial:0.5" if seed == 1 else ""
+    assert (lines[0], shown["name"]) == (f"{name} of lab", name)
     assert lines[1] == (
-        f"step {step}, rule adam(learning_rate=1e-3), limit {limit}, "
+        f"step {step}, rule adam(learning_rate=1e-3), limit {limit}{policy}, "
         f"generation generation-{seed}"
     )
     assert lines[2].startswith("saved 1970-01-01T00:00:00Z by asyncps ")
@@ -116,6 +117,7 @@ def test_show_tells_what_one_holds(
     assert ["variables/float64/(3,", "2)", "float64", "(3,", "2)"] in words
     assert ["ann", *map(str, counts(kept, "ann"))] in words
     assert (shown["step"], shown["max_staleness"]) == (step, kept.max_staleness)
+    assert shown["server"] == "lab"
     assert shown["sessions"]["s2"]["last_seq"] == 2**64 - 1
     assert len(shown["arrays"]) == len(kept.variables) + len(kept.slots.arrays)
 

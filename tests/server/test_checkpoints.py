@@ -79,7 +79,8 @@ def told(checkpoint: Checkpoint | None) -> list[Any]:
         *(arrays, checkpoint.variables.layout),
         *(checkpoint.generation, checkpoint.step, checkpoint.slots.weak),
         *(checkpoint.initializer, checkpoint.rule, checkpoint.max_staleness),
-        *(checkpoint.max_grad_norm, list(checkpoint.sessions.items())),
+        *(checkpoint.max_grad_norm, repr(checkpoint.sessions)),
+        *(checkpoint.staleness_policy, checkpoint.server),
         keptcounters.to_json(checkpoint.counters),
     ]
 
@@ -284,6 +285,10 @@ _TWICE = [{"name": "slots", "dtype": "int8", "shape": [], "sha256": ""}] * 2
         (["rule"], None, "rule: expected str, got NoneType"),
         (["max_grad_norm"], "1", "max_grad_norm: expected float, got str"),
         (["max_staleness"], 1.5, "max_staleness: expected int, got float"),
+        (["staleness_policy"], 1, "staleness_policy: expected str, got int"),
+        (["server"], 1, "server: expected str, got int"),
+        (["sessions", "s2", "last_verdict", "factor"], "1", "factor: expected float"),
+        (["counters", "withheld"], [], "withheld: expected float, got list"),
         (["weak"], {}, "weak: expected list, got dict"),
         (["versions", "jax"], 1, "jax: expected str, got int"),
         (["counters", "total", "rejected"], {"X": -1}, "X: expected 0 to "),

@@ -224,10 +224,13 @@ def test_the_status_for_scripts_has_every_number(
     assert worker.pop("pushes_per_s") > 0
     assert worker.pop("last_seen_s") >= 0
     assert table == {
+        "name": "asyncps",
         "generation": now.generation,
         "incarnation": now.incarnation,
         "step": 2,
         "limit": 1,
+        "limit_now": 1,
+        "staleness_policy": "drop",
         "recent_drop_rate": 1 / 3,
         "loss": None,
         "max_grad_norm": None,
@@ -239,6 +242,7 @@ def test_the_status_for_scripts_has_every_number(
         "duplicate": 0,
         "rejected": {"NON_FINITE": 1},
         "drop_rate": 1 / 3,
+        "withheld": 0.0,
         "mean_staleness": 1.0,
         "staleness": {"0": 1, "1": 1, "2": 1},
         "unjoined": Counts().to_json(),
@@ -463,6 +467,53 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     assert _limits(served).max_staleness == limit
 
 
+@pytest.mark.parametrize(
+    ("flags", "environment", "line", "limit", "policy"),
+    [
+        ([], {}, "staleness-policy = 'inverse'", 8, "inverse"),
+        ([], {"PSSERVER_STALENESS_POLICY": "drop:3"}, "", 3, "drop"),
+        (
+            ["--staleness-policy", "exponential:2", "--max-staleness", "off"],
+            {"PSSERVER_STALENESS_POLICY": "drop:3"},
+            "staleness-policy = 'inverse'",
+            *(None, "exponential:2"),
+        ),
+        (
+            ["--staleness-policy", "drop:3"],
+            {"PSSERVER_MAX_STALENESS": "3"},
+            *("", 3, "drop"),
+        ),
+    ],
+    ids=["file", "environment", "flag", "twice the same"],
+)
+def test_a_policy_may_come_from_anywhere(
+    flags: list[str],
+    environment: dict[str, str],
+    line: str,
+    limit: int | None,
+    policy: str,
+    run: Run,
+    served: list[Status],
+    tmp_path: Path,
+) -> None:
+    """And, with drop, the limit with it; the status tells both apart."""
+    (tmp_path / "ps.toml").write_text(line)
+
+    run("serve", *_SGD, "--config", str(tmp_path / "ps.toml"), *flags, **environment)
+
+    limits = _limits(served)
+    assert (limits.max_staleness, limits.staleness_policy) == (limit, policy)
+
+
+def test_a_server_has_the_name_that_it_was_given(
+    run: Run, served: list[Status]
+) -> None:
+    """It labels what is told of it."""
+    run("serve", *_SGD, "--name", "lab.run-1_b")
+
+    assert served[0].name == "lab.run-1_b"
+
+
 def test_a_file_may_set_everything(
     run: Run, served: list[Status], tmp_path: Path
 ) -> None:
@@ -497,6 +548,13 @@ def test_a_file_may_set_everything(
         (["--max-staleness", "2.5"], r"expected a whole number of steps or off, got"),
         (["--max-staleness", "many"], r"expected a whole number .*, got 'many'"),
         (["--max-staleness", str(2**63)], r"max_staleness: expected None or a whole"),
+        (["--staleness-policy", "dorp"], r"staleness_policy: expected one of .*'dorp'"),
+        (["--staleness-policy", "hinge:1"], r"hinge: expected hinge:a,b, got 1 argum"),
+        (
+            ["--staleness-policy", "drop:4", "--max-staleness", "8"],
+            r"staleness_policy: expected drop beside max_staleness, got 'drop:4', ",
+        ),
+        (["--name", "a b"], r"name: expected 1 to 64 letters of .*, got 'a b'"),
         (["--max-grad-norm", "0"], r"max_grad_norm: expected more than 0, got 0\.0"),
         (["--max-grad-norm", "nan"], r"max_grad_norm: expected more than 0, got nan"),
         (["--max-grad-norm", "much"], r"'much' is not a valid float"),

@@ -192,6 +192,22 @@ def test_a_verdict_waits_for_the_steps_that_it_tells_of(
     assert dropped == Verdict(False, PUSHERS, PUSHERS, Reason.STALE)
 
 
+def test_what_follows_from_what_is_kept_waits_for_nothing_more(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """Or a stop could take it back, though its retry has been told of it."""
+    (push,) = pushers.apply(0)
+    assert disk.reached.acquire(timeout=TIMEOUT_S)
+    retry = pushers.push(0)
+    with pytest.raises(TimeoutError):
+        retry.result(0.1)
+
+    disk.is_open.set()
+
+    assert retry.result(TIMEOUT_S) == push.result(TIMEOUT_S).repeated()
+    assert disk.steps() == [[1]]
+
+
 def test_nobody_is_forgotten_whose_push_waits(
     pushers: Pushers, disk: SlowDisk, hook: Any
 ) -> None:

@@ -9,14 +9,18 @@ import pytest
 
 import psserver
 from psserver.config import ServerConfig
+from psserver.policies.terms import Terms
+from psserver.policies.weights import Inverse
 
 
 def test_a_server_is_safe_as_it_comes() -> None:
     """It listens on this machine alone, and drops what is too stale."""
     config = ServerConfig()
 
+    assert config.terms == ServerConfig(max_staleness=8).terms == Terms(8)
     assert config == ServerConfig(
-        max_staleness=8,
+        name="asyncps",
+        staleness_policy="drop",
         max_grad_norm=None,
         host="127.0.0.1",
         port=7070,
@@ -33,6 +37,15 @@ def test_a_server_is_safe_as_it_comes() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"name": ""}, r"name: expected 1 to 64 letters of A-Za-z0-9\._-, got ''"),
+        ({"name": "x" * 65}, r"name: expected 1 to 64 letters of .*, got 'x*'"),
+        ({"name": "a b"}, r"name: expected 1 to 64 letters of .*, got 'a b'"),
+        ({"name": "a\n"}, r"name: expected 1 to 64 letters of .*, got 'a\\n'"),
+        ({"staleness_policy": "x"}, r"staleness_policy: expected one of .*, got 'x'"),
+        (
+            {"staleness_policy": "drop:4", "max_staleness": 8},
+            r"staleness_policy: expected drop beside max_staleness, got 'drop:4', .*",
+        ),
         ({"max_grad_norm": 0.0}, r"max_grad_norm: expected more than 0, got 0\.0"),
         ({"max_grad_norm": -1.0}, r"max_grad_norm: expected more than 0, got -1\.0"),
         ({"max_grad_norm": math.nan}, r"max_grad_norm: expected more than 0, got nan"),
@@ -109,6 +122,23 @@ def test_the_first_and_the_last_port_are_ports(name: str, port: int) -> None:
     settings: dict[str, Any] = {name: port}
 
     assert getattr(ServerConfig(**settings), name) == port
+
+
+@pytest.mark.parametrize(
+    ("settings", "terms"),
+    [
+        ({"staleness_policy": "drop:4"}, Terms(4)),
+        ({"staleness_policy": "drop:4", "max_staleness": 4}, Terms(4)),
+        ({"staleness_policy": "inverse"}, Terms(8, Inverse())),
+        (
+            {"staleness_policy": "inverse", "max_staleness": None},
+            Terms(None, Inverse()),
+        ),
+    ],
+)
+def test_a_policy_may_say_the_limit(settings: dict[str, Any], terms: Terms) -> None:
+    """Or leave it as it is."""
+    assert ServerConfig(**settings).terms == terms
 
 
 def test_settings_do_not_change() -> None:

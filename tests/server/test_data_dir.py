@@ -170,6 +170,7 @@ def test_other_limits_than_those_of_the_checkpoint_are_told(
         {"max_staleness": 2},
         {"max_staleness": 2, "max_grad_norm": 0.5},
         {"max_staleness": None},
+        {"max_staleness": None, "staleness_policy": "inverse"},
     ):
         with keep(**settings) as server, psworker.connect(server.address) as client:
             client.initialize(up)
@@ -180,6 +181,7 @@ def test_other_limits_than_those_of_the_checkpoint_are_told(
         "limit 2 steps, was 8 steps",
         "max_grad_norm 0.5, was off",
         "limit off, was 2 steps; max_grad_norm off, was 0.5",
+        "policy inverse, was drop",
     ]
     told = [
         vars(r) for r in caplog.records if getattr(r, "event", "") == "limits_changed"

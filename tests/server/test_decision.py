@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psserver.decision import Present, Session, decide
-from psserver.staleness import DropStale
+from psserver.policies.terms import Terms
+from psserver.policies.weights import Inverse
 from pswire.encoding import BFLOAT16, Encoding
 from pswire.errors import (
     GenerationError,
@@ -44,7 +45,7 @@ def test_a_push_is_applied_up_to_the_limit_and_dropped_beyond(limit: int) -> Non
     ages = [age for age in (limit - 1, limit, limit + 1) if age >= 0]
 
     verdicts = [
-        decide(replace(_HEADER, step_read=100 - age), _SESSION, _NOW, DropStale(limit))
+        decide(replace(_HEADER, step_read=100 - age), _SESSION, _NOW, Terms(limit))
         for age in ages
     ]
 
@@ -54,6 +55,28 @@ def test_a_push_is_applied_up_to_the_limit_and_dropped_beyond(limit: int) -> Non
         else Verdict(applied=False, staleness=age, step=100, reason=_STALE)
         for age in ages
     ]
+
+
+def test_a_drop_is_told_with_those_before_it() -> None:
+    """Until a push is applied; a retry gets what its push was told."""
+    now = replace(_NOW, drops=4)
+
+    dropped = decide(_HEADER, _SESSION, now, Terms(-1))
+    applied = decide(_HEADER, _SESSION, now, Terms(0))
+    session = replace(_SESSION, last_seq=_HEADER.seq, last_verdict=dropped)
+    again = decide(_HEADER, session, replace(now, drops=5), Terms(-1))
+
+    drops = [verdict.consecutive_drops for verdict in (dropped, applied, again)]
+    assert drops == [5, 0, 5]
+
+
+def test_the_factor_of_an_applied_push_is_the_policy_s() -> None:
+    """Of the staleness that it is judged by."""
+    header = replace(_HEADER, step_read=96)
+
+    verdict = decide(header, _SESSION, _NOW, Terms(8, Inverse()))
+
+    assert verdict == Verdict(applied=True, staleness=4, step=101, factor=0.25)
 
 
 @given(step=st.integers(0, 2**63 - 1), step_read=_INT64, limit=st.none() | _INT64)
@@ -66,7 +89,7 @@ def test_a_push_is_applied_just_if_its_staleness_is_from_zero_to_the_limit(
     applied = limit is None or staleness <= limit
 
     try:
-        verdict = decide(header, _SESSION, replace(_NOW, step=step), DropStale(limit))
+        verdict = decide(header, _SESSION, replace(_NOW, step=step), Terms(limit))
     except StepReadError:
         assert not 0 <= step_read <= step
         return
@@ -84,7 +107,7 @@ def test_a_step_that_never_was_is_an_error_even_without_a_limit(step_read: int) 
     message = rf"^step_read: expected 0 to 100 steps, got {step_read}$"
 
     with pytest.raises(StepReadError, match=message):
-        decide(header, _SESSION, _NOW, DropStale(None))
+        decide(header, _SESSION, _NOW, Terms(None))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,7 @@ def test_a_retry_repeats_the_first_verdict_before_anything_is_judged(
     session = replace(_SESSION, last_seq=6, last_verdict=first)
     retry = replace(_HEADER, **{"step_read": 89, **change})
 
-    verdict = decide(retry, session, _NOW, DropStale(0))
+    verdict = decide(retry, session, _NOW, Terms(0))
 
     assert verdict == replace(first, duplicate=True)
 
@@ -130,7 +153,7 @@ def test_a_number_that_has_been_passed_is_refused(seq: int, last_seq: int) -> No
     with pytest.raises(
         SequenceError, match=rf"^seq: expected more than {last_seq}, got {seq}$"
     ):
-        decide(replace(_HEADER, seq=seq), session, _NOW, DropStale(None))
+        decide(replace(_HEADER, seq=seq), session, _NOW, Terms(None))
 
 
 @pytest.mark.parametrize("seq", [6, 7, 1000, 2**64 - 1])
@@ -138,7 +161,7 @@ def test_numbers_may_be_skipped(seq: int) -> None:
     """A session may have given up on a push, or had it rejected."""
     header = replace(_HEADER, seq=seq)
 
-    verdict = decide(header, _SESSION, _NOW, DropStale(0))
+    verdict = decide(header, _SESSION, _NOW, Terms(0))
 
     assert verdict == Verdict(applied=True, staleness=0, step=101)
 
@@ -151,7 +174,7 @@ def test_what_a_session_has_read_since_it_joined_again_is_judged(
     header = replace(_HEADER, step_read=step_read)
     session = Session("ann", since=50)
 
-    verdict = decide(header, session, _NOW, DropStale(50))
+    verdict = decide(header, session, _NOW, Terms(50))
 
     assert verdict == Verdict(applied=True, staleness=100 - step_read, step=101)
 
@@ -199,7 +222,7 @@ def test_of_several_faults_the_first_in_the_order_is_told(first: int) -> None:
     }
 
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        decide(replace(_HEADER, **changes), session, _NOW, DropStale(-1))
+        decide(replace(_HEADER, **changes), session, _NOW, Terms(-1))
 
 
 def test_a_superseded_session_is_not_even_told_its_last_verdict() -> None:
@@ -208,7 +231,7 @@ def test_a_superseded_session_is_not_even_told_its_last_verdict() -> None:
     retry = replace(_HEADER, seq=session.last_seq)
 
     with pytest.raises(SessionSupersededError, match=r"^session: expected the newest"):
-        decide(retry, session, _NOW, DropStale(None))
+        decide(retry, session, _NOW, Terms(None))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +284,7 @@ def test_gradients_that_are_not_the_variables_are_refused_by_name(
     header: PushHeader, message: str
 ) -> None:
     """The name comes first, then what was expected, then what came."""
-    policy = DropStale(None)
+    policy = Terms(None)
 
     with pytest.raises(VariableMismatchError, match=f"^{re.escape(message)}$"):
         decide(header, _SESSION, _NOW, policy)
@@ -270,9 +293,9 @@ def test_gradients_that_are_not_the_variables_are_refused_by_name(
 @pytest.mark.parametrize("header", [_push_of(_W, _B), _push_of(_B, _W)])
 def test_gradients_may_come_in_any_order(header: PushHeader) -> None:
     """The body's size is that of the order in which they come."""
-    policy = DropStale(0)
+    policy = Terms(0)
 
-    policy = DropStale(0)
+    policy = Terms(0)
 
     verdict = decide(header, _SESSION, _NOW, policy)
 
@@ -293,7 +316,7 @@ def test_the_size_of_a_push_is_what_travels(encoding: Encoding, nbytes: int) -> 
     """Also of one that is dropped: what it would have brought is judged first."""
     header = replace(_HEADER, encoding=encoding, nbytes=nbytes)
 
-    applied = decide(header, _SESSION, _NOW, DropStale(0))
-    dropped = decide(header, _SESSION, _NOW, DropStale(-1))
+    applied = decide(header, _SESSION, _NOW, Terms(0))
+    dropped = decide(header, _SESSION, _NOW, Terms(-1))
 
     assert (applied.applied, dropped.applied) == (True, False)

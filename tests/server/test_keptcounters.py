@@ -16,7 +16,8 @@ def told(counters: Counters) -> list[Any]:
     """Return all that a status tells of counters but the last seconds."""
     rows = counters.workers(now=1e6, uptime_s=1e6)
     totals = [counters.total.freeze(), counters.unjoined.freeze()]
-    return [*totals, counters.staleness, counters.staleness_sum, *rows]
+    sums = [counters.staleness_sum, counters.withheld]
+    return [*totals, counters.staleness, *sums, *rows]
 
 
 def through_json(counters: Counters, now: float) -> Counters:
@@ -56,6 +57,17 @@ def test_the_last_seconds_begin_anew() -> None:
     assert counters.recent.rates(9.0, 9.0).pushes_per_s > 0
     assert back.recent.rates(9.0, 9.0).pushes_per_s == 0
     assert [row.pushes_per_s for row in back.workers(9.0, 9.0)] == [0.0]
+
+
+def test_what_was_kept_before_there_were_factors_counted_in_full() -> None:
+    """Of a checkpoint of an older server."""
+    counters = Counters()
+    counters.join("ann", now=0.0)
+    counters.judge("ann", Verdict(True, 0, 1, factor=0.5), None, now=0.0)
+    data = keptcounters.to_json(counters)
+    del data["withheld"]
+
+    assert keptcounters.from_json(data, now=0.0).withheld == 0
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:

@@ -144,6 +144,18 @@ def test_a_push_is_read_as_it_travelled(
         assert not memory.flags.writeable
 
 
+@pytest.mark.parametrize("factor", [0.1, 1 / 3, 5e-324, 0.0, 1.0])
+def test_a_push_s_factor_is_kept_to_the_last_bit(
+    factor: float, disk: VirtualDisk
+) -> None:
+    """Beside pushes that counted in full, whose records are as they ever were."""
+    pushes = [applied(1), applied(2, factor=factor, value=0.5), applied(3)]
+
+    write_log(disk, [pushes])
+
+    assert facts(replayed(disk)) == facts(pushes)
+
+
 def test_what_only_the_caller_needs_is_left_out(disk: VirtualDisk) -> None:
     """Times, and what the answer was to travel as."""
     push = applied(1)

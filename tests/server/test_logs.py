@@ -30,7 +30,7 @@ _LOGS_SOME = """
 import logging, sys, warnings
 from psserver import logs
 
-logs.configure(sys.argv[1])
+logs.configure(sys.argv[1], "lab")
 told = {"event": "told"}
 logging.getLogger("psserver").info("one\\ntwo \\x1b[31m\\u2028", extra=told)
 try:
@@ -60,7 +60,7 @@ def logged(style: str) -> list[str]:
 def test_a_run_is_told_in_json(serve: Serve) -> None:
     """From the first worker to the last counts; nothing is told of single pushes."""
     gradient = {"w": np.ones(2, np.float32)}
-    settings = ("--max-staleness", "0", "--log-format", "json")
+    settings = ("--max-staleness", "0", "--log-format", "json", "--name", "lab-1")
 
     def until(event: str) -> Iterator[dict[str, Any]]:
         while True:
@@ -96,14 +96,15 @@ def test_a_run_is_told_in_json(serve: Serve) -> None:
         *("serving", "joined", "joined", "initialized", "worker_starved"),
         *("worker_recovered", "taken_over", "stopping", "stopped"),
     ]
-    common = ["time", "level", "logger", "event", "message"]
+    common = ["time", "server", "level", "logger", "event", "message"]
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     for line in lines:
-        assert list(line)[:5] == common
+        assert list(line)[:6] == common
         assert re.fullmatch(stamp, line["time"])
+        assert line["server"] == "lab-1"
     assert told["serving"].items() >= {
         *(("address", address), ("rule", "sgd(learning_rate=0.5)"), ("limit", 0)),
-        *(("level", "info"), ("logger", "psserver")),
+        *(("level", "info"), ("logger", "psserver"), ("staleness_policy", "drop")),
     }
     assert told["initialized"].items() >= {
         *(("worker", "ann"), ("variables", 1), ("nbytes", 8)),
@@ -147,8 +148,10 @@ def test_the_format_may_come_from_anywhere(
     place: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As every setting may."""
-    styles: list[str] = []
-    monkeypatch.setattr("psserver.logs.configure", styles.append)
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "psserver.logs.configure", lambda *settings: configured.append(settings)
+    )
     (tmp_path / "ps.toml").write_text("log-format = 'json'\nport = -1")
     environment = {
         "environment": {"PSSERVER_LOG_FORMAT": "json", "PSSERVER_PORT": "-1"},
@@ -158,7 +161,7 @@ def test_the_format_may_come_from_anywhere(
     result = run("serve", "--rule", "sgd", **environment[place])
 
     assert "port: expected 0 to 65535, got -1" in result.output
-    assert styles == ["json"]
+    assert configured == [("json", "asyncps")]
 
 
 def test_an_unknown_format_is_a_usage_error(run: Run) -> None:

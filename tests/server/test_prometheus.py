@@ -80,12 +80,31 @@ def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
     assert scrape["asyncps_max_staleness_steps",] == 4
     assert scrape["asyncps_drop_ratio",] == 12 / 32
     assert scrape["asyncps_loss",] == 0.25
-    assert scrape["asyncps_server_info", "none", "g", "i", "sgd"] == 1
+    server = ("none", "g", "i", "asyncps", "sgd")
+    assert scrape["asyncps_server_info", *server] == 1
+    assert scrape["asyncps_staleness_policy_info", "drop"] == 1
+    assert scrape["asyncps_limit_now_steps",] == 4
     assert beginning(scrape, "asyncps_workers") == {
         ("active",): 1,
         ("silent",): 1,
         ("starved",): 1,
     }
+
+
+def test_a_policy_s_doing_is_told(read_metrics: Read) -> None:
+    """Its limit of now, and what it left out of pushes since this start began."""
+    limits = replace(STATUS.limits, staleness_policy="adaptive:0.9,1,8")
+    before = replace(QUIET, counts=Counts(10, 0), withheld=2.0)
+    status = replace(STATUS, name="lab", limits=limits, policy_limit=3, withheld=14.5)
+
+    expose = exposer(lambda: status, Meter(), first=before)
+    scrape = read_metrics(expose("")[1].decode())
+
+    assert scrape["asyncps_max_staleness_steps",] == 4
+    assert scrape["asyncps_limit_now_steps",] == 3
+    assert scrape["asyncps_withheld_pushes_total",] == 12.5
+    assert scrape["asyncps_staleness_policy_info", "adaptive:0.9,1,8"] == 1
+    assert scrape["asyncps_server_info", "none", "g", "i", "lab", "sgd"] == 1
 
 
 def test_the_staleness_is_a_histogram(read_metrics: Read) -> None:
@@ -249,7 +268,7 @@ def test_what_outlasts_the_server_is_told(read_metrics: Read) -> None:
         "asyncps_log_bytes": 7,
         "asyncps_log_syncs_total": 9,
     }
-    assert some["asyncps_server_info", "log", "g", "i", "sgd"] == 1
+    assert len(beginning(some, "asyncps_server_info", "log")) == 1
     assert not [key for key in none if key[0].startswith(parts)]
     assert ("asyncps_checkpoint_age_seconds",) not in first
     assert first["asyncps_checkpoint_failures_total",] == 0

@@ -528,10 +528,13 @@ def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
         (Kind.START, b"\2\0\0\0g", b"", "format: expected 1, got 2"),
         (Kind.START, b"\1\0", b"", "format: expected 1, got none"),
         (Kind.START, b"\1\0\0\0g", b"123", "mark: expected 16 bytes, got 3"),
-        (9, b"", b"", "kind: expected one of 1, 2, 3, got 9"),
+        (9, b"", b"", "kind: expected one of 1, 2, 3, 4, got 9"),
         (Kind.JOINED, b"\xff", b"", "Error parsing message"),
         (Kind.APPLIED, b"", b"", "body: expected 12 bytes, got 0"),
         (Kind.APPLIED, b"", b"123", "body: expected 12 bytes, got 3"),
+        (Kind.WEIGHED, b"1234567", b"", "factor: expected 8 bytes, got 7"),
+        (Kind.WEIGHED, b"12345678\xff", b"", "Error parsing message"),
+        (Kind.WEIGHED, b"12345678", b"123", "body: expected 12 bytes, got 3"),
     ],
 )
 def test_what_cannot_be_read_is_refused_though_its_checksums_are_right(

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,75 @@ def _values(store: Store) -> dict[str, Any]:
 
 
 # Staleness
+
+
+def test_a_stale_push_moves_the_variables_by_what_its_verdict_says() -> None:
+    """Its retry gets the same verdict; what is dropped has no factor at all."""
+    worker = _start(staleness_policy="inverse", max_staleness=4)
+    for step in range(4):
+        worker.push(_model(0.0), step_read=step)
+    before = _values(worker.store)
+
+    verdict = worker.push(_model(1.0), step_read=0)
+    again = worker.store.push(
+        worker.header(_model(1.0), step_read=0), _hand_over({}), now=100.0
+    )
+    dropped = worker.push(_model(1.0), step_read=0)
+
+    assert verdict == Verdict(applied=True, staleness=4, step=5, factor=0.25)
+    assert again == replace(verdict, duplicate=True)
+    assert dropped == Verdict(False, 5, 5, Reason.STALE)
+    after = _values(worker.store)
+    assert before["b"] == [1.0, 1.0, 1.0]
+    assert after["b"] == [0.75, 0.75, 0.75]
+
+
+def test_nobody_waits_while_the_first_factor_is_compiled_for() -> None:
+    """It takes seconds where there are many arrays; pushes wait for it, status not."""
+    compiling, compiled = threading.Event(), threading.Event()
+    is_started = False
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        if is_started:  # JAX calls it just to compile.
+            compiling.set()
+            assert compiled.wait(_TIMEOUT_S)
+        return updates, state
+
+    rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    worker = _start(rule, staleness_policy="inverse")
+    is_started = True
+    with ThreadPoolExecutor(2) as pool:
+        pushing = pool.submit(worker.push, _model())
+        try:
+            assert compiling.wait(_TIMEOUT_S)
+            asked = pool.submit(worker.store.status, 100.0)
+            step = asked.result(_TIMEOUT_S / 2).step
+        finally:
+            compiled.set()
+
+        verdict = pushing.result(_TIMEOUT_S)
+
+    assert step == 0
+    assert verdict == Verdict(applied=True, staleness=0, step=1)
+
+
+def test_an_adaptive_limit_follows_the_pushes_that_are_judged() -> None:
+    """The dropped ones too: else it could never rise again."""
+    worker = _start(staleness_policy="adaptive:0.5,1,6", max_staleness=5)
+    outcomes = []
+
+    def push(age: int) -> bool:
+        step = worker.store.status(now=100.0).step
+        return worker.push(_model(0.0), step_read=max(0, step - age)).applied
+
+    for age in (*[0] * 20, 2, 1, *[4] * 40):
+        outcomes.append(push(age))
+
+    # At first the hard limit counts, then the least. What is 4 steps old is dropped
+    # until more than half of the pushes are.
+    assert outcomes[:22] == [True] * 20 + [False, True]
+    assert outcomes.index(True, 22) == 22 + 23
+    assert all(outcomes[45:])
 
 
 def test_a_dropped_push_leaves_no_trace(rule: optax.GradientTransformation) -> None:

@@ -30,12 +30,14 @@ class _Asked:
         sender: By whom.
         expected: The answer, or its type.
         task: Finds it.
+        place: Of a joining, among those of its worker; 0: it is none.
     """
 
     request: Request
     sender: Any
     expected: Any
     task: Task
+    place: int
 
 
 class Asking:
@@ -72,7 +74,11 @@ class Asking:
     def ask(self, request: Request, sender: Any) -> None:
         """Begin to ask for something."""
         expected = self._expect(request)
-        asked = _Asked(request, sender, expected, self._server.ask(request))
+        # Of who is forgotten before this is answered, the same may come again.
+        joins = isinstance(request, Join) and expected is Joined
+        place = self._model.members.place(request.session) if joins else 0
+        task = self._server.ask(request)
+        asked = _Asked(request, sender, expected, task, place)
         self._asked.append(asked)
 
     def answers(self) -> Answers:
@@ -134,15 +140,16 @@ class Asking:
             assert isinstance(answer, expected), f"expected {expected}, got {answer!r}"
         else:
             assert answer == expected, f"expected {expected}, got {answer!r}"
-        self._check(asked.request, answer)
+        self._check(asked, answer)
         return answer
 
-    def _check(self, request: Request, answer: Any) -> None:
-        model = self._model
+    def _check(self, asked: _Asked, answer: Any) -> None:
+        model, request = self._model, asked.request
         if isinstance(answer, bool):
             assert answer == (model.initializer == request.session)
         elif isinstance(answer, Joined):
-            model.members.acknowledge(request.session)
+            assert isinstance(request, Join)
+            model.members.acknowledge(request.worker, asked.place)
         elif isinstance(answer, Snapshot):
             assert answer.step == model.shown
             assert answer.generation == model.generation

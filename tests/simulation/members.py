@@ -111,12 +111,15 @@ class Members:
         workers = {row.worker for row in self.rows.values()}
         return {w: len(names) for w, names in self._joined.items() if w in workers}
 
-    def acknowledge(self, session: str) -> None:
-        """Note that a session knows of its joining."""
-        if row := self.rows.get(session):
-            names = self._joined[row.worker]
-            count = len(names) - names[::-1].index(session)
-            self.told[row.worker] = max(count, self.told.get(row.worker, 0))
+    def place(self, session: str) -> int:
+        """Return the number of a session's last joining among its worker's."""
+        names = self._joined[self.rows[session].worker]
+        return len(names) - names[::-1].index(session)
+
+    def acknowledge(self, worker: str, place: int) -> None:
+        """Note that a session knows of its joining, which has this number."""
+        if place > self._forgotten.get(worker, 0):
+            self.told[worker] = max(place, self.told.get(worker, 0))
 
     def keep(self, joinings: Mapping[str, int]) -> None:
         """Let joinings never be lost, unless the worker was forgotten since."""

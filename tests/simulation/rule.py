@@ -33,9 +33,14 @@ class NumpyRule:
         trace = slots.arrays[_SLOT] if slots else np.zeros_like(self._decay)
         return State((_floats(variables),), trace)
 
-    def apply(self, state: State, gradients: Body, value: float | None) -> State:
+    def apply(
+        self, state: State, gradients: Body, value: float | None, factor: float = 1.0
+    ) -> State:
         trace = self._decay * state.slots + _floats(gradients)
-        return State((state.variables[0] - trace,), trace)
+        return State((state.variables[0] - np.float32(factor) * trace,), trace)
+
+    def prepare_factors(self, state: State) -> None:
+        pass
 
     def let_go(self) -> None:
         pass

@@ -46,7 +46,12 @@ class _Core(core.Core):
 def simulated() -> Iterator[None]:
     """Take threads, time and JAX out of servers: nothing is left to chance."""
     with ExitStack() as stack:
-        for name in ("store", "commits", *_keeping("saver", "logwatch", "log")):
+        for name in (
+            "store",
+            "firstmodel",
+            "commits",
+            *_keeping("saver", "logwatch", "log"),
+        ):
             stack.enter_context(patch(f"psserver.{name}.threading", THREADING))
         for name in _keeping("saver", "logwatch"):
             stack.enter_context(patch(f"psserver.{name}.time", CLOCK))

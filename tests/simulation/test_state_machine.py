@@ -49,6 +49,9 @@ class Life(RuleBasedStateMachine):
         self.pushes: list[Push] = []
         self.count = 0
 
+    def teardown(self) -> None:
+        self.witness.close()
+
     @initialize(limit=LIMITS)
     def begin(self, limit: int | None) -> None:
         self.start(limit)

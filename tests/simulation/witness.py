@@ -140,6 +140,11 @@ class Witness:
             self.promise.end(server)
             server.tasks.kill()
 
+    def close(self) -> None:
+        """Let no thread of a server wait for ever, whatever has gone wrong."""
+        if self.server:
+            self.server.tasks.kill()
+
     def wipe(self) -> None:
         """Let there be nothing on the disk, between two servers."""
         self.model = self._kept = Model("", None, self._width)

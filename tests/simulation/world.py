@@ -1,6 +1,7 @@
 """A server, its workers, the network between them, and all that can go wrong."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from random import Random
 from typing import Any
 
@@ -74,11 +75,12 @@ class World:
 
     def run(self, events: int) -> None:
         """Let things happen, then repair all and check that everybody is answered."""
-        for _ in range(events):
-            chances = self._up if self._witness.server else self._down
-            (event,) = self._random.choices([*chances], [*chances.values()])
-            self._do(event)
-        self._come_to_rest()
+        with closing(self._witness):
+            for _ in range(events):
+                chances = self._up if self._witness.server else self._down
+                (event,) = self._random.choices([*chances], [*chances.values()])
+                self._do(event)
+            self._come_to_rest()
 
     def story(self) -> list[str]:
         """Tell all that has happened, in a line each."""

@@ -29,7 +29,7 @@ from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.counts import Counts
-from pswire.errors import StepReadError, VariableMismatchError
+from pswire.errors import GenerationError, StepReadError
 from pswire.layout import Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
@@ -179,10 +179,10 @@ class _Workload:
         with pytest.raises(StepReadError, match="step_read: expected 0 to"):
             client.push(gradients, step_read=2**40)
         self._rejected.append((client.name, "STEP_READ"))
-        del gradients["B"]
-        with pytest.raises(VariableMismatchError, match=r"B: expected .* got none"):
-            client.push(gradients, step_read=0)
-        self._rejected.append((client.name, "VARIABLE_MISMATCH"))
+        elsewhere = Snapshot(None, step=0, generation="elsewhere")
+        with pytest.raises(GenerationError, match=r"^generation: .* got elsewhere"):
+            client.push(gradients, elsewhere)
+        self._rejected.append((client.name, "GENERATION"))
 
     def _pull_news(self, index: int) -> None:
         with self._connect(f"puller-{index}") as client:
@@ -298,7 +298,7 @@ def test_the_counters_are_the_sum_of_the_clients_logs(history: History) -> None:
         [push.verdict for push in history.pushes],
         {
             reason: sum(n for (_, why), n in history.rejected.items() if why == reason)
-            for reason in ("STEP_READ", "VARIABLE_MISMATCH")
+            for reason in ("GENERATION", "STEP_READ")
         },
     )
     assert {row.name: row.counts for row in status.workers} == {

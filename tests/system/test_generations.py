@@ -45,6 +45,14 @@ def outcome(client: psworker.Client, step_read: int) -> str:
     return f"{'applied' if verdict.applied else 'dropped'}, {verdict.staleness} stale"
 
 
+def spoil_newest(tmp_path: Path) -> None:
+    """Change a byte of the newest checkpoint."""
+    newest = max((tmp_path / "data" / "checkpoints").iterdir())
+    with open(newest / "arrays.safetensors", "r+b") as arrays:
+        arrays.seek(-1, 2)
+        arrays.write(b"!")
+
+
 @pytest.mark.parametrize(
     ("durability", "end", "began", "expected"),
     [
@@ -117,10 +125,7 @@ def test_a_push_is_judged_likewise_when_the_newest_checkpoint_is_corrupt(
     admin.save_checkpoint(server.address)
     push(old, LAST - SAVED)
     server.stop()
-    newest = max((tmp_path / "data" / "checkpoints").iterdir())
-    with open(newest / "arrays.safetensors", "r+b") as arrays:
-        arrays.seek(-1, 2)
-        arrays.write(b"!")
+    spoil_newest(tmp_path)
 
     server = succeed(server, "stopped", **kept(durability, max_staleness=LIMIT))
     new = connect_near(server.address)
@@ -129,6 +134,31 @@ def test_a_push_is_judged_likewise_when_the_newest_checkpoint_is_corrupt(
     steps = began + 3, began + 1, began, began - 1
 
     assert [outcome(old, step_read) for step_read in steps] == expected
+
+
+def test_once_gone_back_to_an_older_checkpoint_history_is_cut_no_more(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    tmp_path: Path,
+) -> None:
+    """The log had what the corrupt one lacks; from then on none is missing."""
+    server = start_server(**kept("log"))
+    worker = connect_near(server.address)
+    worker.initialize(ZEROS)
+    push(worker, SAVED)
+    for _ in range(2):  # Of one step: nothing is lost, and nothing new to be saved.
+        admin.save_checkpoint(server.address)
+    spoil_newest(tmp_path)
+    generations = [server.status().generation]
+
+    for end in ("killed", "stopped"):
+        server = succeed(server, end, **kept("checkpoint"))
+        assert server.status().step == SAVED
+        generations.append(server.status().generation)
+
+    assert len(set(generations)) == 1
 
 
 @pytest.mark.parametrize("ends", [["stopped"] * 3, ["killed", "stopped", "killed"]])

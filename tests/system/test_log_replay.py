@@ -77,6 +77,38 @@ def test_what_a_killed_server_has_logged_is_replayed_bit_for_bit(
     assert max((killed / "checkpoints").iterdir()).name.endswith(f"-{2 * PUSHES}")
 
 
+def test_a_push_that_counted_less_is_replayed_as_it_counted(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    newest_arrays: NewestArrays,
+    tmp_path: Path,
+) -> None:
+    """By another policy than it was judged by; its retry would be told the same."""
+    stopped, killed = tmp_path / "stopped", tmp_path / "killed"
+    settings = {"durability": "log", "checkpoint_every": 10**9, "max_staleness": None}
+    server = start_server(
+        optax.adam(0.1), data_dir=stopped, staleness_policy="polynomial:0.3", **settings
+    )
+    client = connect_near(server.address)
+    client.initialize(VARIABLES)
+    first = client.pull()
+    gradients = {name: VARIABLES[name] for name in ("brain", "w")}
+    factors = [client.push(gradients, first).factor for _ in range(10)]
+    shutil.copytree(stopped, killed)
+    server.stop()
+
+    start_server(
+        optax.adam(0.1), data_dir=killed, staleness_policy="inverse", **settings
+    ).stop()
+
+    assert factors == [(1 + age) ** -0.3 for age in range(10)]
+    assert newest_arrays(killed) == newest_arrays(stopped)
+    told = [
+        each.read_text() for each in tmp_path.glob("*/checkpoints/*-10/manifest.json")
+    ]
+    assert [str(factors[-1]) in text for text in told] == [True, True]
+
+
 def test_a_log_that_ends_before_the_last_server_did_is_damaged(
     start_server: StartServer, connect_near: ConnectNear, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 import psserver
 import psworker
+from psserver import admin
 from pswire.errors import NonFiniteError
 
 StartServer = Callable[..., psserver.Server]
@@ -346,6 +347,29 @@ def test_a_thousand_workers_are_shown_in_part(
     assert note.startswith("800 more workers left out: ")
 
 
+def test_a_policy_and_a_name_are_shown(
+    browser: Browser, serve: Serve, join: Join
+) -> None:
+    """The limit of now, what it can become at most, and how much pushes counted."""
+    server = serve(name="lab", max_staleness=9, staleness_policy="adaptive:1,0,4")
+    train(server, join)
+    visit(browser, server)
+    adaptive = texts(browser, "#limit")
+    admin.change(server.address, {"staleness_policy": "inverse"})
+    join(server, "late")(36, loss=1.0)
+    visit(browser, server)
+
+    assert adaptive == ["4 steps now, 9 at most, policy adaptive:1,0,4"]
+    assert texts(browser, "#limit") == ["9 steps, policy inverse"]
+    assert texts(browser, "#name") == ["lab"]
+    assert browser.evaluate("document.title").endswith(" dropped · lab")
+    told = (
+        "41 pushes applied, at a mean factor of 0.98, 10 dropped at limits that have "
+    )
+    assert told in " ".join(texts(browser, "#charts"))
+    assert browser.evaluate("document.querySelectorAll('.bar.over').length") == 0
+
+
 def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None:
     """More than a function takes arguments."""
     visit(browser, serve())
@@ -354,9 +378,9 @@ def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None
         """(() => {
             const ages = Array.from({ length: 200000 }, (_, age) => [age, 1]);
             const staleness = Object.fromEntries(ages);
-            view.show({ staleness, limit: 8, applied: 200000, dropped: 0, workers: [],
-                rejected: {}, unjoined: {}, durability: {} }, { time: [], stepRate: [],
-                recentDropRate: [], dropRate: [], loss: [] });
+            view.show({ staleness, limit: 8, limit_now: 8, applied: 200000, dropped: 0,
+                workers: [], rejected: {}, unjoined: {}, durability: {} },
+                { time: [], stepRate: [], recentDropRate: [], dropRate: [], loss: [] });
             return charts.gather(staleness, 8).at(-1).last;
         })()"""
     )

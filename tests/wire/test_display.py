@@ -15,7 +15,7 @@ from pswire.display import summary
 from pswire.status import Durability, Limits, Status
 
 ROW = re.compile(
-    r" *staleness +(\d+)(?:-(\d+))? +[█▏▎▍▌▋▊▉…]* +(\d+) (applied|dropped)"
+    r" *staleness +(\d+)(?:-(\d+))? +[█▏▎▍▌▋▊▉…]* +(\d+) (applied|dropped|judged)"
 )
 
 
@@ -66,7 +66,7 @@ def test_a_status_is_told_in_full() -> None:
     )
 
     assert got == [
-        "step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
+        "asyncps: step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
         "pushes: 5 applied, 3 dropped, 1 duplicate, "
         "3 rejected (1 NON_FINITE, 2 STEP_READ)",
         "drop rate 37.5% of 8 judged pushes",
@@ -92,7 +92,7 @@ def test_a_server_that_waits_for_its_first_worker_says_so() -> None:
     got = lines(replace(QUIET, initialized=False, limits=Limits(None, None, 1, 1)))
 
     assert got == [
-        "step 0, rule sgd, limit off, generation g",
+        "asyncps: step 0, rule sgd, limit off, generation g",
         "no variables yet: the first worker brings them",
         "pushes: 0 applied, 0 dropped, 0 duplicate, 0 rejected",
         "drop rate 0.0% of 0 judged pushes",
@@ -126,6 +126,45 @@ def test_what_outlasts_the_server_is_told(durability: Durability, told: str) -> 
     assert got[-1] == f"kept: {told}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "limit 9 steps, policy polynomial:0.5"),
+        ({"policy_limit": 3}, "limit 3 steps, policy polynomial:0.5"),
+        ({"policy_limit": 20}, "limit 9 steps, policy polynomial:0.5"),
+    ],
+)
+def test_a_policy_is_told_beside_the_limit_of_now(
+    changes: dict[str, Any], told: str
+) -> None:
+    """And the mean of its factors, if any was less than 1."""
+    limits = Limits(9, None, 1, 1, "polynomial:0.5")
+    status = replace(QUIET, limits=limits, counts=Counts(8, 0), name="lab", **changes)
+
+    full = lines(status)
+    part = lines(replace(status, withheld=2.0))
+
+    assert full[0] == f"lab: step 0, rule sgd, {told}, generation g"
+    assert part == [*full, "factor: mean 0.75 of the applied pushes"]
+
+
+def test_a_limit_that_has_changed_parts_no_bars() -> None:
+    """Under it there may be drops of an earlier one, and above it applied pushes."""
+    status = replace(QUIET, staleness={1: 5, 3: 4}, counts=Counts(7, 2))
+
+    assert rows(status) == [
+        (0, 0, 0, "judged"),
+        (1, 1, 5, "judged"),
+        (2, 2, 0, "judged"),
+        (3, 3, 4, "judged"),
+    ]
+
+
+def _parted(histogram: dict[int, int], limit: int | None) -> Counts:
+    over = [n for age, n in histogram.items() if limit is not None and age > limit]
+    return Counts(sum(histogram.values()) - sum(over), sum(over))
+
+
 @settings(deadline=None, derandomize=True)
 @given(
     histogram=st.dictionaries(
@@ -148,6 +187,7 @@ def test_every_push_is_in_one_bar_and_no_bar_crosses_the_limit(
             QUIET,
             staleness=dict(sorted(histogram.items())),
             limits=Limits(limit, None, 1, 1),
+            counts=_parted(histogram, limit),
         )
     )
 

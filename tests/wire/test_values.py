@@ -14,7 +14,11 @@ from pswire.status import Durability, Limits, Status
 from pswire.values import PushHeader, Reason, Verdict
 
 LIMITS = Limits(
-    max_staleness=4, max_grad_norm=1.5, max_model_nbytes=2**40, max_unary_nbytes=4
+    max_staleness=4,
+    max_grad_norm=1.5,
+    max_model_nbytes=2**40,
+    max_unary_nbytes=4,
+    staleness_policy="hinge:10,4",
 )
 COUNTS = Counts(
     applied=6, dropped=2, duplicate=3, rejected={"NON_FINITE": 1, "STEP_READ": 4}
@@ -56,6 +60,9 @@ BUSY = Status(
     loss=0.125,
     staleness_sum=16,
     durability=Durability("log", 4, 3.45678, 2, 1, 4096, 3, 5),
+    policy_limit=3,
+    withheld=1.5,
+    name="lab",
 )
 
 
@@ -65,6 +72,9 @@ BUSY = Status(
         Verdict(applied=True, staleness=0, step=1),
         Verdict(applied=False, staleness=2**62, step=2**62, reason=Reason.STALE),
         Verdict(applied=True, staleness=3, step=9, duplicate=True),
+        Verdict(applied=True, staleness=3, step=9, factor=1 / 3),
+        Verdict(False, 9, 9, Reason.STALE, consecutive_drops=2**63),
+        Verdict(applied=True, staleness=3, step=9, factor=0.0),
         PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
         PushHeader(
             session="s",
@@ -102,7 +112,8 @@ def test_a_value_survives_the_wire(value: Any) -> None:
 
     wire = message.SerializeToString()
 
-    assert type(value).from_proto(type(message).FromString(wire)) == value
+    got = type(value).from_proto(type(message).FromString(wire))
+    assert (got, repr(got)) == (value, repr(value))  # The text has all of it.
 
 
 def test_staleness_arrives_in_ascending_order() -> None:
@@ -193,10 +204,13 @@ def test_a_status_is_json() -> None:
         "+Inf",
     ]
     assert json.loads(text) == {
+        "name": "lab",
         "generation": "g",
         "incarnation": "i",
         "step": 6,
         "limit": 4,
+        "limit_now": 3,
+        "staleness_policy": "hinge:10,4",
         "max_grad_norm": 1.5,
         "rule": "sgd(learning_rate=1)",
         "initialized": True,
@@ -206,6 +220,7 @@ def test_a_status_is_json() -> None:
         "recent_drop_rate": 0.5,
         "loss": 0.125,
         **counts,
+        "withheld": 1.5,
         "mean_staleness": 2.0,
         "staleness": {"0": 4, "3": 2, "5": 2},
         "workers": [

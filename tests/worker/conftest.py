@@ -1,20 +1,31 @@
 """What the worker's tests share: a relay that shows, and spoils, what is sent."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
+import numpy as np
 import pytest
+
+from pswire import trees
+from pswire.body import Arrays, Body
+from pswire.encoding import PLAIN
+from pswire.layout import Layout
+from pswire.values import PushHeader, Reason, Snapshot, Verdict
+from psworker.client import Client
+from psworker.connection import Connection
+from psworker.wire import Wire
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
 
+Offline = Callable[..., tuple[Client, "Recorder"]]
 InThread = Callable[..., "futures.Future[Any]"]
 StartRelay = Callable[[str], "Relay"]
 
@@ -124,3 +135,53 @@ def in_thread() -> Iterator[InThread]:
     """Run functions beside the test; all of them end with it."""
     with futures.ThreadPoolExecutor(16, "beside") as pool:
         yield pool.submit
+
+
+class Recorder:
+    """In place of a connection: keeps what would be sent, and judges as it is told.
+
+    Attributes:
+        layout: Of the variables, which stay as they are.
+        step: That snapshots have; one more for every push that is applied.
+        generation: Of snapshots likewise.
+        answers: Whether each push is applied, in order; then all are.
+        headers: Of the pushes, in order.
+        sent: The gradients, by name.
+    """
+
+    session = "session"
+    pull_encoding = PLAIN
+
+    def __init__(self, params: Any, answers: Iterable[bool]) -> None:
+        arrays = trees.flatten(params)
+        self.layout = Layout.of(arrays)
+        self.step, self.generation = 0, "first"
+        self.answers = iter(answers)
+        self.headers: list[PushHeader] = []
+        self.sent: list[dict[str, Any]] = []
+        self._variables = Body.gather(self.layout, arrays)
+
+    def pull(self, known: object) -> Snapshot[Body]:
+        return Snapshot(self._variables, self.step, self.generation)
+
+    def push(self, header: PushHeader, layout: Layout, arrays: Arrays) -> Verdict:
+        self.headers.append(header)
+        self.sent.append({name: np.array(arrays[name]) for name in layout.places})
+        staleness = self.step - header.step_read
+        if next(self.answers, True):
+            self.step += 1
+            return Verdict(True, staleness, self.step)
+        return Verdict(False, staleness, self.step, Reason.STALE)
+
+
+@pytest.fixture
+def offline() -> Offline:
+    """Make clients of no server, each with the recorder that it calls."""
+
+    def make(
+        params: Any, answers: Iterable[bool] = (), wire: Wire | None = None
+    ) -> tuple[Client, Recorder]:
+        recorder = Recorder(params, answers)
+        return Client(cast(Connection, recorder), wire or Wire()), recorder
+
+    return make

@@ -26,6 +26,8 @@ from psworker.cli import main
 pytestmark = pytest.mark.timeout(180)
 
 WAIT_S = 60.0
+UNLEARNED = "batches never learned from"
+NONE_LEFT = f"0 {UNLEARNED}"
 
 TASK = """
 import os, socket
@@ -78,6 +80,12 @@ def train(client, task, shard, *, prefetch, background_push, **settings):
 
 psworker.loop.train = train
 task = psworker.Task(init=dict, loss=lambda params, batch: 0, batches=lambda shard: ())
+"""
+
+RETRYING = """
+from psworker import Task
+
+task = Task(init=dict, loss=print, batches=lambda shard: (), on_drop="retry")
 """
 
 SLOW_RULE = """
@@ -245,6 +253,7 @@ def test_a_launch_trains_to_the_end_and_sums_up(
     assert re.search(r"^worker-0 +active +\d+\.\d +3 +0 +0\.0%", out, re.MULTILINE)
     assert re.search(r"^worker-1 +active +\d+\.\d +2 +0 +0\.0%", out, re.MULTILINE)
     assert re.search(r"^5 pushes of these .*; 0 restarts, 0 workers lost$", out, re.M)
+    assert f"\n{UNLEARNED}: 0\n" in out
     # Whatever the order, every push takes a quarter of the way that it has seen.
     assert re.search(r"^at step 5: distance 0\.\d+$", out, re.MULTILINE)
     logs = {log.stem: log.read_text() for log in (tmp_path / "psworker-logs").iterdir()}
@@ -252,6 +261,28 @@ def test_a_launch_trains_to_the_end_and_sums_up(
     assert "as worker-0" in logs["worker-0"]
     assert "3 applied, 0 dropped" in logs["worker-0"]
     assert "2 applied, 0 dropped" in logs["worker-1"]
+
+
+def test_a_launch_says_whose_batches_were_never_learned_from(
+    psworker: Callable[..., Command], meet: Meet, tmp_path: Path
+) -> None:
+    """This server drops all; the worker that has lost most is named first."""
+    command = psworker(
+        *("launch", "quick:task", "--workers", "3", "--on-drop", "requeue"),
+        *(*LOCAL, "--max-staleness", "-1"),
+    )
+    workers = meet(3)
+    workers["training 0"].tell("batch")
+    workers["training 2"].tell("batch", "batch")
+    for worker in workers.values():
+        worker.lines.close()
+
+    code, out, _ = command.end()
+
+    assert code == 0
+    assert "pushes: 0 applied, 12 dropped," in out
+    whose = r"3 \(2 of worker-2, 1 of worker-0\)"
+    assert re.search(rf"^{UNLEARNED}: {whose}$", out, re.MULTILINE)
 
 
 def test_a_second_launch_sums_up_its_own_pushes(
@@ -376,6 +407,7 @@ def test_a_worker_that_always_crashes_is_given_up(
     code, out, err = command.end()
 
     assert code == 1
+    assert re.search(rf"^{UNLEARNED}: 0 \(not known of .*-0\)$", out, re.MULTILINE)
     obituary = r"-0: ended with exit code 3; last: the data are gone \(see .*-0.log\)"
     assert len(re.findall(obituary, err)) == 3
     assert re.findall(r"-0: (.*restart.*)", err) == [
@@ -407,12 +439,11 @@ def test_a_usage_error_of_a_worker_is_not_repeated(
     [
         (
             "--outage 5 --on-drop retry --steps 7 --compression topk:0.5",
-            "--on-drop retry --outage 5.0 --steps 7 --compression topk:0.5",
+            "--outage 5.0 --on-drop retry --steps 7 --compression topk:0.5",
         ),
         (
             "--background-push --prefetch --wire-dtype bf16",
-            "--on-drop skip --outage 60.0 --prefetch --background-push "
-            "--wire-dtype bf16",
+            "--outage 60.0 --prefetch --background-push --wire-dtype bf16",
         ),
     ],
 )
@@ -553,7 +584,7 @@ def test_a_worker_stops_with_grace(
     command.process.send_signal(number)
     code, out, _ = command.end()
 
-    assert (code, out) == (0, "step 1, loss 2, 1 applied, 0 dropped\n")
+    assert (code, out) == (0, f"step 1, loss 2, 1 applied, 0 dropped, {NONE_LEFT}\n")
 
 
 def test_a_worker_goes_through_the_parts_that_it_is_leased(
@@ -620,7 +651,7 @@ def test_a_worker_that_finds_all_done_says_at_which_step(
 
     code, out, _ = command.end()
 
-    assert (code, out) == (0, "step 0, loss none, 0 applied, 0 dropped\n")
+    assert (code, out) == (0, f"step 0, loss none, 0 applied, 0 dropped, {NONE_LEFT}\n")
 
 
 def test_a_worker_stops_while_it_still_loads_its_task(
@@ -673,11 +704,11 @@ def test_a_worker_that_finds_no_server_says_where_it_looked(
         ("run m:t --server :1 --on-drop stop", "'--on-drop': 'stop' is not one of"),
         (
             "run m:t --server :1 --on-drop retry --prefetch",
-            'on_drop: expected "skip" beside prefetch, got "retry"',
+            'on_drop: expected "skip" or "requeue" beside prefetch, got "retry"',
         ),
         (
             "launch m:t --workers 1 --server :1 --on-drop retry --background-push",
-            'on_drop: expected "skip" beside background_push, got "retry"',
+            'on_drop: expected "skip" or "requeue" beside background_push, got "retry"',
         ),
         ("run m:t --server :1 --outage -1", "'--outage': -1.0 is not in the range"),
         ("run m:t --server :1 --app-dir not/here", "'--app-dir': Directory 'not/here'"),
@@ -749,6 +780,19 @@ def test_a_worker_overlaps_as_it_is_told(
 
     code, out, _ = command.end()
     assert (code, out) == (0, f"{said}\nno push\n")
+
+
+def test_a_task_that_retries_cannot_be_overlapped(
+    psworker: Callable[..., Command], tmp_path: Path
+) -> None:
+    """Its own word for drops is looked at like that of the command."""
+    (tmp_path / "retrying.py").write_text(RETRYING)
+
+    command = psworker("run", "retrying:task", "--server", ":1", "--prefetch")
+
+    code, _, err = command.end()
+    assert code == 2
+    assert 'on_drop: expected "skip" or "requeue" beside prefetch, got "retry"' in err
 
 
 @pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])

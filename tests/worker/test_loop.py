@@ -249,11 +249,11 @@ def test_training_ends_at_the_global_step(
 @pytest.mark.parametrize(
     ("settings", "pushed", "progress"),
     [
-        ({}, [1, 2, 3], Progress(step=2, applied=2, dropped=1, loss=15.0)),
+        ({}, [1, 2, 3], Progress(2, applied=2, dropped=1, loss=15.0, unlearned=1)),
         (
             {"on_drop": "skip", "max_retries": 9},
             [1, 2, 3],
-            Progress(step=2, applied=2, dropped=1, loss=15.0),
+            Progress(2, applied=2, dropped=1, loss=15.0, unlearned=1),
         ),
         (
             {"on_drop": "retry"},
@@ -293,6 +293,101 @@ def test_the_retries_of_a_batch_are_bounded(max_retries: int) -> None:
     assert (progress.applied, progress.dropped) == (0, 2 * tries)
 
 
+def test_a_function_says_whether_a_dropped_batch_is_retried() -> None:
+    """It is told each verdict; what it says once there is no try left is let be."""
+    seen: list[Verdict] = []
+
+    def on_drop(verdict: Verdict) -> bool:
+        seen.append(verdict)
+        return len(seen) != 2
+
+    client = FakeClient(answers=itertools.repeat("drop"))
+    task = make_task(floats(1, 2), on_drop=on_drop)
+
+    progress = train(client, task, Shard(), max_retries=2)
+
+    assert client.pushed == [[1, 1]] * 2 + [[2, 2]] * 3
+    assert len(seen) == 5
+    assert not any(verdict.applied for verdict in seen)
+    assert (progress.dropped, progress.unlearned) == (5, 2)
+
+
+@pytest.mark.parametrize(("on_drop", "pushes"), [(None, 2), ("skip", 1)])
+def test_who_trains_has_precedence_over_the_task(on_drop: Any, pushes: int) -> None:
+    """The task says what is done unless somebody says otherwise."""
+    client = FakeClient(answers=["drop"])
+
+    train(client, make_task(floats(1), on_drop="retry"), Shard(), on_drop=on_drop)
+
+    assert len(client.pushed) == pushes
+
+
+@pytest.mark.parametrize("on_drop", ["requeu", "", None, 3])
+def test_a_task_that_knows_another_way_with_drops_is_none(on_drop: Any) -> None:
+    """Told where it is made, not in the middle of the training."""
+    with pytest.raises(ValueError, match=r'^on_drop: expected "skip", "retry", "req'):
+        make_task(on_drop=on_drop)
+
+
+def test_a_requeued_batch_comes_after_the_others_of_its_part() -> None:
+    """Before the next part, with its own key, and is learned from in the end."""
+
+    def noise(params: Any, batch: Any, rng: Any) -> Any:
+        return jnp.sum(params["w"] * (batch + jax.random.uniform(rng)))
+
+    def batches(shard: Shard) -> list[Any]:
+        return floats(*(10 * shard.index + number for number in (1, 2, 3)))
+
+    runs = []
+    scripts: list[list[Answer]] = [["drop", "apply", "drop", "drop"], []]
+    for answers in scripts:
+        client = FakeClient(answers=answers)
+        task = Task(init=lambda: {"w": W}, loss=noise, batches=batches)
+        parts = (Shard(index, 2) for index in range(2))
+        progress = train(client, task, parts, on_drop="requeue")
+        runs.append([gradient[0] for gradient in client.pushed])
+        assert (progress.applied, progress.unlearned) == (6, 0)
+
+    dropping, plain = runs
+    assert dropping == [*plain[:3], plain[0], plain[2], plain[0], *plain[3:]]
+
+
+@pytest.mark.parametrize("max_retries", [0, 1, 3])
+def test_a_batch_is_requeued_so_many_times(max_retries: int) -> None:
+    """Then it is one that was never learned from, and is counted once."""
+    client = FakeClient(answers=itertools.repeat("drop"))
+    task = make_task(floats(1, 2), on_drop="requeue")
+    reports: list[Progress] = []
+
+    train(client, task, Shard(), max_retries=max_retries, report=reports.append)
+
+    assert client.pushed == [[1, 1], [2, 2]] * (1 + max_retries)
+    assert reports[-1].dropped == 2 * (1 + max_retries)
+    assert [report.unlearned for report in reports] == [1, *[2] * (len(reports) - 1)]
+
+
+def test_of_an_endless_part_a_batch_comes_again_once_sixteen_wait() -> None:
+    """It has no end to wait for, and memory has."""
+    client = FakeClient(answers=["drop"] * 17)
+    endless = map(np.float32, itertools.count(1))
+
+    progress = train(client, make_task(endless), Shard(), on_drop="requeue", steps=3)
+
+    order = [gradient[0] for gradient in client.pushed]
+    assert order == [*range(1, 17), 1, 2, 17, 18]
+    assert progress.unlearned == 15
+
+
+def test_a_requeued_batch_that_a_restart_has_lost_comes_again() -> None:
+    """It is as little learned from as a dropped one."""
+    client = FakeClient(answers=["apply", GenerationError("cut")])
+
+    progress = train(client, make_task(floats(1, 2, 3)), Shard(), on_drop="requeue")
+
+    assert [gradient[0] for gradient in client.pushed] == [1, 2, 3, 2]
+    assert (progress.applied, progress.unlearned) == (3, 0)
+
+
 def test_a_retry_computes_from_the_variables_of_the_exchange() -> None:
     """Four steps of others were in the way: the loss is that of the new variables."""
     client = FakeClient(answers=["drop"], others=4)
@@ -319,7 +414,7 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert client.calls == [*start, *["exchange"] * 3, *start, "exchange"]
     assert client.read[-2:] == [("first", 2), ("second", 0)]
     assert client.pushed[-1] == [4, 4]
-    assert progress == Progress(step=1, applied=3, dropped=0, loss=12.0)
+    assert progress == Progress(1, applied=3, dropped=0, loss=12.0, unlearned=1)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +456,7 @@ def test_a_restart_at_the_last_batch_is_in_the_progress() -> None:
 
     progress = train(client, make_task(floats(1, 2, 3)), Shard())
 
-    assert progress == Progress(step=0, applied=2, dropped=0, loss=10.0)
+    assert progress == Progress(0, applied=2, dropped=0, loss=10.0, unlearned=1)
 
 
 def test_an_error_that_repeating_cannot_help_ends_the_training() -> None:
@@ -389,8 +484,8 @@ def test_a_report_comes_after_every_push() -> None:
 
     assert reports == [
         Progress(step=1, applied=1, dropped=0, loss=3.0),
-        Progress(step=1, applied=1, dropped=1, loss=10.0),
-        Progress(step=2, applied=2, dropped=1, loss=15.0),
+        Progress(step=1, applied=1, dropped=1, loss=10.0, unlearned=1),
+        Progress(step=2, applied=2, dropped=1, loss=15.0, unlearned=1),
     ]
     assert last == reports[-1]
 

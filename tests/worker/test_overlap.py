@@ -20,7 +20,7 @@ from pswire.errors import (
     ServerUnavailableError,
 )
 from pswire.layout import Layout
-from pswire.values import Snapshot, Verdict
+from pswire.values import Reason, Snapshot, Verdict
 from psworker import Shard, Task
 from psworker.loop import Progress, train
 
@@ -54,12 +54,13 @@ class Events(dict[int, threading.Event]):
 
 @dataclass
 class FakeClient:
-    """Applies every push; tells when a call has come, and may be held or made to fail.
+    """Applies pushes; tells when a call has come, and may be held or made to fail.
 
     Attributes:
         on_pull: Called with each pull's number, before its answer.
         on_push: The same for pushes, before they are judged.
         failures: What pushes fail with, by their number.
+        dropped: The numbers of pushes that are dropped.
         pulls: Set once that pull has seen the variables.
         pushes: Set once that push has come.
         read: The generation and the step that each push was computed from.
@@ -71,6 +72,7 @@ class FakeClient:
     on_pull: Callable[[int], object] = lambda number: None
     on_push: Callable[[int], object] = lambda number: None
     failures: dict[int, ParameterServerError] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
     pulls: Events = field(default_factory=Events)
     pushes: Events = field(default_factory=Events)
     read: list[tuple[str, int]] = field(default_factory=list)
@@ -121,7 +123,10 @@ class FakeClient:
         if number in self.failures:
             self.step, self.generation = 0, "second"
             raise self.failures[number]
-        staleness, self.step = self.step - snapshot.step, self.step + 1
+        staleness = self.step - snapshot.step
+        if number in self.dropped:
+            return Verdict(False, staleness, self.step, Reason.STALE)
+        self.step += 1
         return Verdict(applied=True, staleness=staleness, step=self.step)
 
 
@@ -366,14 +371,42 @@ def test_a_restart_found_at_the_last_step_is_trained_on() -> None:
 
 
 @each_way
-def test_a_retry_is_refused(ways: Ways) -> None:
+@pytest.mark.parametrize(
+    ("on_drop", "got"), [("retry", '"retry"'), (lambda verdict: False, "a function")]
+)
+def test_a_retry_is_refused(ways: Ways, on_drop: Any, got: str) -> None:
     """It would be computed from variables that are as old; nothing has been called."""
     client = FakeClient()
 
-    with pytest.raises(ValueError, match=r'^on_drop: expected "skip" beside .*"retry"'):
-        train(client, make_task(numbers(1)), Shard(), on_drop="retry", **ways)
+    with pytest.raises(ValueError, match=rf'^on_drop: expected "skip" or .* got {got}'):
+        train(client, make_task(numbers(1)), Shard(), on_drop=on_drop, **ways)
 
     assert client.initialized == 0
+
+
+@each_way
+@pytest.mark.parametrize(
+    "dropped", [{0}, {2}, {1, 2, 3, 4}], ids=["the first", "the last", "many"]
+)
+def test_a_requeued_batch_is_the_one_that_was_dropped(
+    ways: Ways, dropped: set[int]
+) -> None:
+    """Though its verdict may come when the next one has been pushed already.
+
+    The losses tell the batches apart: 3 batch + 2 batch step.
+    """
+    client = FakeClient(dropped=dropped)
+    pushed = []
+
+    progress = train(client, make_task(numbers(3)), Shard(), on_drop="requeue", **ways)
+
+    for loss, (_, step) in zip(client.values, client.read, strict=True):
+        assert loss is not None
+        pushed.append(loss / (3 + 2 * step))
+    learned = [batch for n, batch in enumerate(pushed) if n not in dropped]
+    assert sorted(learned) == [1, 2, 3]
+    assert len(pushed) == 3 + len(dropped)
+    assert (progress.applied, progress.unlearned) == (3, 0)
 
 
 @each_way

@@ -79,7 +79,7 @@ class Server:
         calls = Calls(self.store, lambda: self.now)
         self._near = SameHost(calls, self.store.incarnation)
         calls.same_host = self._near.path
-        commands = Commands(threading.Event(), None)
+        commands = Commands(threading.Event(), calls, None)
         config = ServerConfig(port=port)
         self._grpc = GrpcPort(ParameterServer(calls), commands, config)
         self.address = self._grpc.address

@@ -28,8 +28,10 @@ from pswire.errors import (
     ServerUnavailableError,
     VariableMismatchError,
 )
+from pswire.layout import Layout
 from pswire.samehost import MAX_INLINE_NBYTES, Frame, FrameSocket, Kind
-from pswire.values import Verdict
+from pswire.values import PushHeader, Verdict
+from psworker.connection import Connection
 from psworker.remote import Remote
 
 pytestmark = pytest.mark.skipif(
@@ -324,11 +326,11 @@ def test_a_refusal_is_the_same_error_and_ends_nothing(
     """The error table holds here too, and the next calls still pass gRPC by."""
     client = connect_near(initialized(PARAMS))
     snapshot = client.pull()
+    gradients = {"w": np.where(BASE == 0, np.nan, BASE)}
 
-    with pytest.raises(NonFiniteError, match=r"^w: expected finite .*nan at \(0,\)"):
-        client.push({"w": np.where(BASE == 0, np.nan, BASE)}, snapshot)
-    with pytest.raises(VariableMismatchError, match=r"^w: expected \(262144,\) float"):
-        client.exchange({"w": BASE[:-1]}, snapshot)
+    for offer in (client.push, client.exchange):
+        with pytest.raises(NonFiniteError, match=r"^w: expected finite .* at \(0,\)"):
+            offer(gradients, snapshot)
 
     calls = len(unix_relay.kinds)
     assert client.exchange(UP, snapshot)[0] == Verdict(True, 0, 1)
@@ -337,16 +339,33 @@ def test_a_refusal_is_the_same_error_and_ends_nothing(
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_gradients_that_need_more_memory_than_before_get_it(
-    initialized: Any, connect_near: ConnectNear, start_relay: Any, attempt: int
+    initialized: Any, start_relay: Any, attempt: int
 ) -> None:
-    """The smaller memory, of gradients that were refused, is let go of at once."""
-    relay = start_relay(initialized(PARAMS))
-    client = connect_near(relay.address)
-    snapshot = client.pull()
+    """The smaller memory, of gradients that were refused, is let go of at once.
 
-    with pytest.raises(VariableMismatchError, match=r"^w: expected \(262144,\) float"):
-        client.push({"w": BASE[: SIZE // 2]}, snapshot)
-    verdict, new = client.exchange(UP, snapshot)
+    A client would not have sent them: it knows the variables' shapes.
+    """
+    relay = start_relay(initialized(PARAMS))
+    connection = Connection(
+        relay.address,
+        worker="w",
+        session="s",
+        timeout_s=WAIT_S,
+        outage_s=0.0,
+        same_host=True,
+    )
+
+    def offer(call: Any, seq: int, gradients: dict[str, Array]) -> Any:
+        layout = Layout.of(gradients)
+        generation = connection.generation
+        header = PushHeader("s", seq, generation, 0, layout.nbytes, layout)
+        return call(header, layout, gradients)
+
+    with closing(connection):
+        connection.join()
+        with pytest.raises(VariableMismatchError, match=r"^w: expected \(262144,\) f"):
+            offer(connection.push, 1, {"w": BASE[: SIZE // 2]})
+        verdict, new = offer(connection.exchange, 2, UP)
 
     assert verdict == Verdict(applied=True, staleness=0, step=1)
     np.testing.assert_array_equal(new.params["w"], BASE + 1)

@@ -88,16 +88,18 @@ class JoinReply(_message.Message):
     def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., same_host: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_staleness", "max_grad_norm", "max_model_nbytes", "max_unary_nbytes")
+    __slots__ = ("max_staleness", "max_grad_norm", "max_model_nbytes", "max_unary_nbytes", "staleness_policy")
     MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
     MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_NBYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNARY_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_POLICY_FIELD_NUMBER: _ClassVar[int]
     max_staleness: int
     max_grad_norm: float
     max_model_nbytes: int
     max_unary_nbytes: int
-    def __init__(self, max_staleness: _Optional[int] = ..., max_grad_norm: _Optional[float] = ..., max_model_nbytes: _Optional[int] = ..., max_unary_nbytes: _Optional[int] = ...) -> None: ...
+    staleness_policy: str
+    def __init__(self, max_staleness: _Optional[int] = ..., max_grad_norm: _Optional[float] = ..., max_model_nbytes: _Optional[int] = ..., max_unary_nbytes: _Optional[int] = ..., staleness_policy: _Optional[str] = ...) -> None: ...
 
 class InitializeRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -206,18 +208,22 @@ class PushHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("applied", "staleness", "step", "reason", "duplicate")
+    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
     applied: bool
     staleness: int
     step: int
     reason: Reason
     duplicate: bool
-    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ...) -> None: ...
+    factor: float
+    consecutive_drops: int
+    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., consecutive_drops: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("push",)
@@ -264,7 +270,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +295,9 @@ class StatusReply(_message.Message):
     UNJOINED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    POLICY_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -306,7 +315,10 @@ class StatusReply(_message.Message):
     unjoined: Counts
     staleness_sum: int
     durability: Durability
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ...) -> None: ...
+    policy_limit: int
+    withheld: float
+    name: str
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Durability(_message.Message):
     __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs", "corrupt")
@@ -380,6 +392,25 @@ class StopRequest(_message.Message):
 class StopReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetRequest(_message.Message):
+    __slots__ = ("settings",)
+    class SettingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    settings: _containers.ScalarMap[str, str]
+    def __init__(self, settings: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class SetReply(_message.Message):
+    __slots__ = ("limits",)
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    limits: Limits
+    def __init__(self, limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class SaveCheckpointRequest(_message.Message):
     __slots__ = ()

@@ -552,6 +552,11 @@ class AdminStub(object):
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.StopRequest.SerializeToString,
                 response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Set = channel.unary_unary(
+                '/ps.v1.Admin/Set',
+                request_serializer=pswire_dot___generated_dot_parameter__server__pb2.SetRequest.SerializeToString,
+                response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.SetReply.FromString,
+                _registered_method=True)
         self.SaveCheckpoint = channel.unary_unary(
                 '/ps.v1.Admin/SaveCheckpoint',
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.SaveCheckpointRequest.SerializeToString,
@@ -571,6 +576,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Set(self, request, context):
+        """Changes settings of the running server: all that are named or, on any error, none. They last until it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SaveCheckpoint(self, request, context):
         """Saves a checkpoint, and answers once it is on the disk.
         """
@@ -585,6 +597,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.StopRequest.FromString,
                     response_serializer=pswire_dot___generated_dot_parameter__server__pb2.StopReply.SerializeToString,
+            ),
+            'Set': grpc.unary_unary_rpc_method_handler(
+                    servicer.Set,
+                    request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.SetRequest.FromString,
+                    response_serializer=pswire_dot___generated_dot_parameter__server__pb2.SetReply.SerializeToString,
             ),
             'SaveCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveCheckpoint,
@@ -620,6 +637,33 @@ class Admin(object):
             '/ps.v1.Admin/Stop',
             pswire_dot___generated_dot_parameter__server__pb2.StopRequest.SerializeToString,
             pswire_dot___generated_dot_parameter__server__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Set(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ps.v1.Admin/Set',
+            pswire_dot___generated_dot_parameter__server__pb2.SetRequest.SerializeToString,
+            pswire_dot___generated_dot_parameter__server__pb2.SetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 def draw(status: Status, *, most_bars: int = 16, cells: int = 40) -> Table:
     """Draw a bar for each range of staleness, none of which crosses the limit.
 
+    Where the limit has changed, a bar may hold applied and dropped pushes.
+
     Args:
         status: What to draw; there is a push that has been judged.
         most_bars: How many bars to draw, at most; where the limit has to part two of
@@ -21,24 +23,26 @@ def draw(status: Status, *, most_bars: int = 16, cells: int = 40) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
-    limit = status.limits.max_staleness
+    limit = status.parting
+    is_mixed = limit is None and status.counts.dropped > 0
     bars = _bars(status, most_bars)
     most = max(pushes for _, _, pushes in bars)
     for first, last, pushes in bars:
         ages = f"{first}" if first == last else f"{first}-{last}"
         dropped = limit is not None and first > limit
-        style = "red" if dropped else "green"
+        style = "red" if dropped else "yellow" if is_mixed else "green"
+        outcome = "dropped" if dropped else "judged" if is_mixed else "applied"
         table.add_row(
             f"staleness {ages}",
             Text(_bar(pushes / most, cells), style=style),
-            f"{pushes} {'dropped' if dropped else 'applied'}",
+            f"{pushes} {outcome}",
         )
     return table
 
 
 def _bars(status: Status, most: int) -> list[tuple[int, int, int]]:
     """Gather the pushes: the first and the last staleness of each bar, and a number."""
-    worst, limit = max(status.staleness), status.limits.max_staleness
+    worst, limit = max(status.staleness), status.parting
     width = -(-(worst + 1) // most)
     start = 0 if limit is None or width == 1 else (limit + 1) % width - width
     bars = []

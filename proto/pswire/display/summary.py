@@ -8,7 +8,7 @@ from rich.text import Text
 from pswire.counts import Counts
 from pswire.display import bars, workertable
 from pswire.display.workertable import span
-from pswire.status import Status
+from pswire.status import Status, limited
 
 _ENDLESS = 10_000
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
@@ -42,8 +42,8 @@ def draw(status: Status) -> RenderableType:
 
 def settings(status: Status) -> str:
     """Say which rule there is, and how stale a push may be."""
-    limit = status.limits.max_staleness
-    return f"rule {status.rule}, limit {'off' if limit is None else f'{limit} steps'}"
+    policy = status.limits.staleness_policy
+    return f"rule {status.rule}, {limited(status.limit_now, policy)}"
 
 
 def outcomes(counts: Counts) -> str:
@@ -86,7 +86,8 @@ def quantiles(status: Status) -> str:
 def _headline(status: Status) -> Text:
     counts = status.counts
     lines: list[str | Text] = [
-        f"step {status.step}, {settings(status)}, generation {status.generation}",
+        f"{status.name}: step {status.step}, {settings(status)}, "
+        f"generation {status.generation}",
         f"pushes: {outcomes(counts)}",
         f"drop rate {counts.drop_rate:.1%} of {counts.judged} judged pushes",
         f"last 10 s: {_recently(status)}",
@@ -95,6 +96,8 @@ def _headline(status: Status) -> Text:
         lines.insert(1, "no variables yet: the first worker brings them")
     if status.staleness:
         lines.append(f"staleness: {quantiles(status)}")
+    if status.withheld:
+        lines.append(f"factor: mean {status.mean_factor:.4g} of the applied pushes")
     if status.durability.mode != "none":
         lines.append(Text("kept: ") + kept(status))
     return Text("\n").join(Text() + line for line in lines)

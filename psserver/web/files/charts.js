@@ -178,6 +178,13 @@ const charts = (() => {
     };
   }
 
+  /** Return the limit, if it parts all judged pushes into applied and dropped ones; else null. */
+  function parting(staleness, limit, dropped) {
+    if (limit === null) return null;
+    const over = Object.entries(staleness).filter(([steps]) => Number(steps) > limit);
+    return over.reduce((sum, [, n]) => sum + n, 0) === dropped ? limit : null;
+  }
+
   /**
    * Gather a staleness histogram into at most `most` bars, none of which crosses the limit.
    *
@@ -225,5 +232,5 @@ const charts = (() => {
     };
   }
 
-  return { element, format, lowest, highest, lines, gather, histogram };
+  return { element, format, lowest, highest, lines, parting, gather, histogram };
 })();

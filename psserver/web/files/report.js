@@ -143,8 +143,9 @@
   }
 
   function ages() {
-    const one = starts.every((start) => start.limit === last.limit);
-    const bars = charts.gather(staleness.counts, one ? last.limit : null);
+    const parting = charts.parting(staleness.counts, last.limit, total.dropped);
+    const one = last.limit === null ? !total.dropped : parting !== null;
+    const bars = charts.gather(staleness.counts, parting);
     const mean = steps(staleness.mean), median = format.count(staleness.median);
     charts.histogram(place("staleness"), { title: "Judged pushes by staleness, in steps" })
       .show(bars, bars.length ? `Mean ${mean}, median ${median} steps; limit ${one ? limit(last) : "changed"}.`
@@ -161,7 +162,7 @@
       ],
       rows: workers,
     });
-    shade(made, one ? last.limit : null);
+    shade(made, parting);
     note(place("staleness-workers"), "Columns beyond the limit hold dropped pushes.");
   }
 

@@ -19,7 +19,10 @@ const view = (() => {
   }
 
   const plural = (n, noun) => `${format.count(n)} ${noun}${n === 1 ? "" : "s"}`;
-  const limitOf = (status) => (status.limit === null ? "off" : plural(status.limit, "step"));
+  const limitOf = (status) => (status.limit_now === null ? "off" : plural(status.limit_now, "step"));
+  const policyOf = ({ limit, limit_now: now, staleness_policy: policy }) =>
+    (limit === now ? "" : limit === null ? " now" : ` now, ${format.count(limit)} at most`)
+    + (policy === "drop" ? "" : `, policy ${policy}`);
 
   const parent = find("charts");
   const dropRate = charts.lines(parent, {
@@ -47,11 +50,12 @@ const view = (() => {
     const active = status.workers.filter((worker) => worker.state === "active").length;
     write("active", `${format.count(active)} of ${format.count(status.workers.length)}`);
     write("rule", status.rule);
-    write("limit", limitOf(status));
+    write("limit", limitOf(status) + policyOf(status));
     write("initialized", status.initialized ? "initialized" : "none yet: the first worker brings them");
     write("uptime", format.duration(status.uptime_s));
     write("generation", status.generation);
-    document.title = `${format.percent(judged ? status.drop_rate : null)} dropped · asyncps`;
+    document.title = `${format.percent(judged ? status.drop_rate : null)} dropped · ${status.name}`;
+    write("name", status.name);
   }
 
   function tellStarved(status) {
@@ -90,10 +94,13 @@ const view = (() => {
 
   function drawStaleness(status) {
     const judged = status.applied + status.dropped;
-    const bars = charts.gather(status.staleness, status.limit);
-    staleness.show(bars, judged
-      ? `${format.count(status.applied)} pushes applied, ${format.count(status.dropped)} dropped `
-        + `at a limit of ${limitOf(status)}; the oldest was `
+    const parting = charts.parting(status.staleness, status.limit_now, status.dropped);
+    const limit = parting === null && status.dropped ? "limits that have changed" : `a limit of ${limitOf(status)}`;
+    const factor = status.withheld
+      ? `, at a mean factor of ${format.short(1 - status.withheld / status.applied)}` : "";
+    staleness.show(charts.gather(status.staleness, parting), judged
+      ? `${format.count(status.applied)} pushes applied${factor}, ${format.count(status.dropped)} dropped `
+        + `at ${limit}; the oldest was `
         + `${plural(charts.highest(Object.keys(status.staleness)), "step")} old.`
       : "No push yet.");
   }

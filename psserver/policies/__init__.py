@@ -1,0 +1,1 @@
+"""What staleness does to a push: pure functions, each with its source."""

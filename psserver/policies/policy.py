@@ -1,0 +1,78 @@
+"""What every staleness policy answers, and the one that changes nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Leaves all to the limit: a push is dropped, or applied as it is.
+
+    Attributes:
+        name: What a SPEC begins with.
+        weighs: Whether any factor is less than 1.
+
+    References:
+        TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
+    """
+
+    name: ClassVar[str] = "drop"
+    weighs: ClassVar[bool] = False
+
+    def factor(self, staleness: int) -> float:
+        """Return what an applied push's update is multiplied by.
+
+        Args:
+            staleness: The push's, in steps, 0 or more.
+
+        Returns:
+            At most 1; 0 where a double cannot tell it from that.
+        """
+        return 1.0
+
+    def limit(self, recent: Sequence[int]) -> int | None:
+        """Return the largest staleness that it would apply now; None: any.
+
+        Args:
+            recent: The staleness of the last judged pushes, in steps.
+        """
+        return None
+
+    @property
+    def spec(self) -> str:
+        """The SPEC that `read` makes it of again."""
+        values = (getattr(self, field.name) for field in fields(self))
+        told = ",".join(repr(value).removesuffix(".0") for value in values)
+        return f"{self.name}:{told}" if told else self.name
+
+    @classmethod
+    def form(cls) -> str:
+        """Return what its SPEC looks like: `hinge:a,b`, say."""
+        names = ",".join(field.name for field in fields(cls))
+        return f"{cls.name}:{names}" if names else cls.name
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Self:
+        """Make one of a SPEC's arguments.
+
+        Raises:
+            ValueError: There are too many or too few, or one is not what it has to be;
+                then the message begins with its name.
+        """
+        wanted = fields(cls)
+        if len(arguments) != len(wanted):
+            raise ValueError(f"expected {cls.form()}, got {len(arguments)} arguments")
+        pairs = zip(wanted, arguments, strict=True)
+        return cls(*(_number(f.name, f.type, text) for f, text in pairs))
+
+
+DROP = Policy()
+
+
+def _number(name: str, kind: object, text: str) -> float:
+    try:
+        return int(text) if kind is int else float(text)
+    except ValueError:
+        noun = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name}: expected {noun}, got {text!r}") from None
