@@ -40,13 +40,12 @@ def part(labels: digits.Array, index: int, count: int) -> digits.Array:
     return order[:-last][index :: count - 1]
 
 
-def make_task(seed: int, slowdown: int, end: float) -> Task:
-    """Make the task of one worker.
+def make_task(seed: int, slowdown: int) -> Task:
+    """Make the task of one worker, whose batches never end.
 
     Args:
         seed: Of the order of its images, and of its pauses.
         slowdown: How often as long it takes for a gradient as others do.
-        end: No batch but the first begins later, by `time.monotonic`, in seconds.
     """
 
     def batches(shard: Shard) -> Iterator[PacedBatch]:
@@ -59,8 +58,6 @@ def make_task(seed: int, slowdown: int, end: float) -> Task:
                 chosen = order[first : first + digits.BATCH]
                 pause_s = _PAUSE_S * slowdown * rng.uniform(1 - _JITTER, 1 + _JITTER)
                 yield images[chosen], labels[chosen], np.float32(pause_s)
-                if time.monotonic() >= end:
-                    return
 
     return Task(init=digits.init, loss=_loss, batches=batches)
 

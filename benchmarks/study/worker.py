@@ -1,6 +1,7 @@
 """A child that is one worker after another."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import psworker
@@ -8,6 +9,10 @@ from benchmarks.commands import obey
 from benchmarks.study.task import make_task
 from examples import digits
 from psworker import loop
+
+
+class _TimeIsUpError(Exception):
+    """A worker has trained for long enough, whatever batches wait to come again."""
 
 
 class Worker:
@@ -36,13 +41,18 @@ class Worker:
             seed: See `make_task`.
             slowdown: See there.
             begin: When to begin, by `time.monotonic`, in seconds.
-            end: See `make_task`.
+            end: When to end, likewise: with the next verdict.
             training: Options of the loop.
         """
-        task = make_task(seed, slowdown, end)
-        with self._client as client:
+
+        def end_in_time(progress: loop.Progress) -> None:
+            if time.monotonic() >= end:
+                raise _TimeIsUpError
+
+        task, shard = make_task(seed, slowdown), psworker.Shard(index, count)
+        with self._client as client, suppress(_TimeIsUpError):
             time.sleep(max(0.0, begin - time.monotonic()))
-            loop.train(client, task, psworker.Shard(index, count), **training)
+            loop.train(client, task, shard, report=end_in_time, **training)
 
 
 if __name__ == "__main__":
