@@ -1,21 +1,24 @@
 """What an operator asks a running server: its status and health, to save, to stop."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pswire import methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.body import MAX_MESSAGE_NBYTES
 from pswire.errors import ParameterServerError, from_status
+from pswire.inspection import Inspection
 from pswire.status import Limits, Status
 
 _TIMEOUT_S = 5.0
 _SAVE_TIMEOUT_S = 600.0  # Gigabytes, on a slow disk.
+_MOVE_TIMEOUT_S = 600.0  # Likewise, on a slow link.
 _EVERY_S = 1.0
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
@@ -110,6 +113,25 @@ def save_checkpoint(address: str) -> tuple[str, int]:
         request = pb.SaveCheckpointRequest()
         reply = rpc.AdminStub(channel).SaveCheckpoint(request, timeout=_SAVE_TIMEOUT_S)
         return reply.path, reply.step
+
+
+def inspect(address: str, names: Sequence[str] = ()) -> Inspection:
+    """Return what a server keeps of its model, and some of it.
+
+    Args:
+        address: HOST:PORT.
+        names: Of the arrays that are wanted.
+
+    Raises:
+        ParameterServerError: The server cannot be reached, or has no such array.
+    """
+    method = methods.INSPECT
+    with _channel(address) as channel, from_status(address):
+        call = channel.unary_stream(
+            method.path, method.request.encode, method.reply.decode
+        )
+        pieces = call(pb.InspectRequest(names=names), timeout=_MOVE_TIMEOUT_S)
+        return Inspection.read(pieces, names)
 
 
 def _status(channel: grpc.Channel, address: str) -> Status:

@@ -3,27 +3,27 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from psserver.malformed import require_message
 from psserver.shards import Lease
 from psserver.store import Store
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.body import Body
+from pswire.body import Arrays, Body
 from pswire.encoding import Encoding
 from pswire.errors import InvalidRequestError, ParameterServerError
 from pswire.layout import Layout
 from pswire.methods import InitializePiece, PushPiece
-from pswire.pieces import Piece
+from pswire.pieces import Header, Piece
 from pswire.values import PushHeader, Verdict
 
 Headed = TypeVar("Headed", InitializePiece, PushPiece)
 
 
 @dataclass(frozen=True, slots=True)
-class Pulled:
-    """A snapshot that is to travel.
+class Pulled(Generic[Header]):
+    """What is to travel of one step.
 
     Attributes:
         header: What comes before its body.
@@ -31,9 +31,12 @@ class Pulled:
         variables: What the body is made of; None: the caller has them already.
     """
 
-    header: pb.SnapshotHeader
+    header: Header
     layout: Layout
-    variables: Body | None
+    variables: Arrays | None
+
+
+PulledSnapshot = Pulled[pb.SnapshotHeader]
 
 
 class Calls:
@@ -85,7 +88,7 @@ class Calls:
             step=self._store.pull("", self._clock())[1].step,
         )
 
-    def pull(self, request: pb.PullRequest) -> Pulled:
+    def pull(self, request: pb.PullRequest) -> PulledSnapshot:
         encoding = Encoding.from_proto(request.wire_dtype)
         return self._pull(request.session, request.generation, request.step, encoding)
 
@@ -122,7 +125,7 @@ class Calls:
         )
         return header, verdict
 
-    def pull_after(self, header: PushHeader) -> Pulled:
+    def pull_after(self, header: PushHeader) -> PulledSnapshot:
         """Pull for one who has just pushed, and holds what it computed from."""
         known = header.generation, header.step_read
         return self._pull(header.session, *known, header.snapshot_encoding)
@@ -145,6 +148,14 @@ class Calls:
             lease=pb.ShardLease(index=lease.index, epoch=lease.epoch)
         )
 
+    def inspect(self, request: pb.InspectRequest) -> Pulled[pb.InspectHeader]:
+        newest = self._store.inspect()
+        layout = Layout.of(newest.params)
+        header = pb.InspectHeader(
+            generation=newest.generation, step=newest.step, layout=layout.to_proto()
+        )
+        return Pulled(header, layout.chosen(request.names), newest.params)
+
     def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         require_message(request)
         return self._store.status(self._clock()).to_proto()
@@ -156,7 +167,7 @@ class Calls:
 
     def _pull(
         self, session: str, generation: str, step: int, encoding: Encoding
-    ) -> Pulled:
+    ) -> PulledSnapshot:
         """Pull for one who holds the snapshot of a generation and step."""
         now = self._clock()
         layout, snapshot = self._store.pull(session, now)

@@ -31,12 +31,14 @@ class Applied:
         body: Its gradients as they travelled: in the layout that the header's encoding
             makes of theirs.
         factor: What its update was multiplied by.
+        dropped_variables: How many more it brought, and was applied without.
     """
 
     step: int
     header: PushHeader
     body: Body
     factor: float = 1.0
+    dropped_variables: int = 0
 
 
 Change = Joined | Applied

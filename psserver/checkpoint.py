@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from psserver.counters import Counters
 from psserver.decision import Session
 from pswire.body import Arrays, Body
+from pswire.inspection import VARIABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,8 @@ class Checkpoint:
     log_from: int = 0
     staleness_policy: str = "drop"
     server: str = ""
+
+
+def named(variables: Arrays, slots: Arrays) -> Arrays:
+    """Return all arrays by names that tell them apart; those of slots begin so."""
+    return {**{f"{VARIABLES}{n}": a for n, a in variables.items()}, **slots}

@@ -186,28 +186,26 @@ class Core:
         header: PushHeader,
         gradients: Body,
         received: Body,
-        factor: float,
+        verdict: Verdict,
     ) -> None:
         """Make the next step, wholly or not at all.
 
         Args:
             header: Of a push that is to be applied.
-            gradients: All of them.
+            gradients: All of them, those of absent variables zero.
             received: What they were when they came.
-            factor: Of its verdict.
+            verdict: From `decide`, just now.
 
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
         model = self.require_model()
-        newest = self._newest.state
-        state = model.rule.apply(newest, gradients, header.value, factor)
-        step = self._newest.snapshot.step + 1
-        snapshot = Snapshot(model.body(state), step, self.generation)
-        # Nothing below can fail, so these change together or not at all.
-        self._newest = Cut(snapshot, state)
-        self._note(Applied(step, header, received, factor))
-        model.rule.let_go()
+        if verdict.dropped_variables:
+            brought = (header.layout or model.layout.trainable).places
+            names = self.terms.policy.left_out(verdict.staleness, brought)
+            header, received = model.without(names, header, received)
+            gradients = model.gradients(header, received)
+        self._step(header, gradients, received, verdict)
 
     def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
         """Remember a verdict; it is told once all that it follows from is kept."""
@@ -299,12 +297,31 @@ class Core:
             self.counters.join(change.worker, now)
         else:
             gradients = self.require_model().gradients(change.header, change.body)
-            self.apply(change.header, gradients, change.body, change.factor)
-            staleness = change.step - 1 - change.header.step_read
-            verdict = Verdict(True, staleness, change.step, factor=change.factor)
+            verdict = Verdict(
+                *(True, change.step - 1 - change.header.step_read, change.step),
+                factor=change.factor,
+                dropped_variables=change.dropped_variables,
+            )
+            self._step(change.header, gradients, change.body, verdict)
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
+
+    def _step(
+        self, header: PushHeader, gradients: Body, received: Body, verdict: Verdict
+    ) -> None:
+        """Make a step of what is left of a push; see `apply`."""
+        model = self.require_model()
+        state = model.rule.apply(
+            *(self._newest.state, gradients, header.value, verdict.factor),
+            model.present(header),
+        )
+        snapshot = Snapshot(model.body(state), verdict.step, self.generation)
+        # Nothing below can fail, so these change together or not at all.
+        self._newest = Cut(snapshot, state)
+        left = verdict.dropped_variables
+        self._note(Applied(verdict.step, header, received, verdict.factor, left))
+        model.rule.let_go()
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged

@@ -129,6 +129,7 @@ class Counters:
         self.staleness: dict[int, int] = {}
         self.staleness_sum = 0
         self.withheld = 0.0
+        self.dropped_variables = 0
         self.recent = Recent()
         self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
@@ -140,6 +141,7 @@ class Counters:
         copy.staleness = self.staleness.copy()
         copy.staleness_sum = self.staleness_sum
         copy.withheld = self.withheld
+        copy.dropped_variables = self.dropped_variables
         copy.recent = self.recent.copy()
         copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
@@ -220,6 +222,7 @@ class Counters:
             self.staleness[told] = self.staleness.get(told, 0) + 1
             self.staleness_sum += verdict.staleness
             self.withheld += 1.0 - verdict.factor
+            self.dropped_variables += verdict.dropped_variables
             self.recent_staleness.append(verdict.staleness)
             self.recent.add(verdict.applied, loss, now)
             row.judge(verdict, loss, now)

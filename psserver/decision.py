@@ -43,7 +43,7 @@ class Present:
     Attributes:
         generation: The history that steps count in.
         step: Pushes applied so far, in steps.
-        layout: What a push has to bring.
+        layout: What a push may bring.
         recent: The staleness of the last judged pushes, in steps.
         drops: How many pushes of the worker were dropped since its last applied one.
     """
@@ -70,7 +70,7 @@ def decide(
         GenerationError: The gradients belong to another history, or to a part of this
             one whose pushes of the session are forgotten.
         StepReadError: step_read is negative or ahead of the step.
-        VariableMismatchError: The gradients are not those of the variables.
+        VariableMismatchError: The gradients are not those of variables.
     """
     if session.superseded:
         raise superseded(session.worker, header.session)
@@ -97,7 +97,9 @@ def decide(
     _require_layout(header, present.layout)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
-    if factor is None:
+    brought = (header.layout or present.layout).places
+    left_out = terms.policy.left_out(staleness, brought)
+    if factor is None or len(left_out) == len(brought):
         return Verdict(
             applied=False,
             staleness=staleness,
@@ -105,7 +107,13 @@ def decide(
             reason=Reason.STALE,
             consecutive_drops=present.drops + 1,
         )
-    return Verdict(True, staleness, present.step + 1, factor=factor)
+    return Verdict(
+        applied=True,
+        staleness=staleness,
+        step=present.step + 1,
+        factor=factor,
+        dropped_variables=len(left_out),
+    )
 
 
 def superseded(worker: str, session: str) -> SessionSupersededError:
@@ -118,7 +126,7 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
 
 def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.layout is not None:
-        layout.require(header.layout)
+        layout.require_some(header.layout)
     expected = header.encoding.layout(header.layout or layout).nbytes
     if header.nbytes != expected:
         raise VariableMismatchError(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from psserver.calls import Calls, Pulled
+from psserver.calls import Calls, PulledSnapshot
 from psserver.malformed import marking
 from psserver.metrics.meter import CallMeter
 from pswire import body, methods
@@ -165,7 +165,7 @@ class FrameCalls:
             memory = self._memory(request.upload).view()[: request.body_nbytes]
             yield Piece(None, 0, (copied(memory) if copies else memory).data)
 
-    def _whole(self, pulled: Pulled, request: Frame) -> tuple[PullPiece, int]:
+    def _whole(self, pulled: PulledSnapshot, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and how many bytes were written to memory."""
         if pulled.variables is None:
             return Piece(pulled.header), 0

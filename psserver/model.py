@@ -1,6 +1,11 @@
 """What stays the same from one step of a model to the next."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from psserver.checkpoint import Slots
 from psserver.rules import CompiledRule, State
@@ -36,15 +41,62 @@ class Model:
         """Return the layout that a push's body has to have."""
         return header.encoding.layout(header.layout or self.layout.trainable)
 
+    def present(self, header: PushHeader) -> Set[str] | None:
+        """Return the names of the variables that a push brings; None: all."""
+        brought = header.layout or self.layout.trainable
+        if len(brought.arrays) == len(self.layout.trainable.arrays):
+            return None
+        return brought.places.keys()
+
     def gradients(self, header: PushHeader, received: Arrays) -> Body:
-        """Return all gradients, laid out as the rule takes them.
+        """Return all gradients, laid out as the rule takes them: the absent ones zero.
 
         Raises:
             VariableMismatchError: What was received is not what its header says.
         """
         layout = header.layout or self.layout.trainable
         decoded = header.encoding.decode(layout, received)
-        return Body.gather(self.layout.trainable, decoded)
+        if self.present(header) is None:
+            return Body.gather(self.layout.trainable, decoded)
+        gradients = Body.zeros(self.layout.trainable)
+        for name, gradient in decoded.items():
+            np.copyto(gradients[name], gradient)
+        return gradients
+
+    def without(
+        self, names: Set[str], header: PushHeader, received: Body
+    ) -> tuple[PushHeader, Body]:
+        """Return a push, and its body, as if it did not bring some of its variables.
+
+        Args:
+            names: Those; not all of them.
+            header: The push's.
+            received: What has travelled.
+        """
+        brought = header.layout or self.layout.trainable
+        kept = [n for n, spec in enumerate(brought) if spec.name not in names]
+        layout = Layout(tuple(brought.arrays[n] for n in kept))
+        encoding, counts = header.encoding, header.encoding.counts
+        if counts is not None:
+            encoding = replace(encoding, counts=tuple(counts[n] for n in kept))
+        body = Body.gather(encoding.layout(layout), received)
+        nbytes = body.layout.nbytes
+        narrowed = replace(header, layout=layout, encoding=encoding, nbytes=nbytes)
+        return narrowed, body
+
+    def brought(
+        self, header: PushHeader, gradients: Body
+    ) -> Sequence[npt.NDArray[Any]]:
+        """Return those of the gradients that a push has brought, in parts of any size.
+
+        Args:
+            header: The push's.
+            gradients: From `gradients`.
+        """
+        present = self.present(header)
+        if present is None:
+            return list(self.rule.parts(gradients))
+        return [gradients[name] for name in present]
 
 
 def start(

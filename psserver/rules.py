@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import optax
 from psserver.checkpoint import Slots
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
+from psserver.presence import Masks, Presence
 from psserver.slots import SlotNames, Tree
 from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
@@ -98,7 +99,8 @@ class CompiledRule:
         size = sum(segment.size for segment in self._segments)
         self._small = self._elementwise and size <= _SMALL
         self._names = SlotNames(self._segments, elementwise=self._elementwise)
-        self._has_factors = False
+        self._presence = Presence(self._segments, elementwise=self._elementwise)
+        self._prepared = {(False, False)}  # As `prepare` takes them.
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
@@ -117,50 +119,50 @@ class CompiledRule:
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
-        zeros = tuple(self.parts(Body.zeros(self._trainable)))
         with self._precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):
                 tree = self._rule.init(self._tree(arrays))
             # Committed to the CPU, all that comes of them will stay there.
-            first = after = State(arrays, jax.device_put(tree, cpu))
+            first = State(arrays, jax.device_put(tree, cpu))
             self._overflowing = [_overflows(leaf) for leaf in jax.tree.leaves(first)]
-            # Some rules change their slots' types in the first update, which compiles
-            # anew.
-            for _ in range(2):
-                before = after
-                # Waited for: two results at once would be one more than ever needed.
-                after, _ = jax.block_until_ready(
-                    self._update(before, zeros, self._loss(1.0), None)
-                )
-                if _types(after) == _types(before):
-                    break
+            after = self._compile(first, 1.0, None)
             if slots is not None:
                 first = State(
                     arrays, self._names.put((first.slots, after.slots), slots)
                 )
-        del before, after
+        del after
         give_back_freed_memory()  # A model's worth, and what the compiler took.
         return first
 
-    def prepare_factors(self, state: State) -> None:
-        """Compile what a factor takes, so that the first push with one need not wait.
+    def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
+        """Compile for pushes of a kind, so that the first one need not wait for it.
 
         Args:
-            state: The newest; it stays as it was.
+            state: From `start` or `apply`.
+            weighed: Whether they may have a factor; what they take without one is
+                compiled too.
+            some: Whether they bring some variables.
         """
-        if self._has_factors:
-            return
-        zeros = tuple(self.parts(Body.zeros(self._trainable)))
-        with self._precision():
-            jax.block_until_ready(
-                self._update(state, zeros, self._loss(1.0), self._factor(0.5))
-            )
-        self._has_factors = True
-        give_back_freed_memory()
+        for kind in ((False, some), (weighed, some)):
+            if kind in self._prepared:
+                continue
+            with self._precision():
+                self._compile(
+                    state,
+                    0.5 if kind[0] else 1.0,
+                    self._presence.masks(frozenset()) if some else None,
+                )
+            self._prepared.add(kind)
+            give_back_freed_memory()
 
     def apply(
-        self, state: State, gradients: Body, value: float | None, factor: float = 1.0
+        self,
+        state: State,
+        gradients: Body,
+        value: float | None,
+        factor: float = 1.0,
+        present: Set[str] | None = None,
     ) -> State:
         """Run the rule once, and return what comes of it; `state` stays as it was.
 
@@ -170,6 +172,8 @@ class CompiledRule:
             value: The loss; None: unknown.
             factor: What the rule's update, which is added to the variables, is
                 multiplied by, in float32 or better; its slots know nothing of it.
+            present: The names of the variables that the push brings; the others, whose
+                gradients are zero, and their slots stay as they are. None: all.
 
         Raises:
             InvalidRequestError: The rule needs the loss, and there is none.
@@ -177,10 +181,12 @@ class CompiledRule:
             InternalError: The rule failed.
         """
         loss = self._loss(value)
+        masks = None if present is None else self._presence.masks(present)
         with self._precision():
             try:
+                parts = tuple(self.parts(gradients))
                 new, sound = self._update(
-                    state, tuple(self.parts(gradients)), loss, self._factor(factor)
+                    state, parts, loss, self._factor(factor), masks
                 )
                 # Either waits for the rule, which may still fail.
                 is_sound = self._are_finite(new) if sound is None else bool(sound)
@@ -234,11 +240,40 @@ class CompiledRule:
             return None
         return np.float64(factor) if self._x64 else np.float32(factor)
 
+    def _compile(self, state: State, factor: float, masks: Masks | None) -> State:
+        """Compile for pushes with a factor or without, of some variables or of all.
+
+        Some rules change their slots' types in the first update, which compiles anew.
+
+        Returns:
+            What comes of such a push.
+        """
+        zeros = tuple(self.parts(Body.zeros(self._trainable)))
+        for _ in range(2):
+            before = state
+            # Waited for: two results at once would be one more than ever needed.
+            state, _ = jax.block_until_ready(
+                self._update(
+                    before, zeros, self._loss(1.0), self._factor(factor), masks
+                )
+            )
+            if _types(state) == _types(before):
+                break
+        return state
+
     def _traced_update(
-        self, state: State, gradients: Any, value: Any, factor: Any
+        self,
+        state: State,
+        gradients: Any,
+        value: Any,
+        factor: Any,
+        masks: Masks | None,
     ) -> tuple[State, jax.Array | None]:
         variables, parts = self._tree(state.variables), self._tree(gradients)
         changed, slots = self._step(variables, state.slots, parts, value, factor)
+        if masks is not None:
+            changed = self._presence.keep(masks, variables, changed)
+            slots = self._presence.keep(masks, state.slots, slots)
         new = State(self._arrays(changed), slots)
         if self._small:
             return new, None

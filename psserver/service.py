@@ -5,13 +5,13 @@ from typing import Any, TypeVar
 
 import grpc
 
-from psserver.calls import Calls, Pulled
+from psserver.calls import Calls, Pulled, PulledSnapshot
 from psserver.metrics.meter import CallMeter, Meter
 from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import CallCancelledError, TooLargeError, to_status
-from pswire.methods import InitializePiece, Method, PullPiece, PushPiece
-from pswire.pieces import Exchanged, Piece
+from pswire.methods import InitializePiece, InspectPiece, Method, PullPiece, PushPiece
+from pswire.pieces import Exchanged, Header, Piece
 from pswire.values import PushHeader
 
 Message = TypeVar("Message")
@@ -100,6 +100,12 @@ class ParameterServer:
         with to_status(context):
             return self._calls.lease_shard(request)
 
+    def Inspect(
+        self, request: pb.InspectRequest, context: grpc.ServicerContext
+    ) -> Iterator[InspectPiece]:
+        with to_status(context):
+            yield from _pieces(self._calls.inspect(request))
+
     def Status(
         self, request: pb.StatusRequest, context: grpc.ServicerContext
     ) -> pb.StatusReply:
@@ -181,14 +187,14 @@ def _require_unary(nbytes: int) -> None:
         )
 
 
-def _whole(pulled: Pulled) -> PullPiece:
+def _whole(pulled: PulledSnapshot) -> PullPiece:
     _require_unary(pulled.layout.nbytes)
     if pulled.variables is None:
         return Piece(pulled.header)
     return Piece(pulled.header, 0, body.join(pulled.layout, pulled.variables))
 
 
-def _pieces(pulled: Pulled) -> Iterator[PullPiece]:
+def _pieces(pulled: Pulled[Header]) -> Iterator[Piece[Header]]:
     yield Piece(pulled.header)
     if pulled.variables is not None:
         for offset, data in body.cut(pulled.layout, pulled.variables):

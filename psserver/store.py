@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from psserver import gradients as checks
+from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
 from psserver.decision import superseded
@@ -20,10 +21,11 @@ from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
 from psserver.timing import Timing
-from pswire.body import Body
+from pswire.body import Arrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
+    InvalidRequestError,
     ParameterServerError,
     ServerUnavailableError,
 )
@@ -94,8 +96,8 @@ class Store:
         # it was seen, reads `model`, which is set once, then `published`, which is set
         # before it and only ever replaced.
         self._lock = threading.Lock()
-        # Held while a rule is compiled once more, which takes seconds; never taken while
-        # `_lock` is held.
+        # Held while a rule is compiled once more, which takes seconds; never taken
+        # while `_lock` is held.
         self._compiling = threading.Lock()
         self._core = Core(
             read_terms(limits.staleness_policy, limits.max_staleness),
@@ -210,6 +212,17 @@ class Store:
             self._see(session, now)
         layout = self._core.require_model().layout
         return layout, self._core.published.snapshot
+
+    def inspect(self) -> Snapshot[Arrays]:
+        """Return all arrays of the newest step, named as in checkpoints.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        rule = self._core.require_model().rule
+        snapshot, state = self._core.published
+        arrays = named(snapshot.params, rule.slots(state).arrays)
+        return Snapshot(arrays, snapshot.step, snapshot.generation)
 
     def push(
         self,
@@ -339,6 +352,7 @@ class Store:
             durability=self._keeper.status(),
             policy_limit=terms.policy.limit(counters.recent_staleness),
             withheld=counters.withheld,
+            dropped_variables=counters.dropped_variables,
             name=self._name,
         )
 
@@ -348,8 +362,8 @@ class Store:
             raise superseded(known.worker, session)
         self._core.counters.see(known.worker, now)
 
-    def _require_sound(self, gradients: Body) -> None:
-        parts = list(self._core.require_model().rule.parts(gradients))
+    def _require_sound(self, header: PushHeader, gradients: Body) -> None:
+        parts = self._core.require_model().brought(header, gradients)
         if not all(map(checks.is_finite, parts)):
             checks.require_finite(gradients)
         if self.limits.max_grad_norm is not None:
@@ -376,10 +390,12 @@ class Store:
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))
         gradients = model.gradients(header, received)
-        self._require_sound(gradients)
-        if core.terms.policy.weighs:
+        self._require_sound(header, gradients)
+        weighed = core.terms.policy.weighs
+        some = core.terms.policy.parts or model.present(header) is not None
+        if weighed or some:
             with self._compiling:
-                model.rule.prepare_factors(core.published.state)
+                model.rule.prepare(core.published.state, weighed=weighed, some=some)
         timing.ask()
         with self._lock:
             timing.enter()
@@ -388,9 +404,7 @@ class Store:
                 self._commits.require_room()
                 if not is_wanted():
                     raise CallCancelledError("push: the caller went away")
-                timing.apply(
-                    lambda: core.apply(header, gradients, received, verdict.factor)
-                )
+                timing.apply(lambda: core.apply(header, gradients, received, verdict))
             return self._settle(header, verdict, timing)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar, overload
 
+import numpy.typing as npt
+
 from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.layout import ArraySpec, Layout
@@ -19,6 +21,7 @@ from psworker.drops import Drops, OnDrop
 from psworker.gradient import differentiate
 from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
+from psworker.slots import slot_names, slot_of
 from psworker.task import Shard
 from psworker.wire import Wire
 
@@ -358,6 +361,53 @@ class Client:
         """
         while True:
             yield self._connection.lease_shard(count)
+
+    def variables(self, *names: str) -> Snapshot[Arrays]:
+        """Return all that the server keeps of the model, of one step.
+
+        Not to train with: it is more than a pull brings, and never goes past gRPC.
+
+        Args:
+            names: Of the arrays that are wanted; none: all. They are those of
+                checkpoints: "variables/w", "slots[0].mu['w']", "slots[0].count".
+
+        Returns:
+            The arrays by name, and their step.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: There is no such array.
+        """
+        layout = self._connection.inspect().layout
+        chosen = layout.chosen(names or layout.places)
+        found = self._connection.inspect(tuple(chosen.places), chosen.nbytes)
+        return Snapshot(dict(found.arrays), found.step, found.generation)
+
+    def slot_names(self) -> tuple[str, ...]:
+        """Return the names of what the rule remembers of each variable, for `slot`.
+
+        What it remembers of none in particular, as a count, is among `variables`.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+        """
+        return slot_names(self._connection.inspect().layout)
+
+    def slot(self, name: str, variable: str) -> npt.NDArray[Any]:
+        """Return what the rule remembers of one variable.
+
+        Args:
+            name: One of `slot_names`, as "slots[0].mu".
+            variable: The variable's name.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: There is no such slot.
+        """
+        layout = self._connection.inspect().layout
+        array = slot_of(layout, name, variable)
+        nbytes = layout.chosen((array,)).nbytes
+        return self._connection.inspect((array,), nbytes).arrays[array]
 
     def status(self) -> Status:
         """Return the server's counters."""

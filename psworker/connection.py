@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from pswire.errors import (
     SessionUnknownError,
     TooLargeError,
 )
+from pswire.inspection import Inspection
 from pswire.layout import Layout
 from pswire.methods import PullPiece
 from pswire.status import Status
@@ -230,6 +231,25 @@ class Connection:
         ).lease
         self._leased = Shard(lease.index, count, lease.epoch)
         return self._leased
+
+    def inspect(self, names: Sequence[str] = (), nbytes: int = 0) -> Inspection:
+        """Return what the server keeps of the model, and some of it.
+
+        Args:
+            names: Of the arrays that are wanted.
+            nbytes: Their size, in bytes.
+
+        Raises:
+            NotInitializedError: There are no variables yet.
+            VariableMismatchError: There is no such array.
+        """
+        request = pb.InspectRequest(names=names)
+        return self._call(
+            lambda _, timeout: Inspection.read(
+                self._remote.inspect(request, timeout), names
+            ),
+            nbytes,
+        )
 
     def status(self) -> Status:
         """Return the server's counters."""

@@ -10,7 +10,7 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES, Arrays
 from pswire.errors import InternalError, from_status
 from pswire.layout import Layout
-from pswire.methods import Method, PullPiece
+from pswire.methods import InspectPiece, Method, PullPiece
 from pswire.pieces import Header, Piece
 
 Request = TypeVar("Request")
@@ -106,6 +106,11 @@ class Remote:
         self, request: pb.LeaseShardRequest, timeout: float
     ) -> pb.LeaseShardReply:
         return self._call(methods.LEASE_SHARD, request, timeout)
+
+    def inspect(
+        self, request: pb.InspectRequest, timeout: float
+    ) -> Iterator[InspectPiece]:
+        return self._stream(methods.INSPECT, request, timeout)
 
     def status(self, timeout: float) -> pb.StatusReply:
         return self._call(methods.STATUS, pb.StatusRequest(), timeout)

@@ -1,7 +1,7 @@
 """What a run of bytes holds: the arrays' names, types, shapes and places."""
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -181,6 +181,24 @@ class Layout:
             )
         )
 
+    def chosen(self, names: Iterable[str]) -> "Layout":
+        """Return the arrays of these names, in their order.
+
+        Raises:
+            VariableMismatchError: There is none of a name, or it is there twice.
+        """
+        chosen: dict[str, ArraySpec] = {}
+        for name in names:
+            if name not in self.places:
+                raise VariableMismatchError(
+                    f"{name[:_MAX_NAME_NBYTES]}: expected one of {_some(self)}, "
+                    "got another name"
+                )
+            if name in chosen:
+                raise VariableMismatchError(f"{name}: expected once, got twice")
+            chosen[name] = self.places[name][0]
+        return Layout(tuple(chosen.values()))
+
     def require(self, got: "Layout") -> None:
         """Check that `got` has just these arrays, in any order.
 
@@ -199,16 +217,39 @@ class Layout:
                 raise VariableMismatchError(
                     f"{spec.name}: expected {spec}, got {other}"
                 )
-        for name, spec in there.items():
+        for spec in there.values():
+            raise self._unknown(spec)
+
+    def require_some(self, got: "Layout") -> None:
+        """Check that `got` has one or more of these arrays and no others, in any order.
+
+        Raises:
+            VariableMismatchError: It has not; the message begins with the first name
+                that is amiss.
+        """
+        if not got.arrays:
             raise VariableMismatchError(
-                f"{name}: expected one of {_some(self)}, got {spec} of another name"
+                f"layout: expected one or more of {_some(self)}, got none"
             )
+        for spec in got:
+            expected, _ = self.places.get(spec.name, (None, 0))
+            if expected is None:
+                raise self._unknown(spec)
+            if spec != expected:
+                raise VariableMismatchError(
+                    f"{spec.name}: expected {expected}, got {spec}"
+                )
 
     def describes(self, arrays: Mapping[str, HasShape]) -> bool:
         """Say whether arrays have just this layout, in their mapping's order."""
         return len(arrays) == len(self.arrays) and all(
             (spec.name, spec.dtype, spec.shape) == (name, array.dtype, array.shape)
             for spec, (name, array) in zip(self.arrays, arrays.items(), strict=True)
+        )
+
+    def _unknown(self, spec: ArraySpec) -> VariableMismatchError:
+        return VariableMismatchError(
+            f"{spec.name}: expected one of {_some(self)}, got {spec} of another name"
         )
 
     def __iter__(self) -> Iterator[ArraySpec]:

@@ -65,11 +65,13 @@ def _plain(message: type[Any]) -> Any:
 
 _INITIALIZE = PieceCodec(pb.InitializeRequest, pb.InitializeHeader)
 _PUSH = PieceCodec(pb.PushRequest, pb.PushHeader)
+_INSPECTED = PieceCodec(pb.InspectReply, pb.InspectHeader)
 _PULLED = PieceCodec(pb.PullReply, pb.SnapshotHeader)
 
 PushPiece = Piece[pb.PushHeader]
 PullPiece = Piece[pb.SnapshotHeader]
 InitializePiece = Piece[pb.InitializeHeader]
+InspectPiece = Piece[pb.InspectHeader]
 
 JOIN: Method[pb.JoinRequest, pb.JoinReply] = Method(
     "Join", _plain(pb.JoinRequest), _plain(pb.JoinReply)
@@ -103,6 +105,9 @@ EXCHANGE_STREAM: Method[PushPiece, Exchanged] = Method(
 LEASE_SHARD: Method[pb.LeaseShardRequest, pb.LeaseShardReply] = Method(
     "LeaseShard", _plain(pb.LeaseShardRequest), _plain(pb.LeaseShardReply)
 )
+INSPECT: Method[pb.InspectRequest, InspectPiece] = Method(
+    "Inspect", _plain(pb.InspectRequest), _INSPECTED, streams_replies=True
+)
 STATUS: Method[pb.StatusRequest, pb.StatusReply] = Method(
     "Status", _plain(pb.StatusRequest), _plain(pb.StatusReply)
 )
@@ -117,5 +122,6 @@ METHODS: tuple[Method[Any, Any], ...] = (
     EXCHANGE,
     EXCHANGE_STREAM,
     LEASE_SHARD,
+    INSPECT,
     STATUS,
 )

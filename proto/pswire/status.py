@@ -143,6 +143,8 @@ class Status:
         withheld: What the factors of all applied pushes left out of them: the sum of
             1 - factor, in pushes.
         name: The server's, as its owner chose it.
+        dropped_variables: How many variables applied pushes were applied without, being
+            too stale for them, in sum.
     """
 
     generation: str
@@ -165,6 +167,7 @@ class Status:
     policy_limit: int | None = None
     withheld: float = 0.0
     name: str = "asyncps"
+    dropped_variables: int = 0
 
     @property
     def limit_now(self) -> int | None:
@@ -267,6 +270,7 @@ class Status:
             policy_limit=_optional(message, "policy_limit"),
             withheld=message.withheld,
             name=message.name,
+            dropped_variables=message.dropped_variables,
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -291,6 +295,7 @@ class Status:
             policy_limit=self.policy_limit,
             withheld=self.withheld,
             name=self.name,
+            dropped_variables=self.dropped_variables,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -313,6 +318,7 @@ class Status:
             "loss": self.loss,
             **self.counts.to_json(),
             "withheld": self.withheld,
+            "dropped_variables": self.dropped_variables,
             "mean_staleness": self.mean_staleness,
             "staleness": {str(age): n for age, n in self.staleness.items()},
             "workers": [

@@ -53,6 +53,8 @@ class Verdict:
         consecutive_drops: How many of the worker's pushes in a row were dropped, this
             one included; 0 after an applied one. It tells of the pushes before, so
             verdicts are equal whatever it is.
+        dropped_variables: How many of its variables it was applied without, being too
+            stale for them.
     """
 
     applied: bool
@@ -62,6 +64,7 @@ class Verdict:
     duplicate: bool = False
     factor: float = 1.0
     consecutive_drops: int = field(default=0, compare=False)
+    dropped_variables: int = 0
 
     def repeated(self) -> Self:
         """Return the verdict for a retry of the same push."""
@@ -77,6 +80,7 @@ class Verdict:
             duplicate=message.duplicate,
             factor=message.factor if message.HasField("factor") else 1.0,
             consecutive_drops=message.consecutive_drops,
+            dropped_variables=message.dropped_variables,
         )
 
     def to_proto(self) -> pb.PushReply:
@@ -88,6 +92,7 @@ class Verdict:
             duplicate=self.duplicate,
             factor=None if self.factor == 1.0 else self.factor,
             consecutive_drops=self.consecutive_drops,
+            dropped_variables=self.dropped_variables,
         )
 
 

@@ -5,7 +5,7 @@ JAX, optax and gRPC are imported by the commands that need them: `--help` is ins
 
 import click
 
-from psserver.cli.ask import change, health, metrics, save, status, stop
+from psserver.cli.ask import change, health, inspect, metrics, save, status, stop
 from psserver.cli.checkpoint import checkpoint
 from psserver.cli.report import write_report
 from psserver.cli.serve import serve
@@ -18,14 +18,6 @@ def main() -> None:
 
 
 checkpoint.add_command(save)
-for _command in (
-    serve,
-    status,
-    metrics,
-    write_report,
-    change,
-    checkpoint,
-    health,
-    stop,
-):
+_ASKING = (status, inspect, metrics, change, health, stop)
+for _command in (serve, *_ASKING, write_report, checkpoint):
     main.add_command(_command)

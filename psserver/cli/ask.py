@@ -34,6 +34,26 @@ def status(address: str, as_json: bool, live: bool) -> None:
         summary.show(current, sys.stdout)
 
 
+@click.command()
+@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def inspect(address: str, name: str | None, as_json: bool) -> None:
+    """Print the variables, and what the rule remembers of them.
+
+    With the NAME of one of them, print what its numbers are like.
+    """
+    from psserver import admin, arrays
+    from pswire.display import summary
+
+    with _clear_errors():
+        found = admin.inspect(address, [name] if name else [])
+    if as_json:
+        click.echo(json.dumps(arrays.to_json(found), indent=2))
+    else:
+        summary.put(arrays.draw(found), sys.stdout)
+
+
 def _watch(address: str, as_json: bool) -> None:
     if as_json or not sys.stdout.isatty():
         got = "--json" if as_json else "none"

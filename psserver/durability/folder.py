@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from psserver.checkpoint import Checkpoint
+from psserver.checkpoint import Checkpoint, named
 from psserver.durability import arrayfile, sealed
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.manifest import Manifest
-from pswire.body import Arrays, Body
+from pswire.body import Body
 from pswire.errors import VariableMismatchError
+from pswire.inspection import VARIABLES
 from pswire.layout import ArraySpec, Layout
 
 _ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
 NAMES = frozenset({_ARRAYS, _MANIFEST})
 """Its files."""
 
-_VARIABLES = "variables/"
 _MAX_MANIFEST_NBYTES = 2**30
 
 
@@ -38,7 +38,7 @@ def write(disk: Disk, folder: Path, checkpoint: Checkpoint, saved: str) -> None:
         ValueError: A slot's dtype is none that can be written.
     """
     disk.make_folder(folder)
-    arrays = _named(checkpoint.variables, checkpoint.slots.arrays)
+    arrays = named(checkpoint.variables, checkpoint.slots.arrays)
     digests = arrayfile.write(disk, folder / _ARRAYS, arrays)
     with closing(disk.create(folder / _MANIFEST)) as file:
         file.write([sealed.encode(Manifest(checkpoint, digests, saved).to_json())])
@@ -101,7 +101,7 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
         # Before memory is taken: this compares with the file's size.
         pieces = arrayfile.read(disk, folder / _ARRAYS, manifest.digests)
         variables, slots = _unwritten(manifest.digests)
-        arrays = _named(variables, slots)
+        arrays = named(variables, slots)
         for spec, at, piece in pieces:
             memory = arrayfile.bytes_of(arrays[spec.name])
             memory[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
@@ -109,18 +109,13 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
     return replace(manifest.checkpoint, variables=variables.freeze(), slots=kept)
 
 
-def _named(variables: Arrays, slots: Arrays) -> Arrays:
-    """Return all arrays by their names in the file; slots' begin with "slots"."""
-    return {**{f"{_VARIABLES}{n}": a for n, a in variables.items()}, **slots}
-
-
 def _unwritten(specs: Iterable[ArraySpec]) -> tuple[Body, Body]:
-    """Take memory for the variables and the slots that `_named` has named so."""
+    """Take memory for the variables and the slots that `named` has named so."""
     variables: dict[str, ArraySpec] = {}
     slots: list[ArraySpec] = []
     for spec in specs:
-        if spec.name.startswith(_VARIABLES):
-            variables[spec.name.removeprefix(_VARIABLES)] = spec
+        if spec.name.startswith(VARIABLES):
+            variables[spec.name.removeprefix(VARIABLES)] = spec
         else:
             slots.append(spec)
     layout = Layout.of(variables)

@@ -20,6 +20,7 @@ def to_json(counters: Counters) -> dict[str, Any]:
         "staleness": {str(age): n for age, n in counters.staleness.items()},
         "staleness_sum": counters.staleness_sum,
         "withheld": counters.withheld,
+        "dropped_variables": counters.dropped_variables,
         "workers": {name: _row_to_json(row) for name, row in counters.rows.items()},
     }
 
@@ -41,6 +42,9 @@ def from_json(data: Mapping[str, Any], now: float) -> Counters:
     counters.staleness = {int(age): pushes for age, pushes in staleness.items()}
     counters.staleness_sum = count(data, "staleness_sum")
     counters.withheld = number(data, "withheld") or 0.0
+    counters.dropped_variables = count(
+        {"dropped_variables": 0, **data}, "dropped_variables"
+    )
     workers = get(data, "workers", dict)
     counters.rows = {name: _row(get(workers, name, dict), now) for name in workers}
     return counters

@@ -6,15 +6,12 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from psserver import printed
 from psserver.durability.checkpoints import Checkpoints
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.manifest import Manifest
-from psserver.logs import printable
 from pswire.counts import WorkerStatus
 from pswire.display import summary
 from pswire.status import limited
@@ -63,9 +60,9 @@ def good_before(checkpoints: Checkpoints, name: str) -> str | None:
 def table(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
     """Draw `rows`, and below them what is wrong."""
     listed = [*rows]
-    problems = [_text(row["problem"]) for row in listed if row["problem"]]
+    problems = [printed.text(row["problem"]) for row in listed if row["problem"]]
     cells = ([row[column] for column in _COLUMNS] for row in listed)
-    return Group(_table(_COLUMNS, cells), *problems)
+    return Group(printed.table(_COLUMNS, cells), *problems)
 
 
 def page(name: str, manifest: Manifest) -> RenderableType:
@@ -83,10 +80,10 @@ def page(name: str, manifest: Manifest) -> RenderableType:
     arrays = ((s.name, s.dtype.name, str(s.shape)) for s in manifest.digests)
     workers = map(_worker, kept.counters.workers(now=0.0, uptime_s=0.0))
     return Group(
-        *map(_text, head),
-        _table(("array", "dtype", "shape"), arrays),
+        *map(printed.text, head),
+        printed.table(("array", "dtype", "shape"), arrays),
         "",
-        _table(("worker", *_COUNTS), workers),
+        printed.table(("worker", *_COUNTS), workers),
     )
 
 
@@ -99,20 +96,3 @@ def _worker(row: WorkerStatus) -> Iterable[Any]:
     counts = row.counts
     rejected = sum(counts.rejected.values())
     return row.name, counts.applied, counts.dropped, counts.duplicate, rejected
-
-
-def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """Draw rows; numbers stand at the right."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_text, row))
-    return table
-
-
-def _text(value: Any) -> Text:
-    text = Text(printable("" if value is None else str(value)))
-    if isinstance(value, int):
-        text.justify = "right"
-    return text

@@ -165,6 +165,7 @@ def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason.name if verdict.reason else None,
         "factor": verdict.factor,
         "consecutive_drops": verdict.consecutive_drops,
+        "dropped_variables": verdict.dropped_variables,
     }
 
 
@@ -181,4 +182,5 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
         reason=None if reason is None else Reason[reason],
         factor=1.0 if factor is None else factor,
         consecutive_drops=optional(data, "consecutive_drops", int) or 0,
+        dropped_variables=count({"dropped_variables": 0, **data}, "dropped_variables"),
     )

@@ -5,12 +5,14 @@
 | 1 START | the format's version in 4 bytes, little-endian; the generation | a mark |
 | 2 JOINED | a `JoinRequest` of parameter_server.proto: who has joined | |
 | 3 APPLIED | the `PushHeader` of a push that was applied | as it travelled |
-| 4 WEIGHED | of one that counts less: its factor, a double; then as 3 | likewise |
+| 4 LESSENED | of one that counts less: in what, see below; then as 3 | likewise |
 
 A START is the first record of every file, and no other; what its mark is for says
-`frame`. The step of an APPLIED or WEIGHED is one more than that of the record before
+`frame`. The step of an APPLIED or LESSENED is one more than that of the record before
 it, that of a JOINED the same. Of a PushHeader `served_at`, `held_s` and
-`snapshot_wire_dtype` are left out. A factor has 8 bytes, little-endian.
+`snapshot_wire_dtype` are left out. What a LESSENED counts less in has 12 bytes,
+little-endian: its factor, a double, and how many variables it was applied without,
+which are neither in its header nor in its body.
 """
 
 import enum
@@ -28,7 +30,7 @@ from pswire.values import PushHeader
 
 _FORMAT = 1
 _VERSION = struct.Struct("<I")
-_FACTOR = struct.Struct("<d")
+_LESSENED = struct.Struct("<dI")
 
 
 class Kind(enum.IntEnum):
@@ -37,7 +39,7 @@ class Kind(enum.IntEnum):
     START = 1
     JOINED = 2
     APPLIED = 3
-    WEIGHED = 4
+    LESSENED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,9 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
             joined = pb.JoinRequest.FromString(record.header)
             return Joined(joined.worker, joined.session, joined.rejoin)
         case Kind.APPLIED:
-            return _applied(record, record.header, 1.0, trainable)
-        case Kind.WEIGHED:
-            factor, header = _factor(record.header)
-            return _applied(record, header, factor, trainable)
+            return _applied(record, record.header, trainable)
+        case Kind.LESSENED:
+            return _lessened(record, trainable)
     known = ", ".join(map(str, map(int, Kind)))
     raise ValueError(f"kind: expected one of {known}, got {record.frame.kind}")
 
@@ -99,15 +100,16 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
         case Joined(worker, session, rejoin):
             joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
             return Kind.JOINED, joined.SerializeToString(), ()
-        case Applied(_, header, body, factor):
+        case Applied(_, header, body, factor, dropped_variables):
             kept = replace(
                 header, served_at=None, held_s=0.0, snapshot_encoding=PLAIN
             ).to_proto()
             pieces = [piece for _, piece in cut(body.layout, body)]
             told = kept.SerializeToString()
-            if factor == 1.0:
+            if factor == 1.0 and not dropped_variables:
                 return Kind.APPLIED, told, pieces
-            return Kind.WEIGHED, _FACTOR.pack(factor) + told, pieces
+            less = _LESSENED.pack(factor, dropped_variables)
+            return Kind.LESSENED, less + told, pieces
 
 
 def _start(header: bytes, mark: bytes) -> Start:
@@ -121,15 +123,17 @@ def _start(header: bytes, mark: bytes) -> Start:
     return Start(header[_VERSION.size :].decode(), mark)
 
 
-def _factor(header: bytes) -> tuple[float, bytes]:
-    if len(header) < _FACTOR.size:
-        raise ValueError(f"factor: expected {_FACTOR.size} bytes, got {len(header)}")
-    (factor,) = _FACTOR.unpack_from(header)
-    return factor, header[_FACTOR.size :]
+def _lessened(record: Record, trainable: Layout) -> Applied:
+    header = record.header
+    if len(header) < _LESSENED.size:
+        raise ValueError(f"factor: expected {_LESSENED.size} bytes, got {len(header)}")
+    factor, dropped_variables = _LESSENED.unpack_from(header)
+    applied = _applied(record, header[_LESSENED.size :], trainable)
+    return replace(applied, factor=factor, dropped_variables=dropped_variables)
 
 
-def _applied(record: Record, told: bytes, factor: float, trainable: Layout) -> Applied:
+def _applied(record: Record, told: bytes, trainable: Layout) -> Applied:
     header = PushHeader.from_proto(pb.PushHeader.FromString(told))
     assembly = Assembly(header.encoding.layout(header.layout or trainable))
     assembly.add(0, record.body.data)
-    return Applied(record.frame.step, header, assembly.finish(), factor)
+    return Applied(record.frame.step, header, assembly.finish())

@@ -92,6 +92,11 @@ class _Figures(Collector):
             "What factors left out of applied pushes: the sum of 1 - factor.",
             status.withheld - self._first.withheld,
         )
+        yield counter(
+            "asyncps_dropped_variables",
+            "Variables that applied pushes were applied without.",
+            status.dropped_variables - self._first.dropped_variables,
+        )
         yield _staleness(counted)
         yield from self._workers.of(status, counted)
         yield from _kept(status.durability)

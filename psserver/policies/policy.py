@@ -1,6 +1,6 @@
 """What every staleness policy answers, and the one that changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -12,6 +12,7 @@ class Policy:
     Attributes:
         name: What a SPEC begins with.
         weighs: Whether any factor is less than 1.
+        parts: Whether it ever leaves out a variable.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
@@ -19,6 +20,7 @@ class Policy:
 
     name: ClassVar[str] = "drop"
     weighs: ClassVar[bool] = False
+    parts: ClassVar[bool] = False
 
     def factor(self, staleness: int) -> float:
         """Return what an applied push's update is multiplied by.
@@ -30,6 +32,15 @@ class Policy:
             At most 1; 0 where a double cannot tell it from that.
         """
         return 1.0
+
+    def left_out(self, staleness: int, names: Collection[str]) -> frozenset[str]:
+        """Return the variables that a push is applied without; all: it is dropped.
+
+        Args:
+            staleness: The push's, in steps, 0 or more.
+            names: Of the variables that it brings.
+        """
+        return frozenset()
 
     def limit(self, recent: Sequence[int]) -> int | None:
         """Return the largest staleness that it would apply now; None: any.

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from types import EllipsisType
 
 from psserver.policies.adaptive import Adaptive
+from psserver.policies.groups import Groups
 from psserver.policies.policy import DROP, Policy
 from psserver.policies.weights import Exponential, Hinge, Inverse, Polynomial
 
 DEFAULT_LIMIT = 8
 POLICIES: Mapping[str, type[Policy]] = {
     kind.name: kind
-    for kind in (Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive)
+    for kind in (Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups)
 }
 """By their names."""
 SETTINGS = ("max_staleness", "staleness_policy")

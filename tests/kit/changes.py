@@ -39,6 +39,7 @@ def applied(
     value: float | None = None,
     encoding: Encoding = PLAIN,
     factor: float = 1.0,
+    dropped_variables: int = 0,
 ) -> Applied:
     """Make a push that was applied.
 
@@ -50,6 +51,7 @@ def applied(
         value: See above.
         encoding: See above.
         factor: What its update was multiplied by.
+        dropped_variables: How many more it brought.
     """
     if body is None:
         body = Body.unwritten(TRAINABLE)
@@ -64,7 +66,7 @@ def applied(
         value=value,
         encoding=encoding,
     )
-    return Applied(step, header, body.freeze(), factor)
+    return Applied(step, header, body.freeze(), factor, dropped_variables)
 
 
 def batches(sizes: Iterable[int], step: int = 0) -> list[Sequence[Change]]:
@@ -139,7 +141,7 @@ def facts(changes: Iterable[Change]) -> list[Any]:
     """Return what two logs are compared by: arrays have no simple equality."""
     return [
         (
-            *(change.step, change.header, change.factor),
+            *(change.step, change.header, change.factor, change.dropped_variables),
             *(change.body.layout, bytes(_data(change.body))),
         )
         if isinstance(change, Applied)

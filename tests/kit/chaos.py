@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from psserver.calls import Calls, Pulled
+from psserver.calls import Calls, PulledSnapshot
 from psserver.store import Store
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.errors import ServerUnavailableError
@@ -146,7 +146,7 @@ class DroppingCalls(Calls):
             "initialize", lambda: super(DroppingCalls, self).initialize(pieces)
         )
 
-    def pull(self, request: pb.PullRequest) -> Pulled:
+    def pull(self, request: pb.PullRequest) -> PulledSnapshot:
         return self._drop("pull", lambda: super(DroppingCalls, self).pull(request))
 
     def push(

@@ -128,10 +128,11 @@ def _checkpoint(
         for name, array in variables.items()
     }
     workers = ("ann", "bo", "Zoë \U0001f40c")
+    part = Verdict(True, 3, step, factor=1 / 3, dropped_variables=2)
     dropped = Verdict(False, 9, step, Reason.STALE, consecutive_drops=4)
     sessions = {
         "s1": Session("ann", superseded=True),
-        "s2": Session("ann", 2**64 - 1, Verdict(True, 3, step, factor=1 / 3)),
+        "s2": Session("ann", 2**64 - 1, part),
         "s3": Session("bo", 5, dropped),
         "s4": Session(workers[2]),
     }
@@ -169,7 +170,10 @@ def _random_counters(draw: np.random.Generator, workers: Sequence[str]) -> Count
         applied, staleness = bool(draw.integers(2)), int(draw.integers(200)) ** 3
         reason = None if applied else Reason.STALE
         factor = float(draw.random()) if applied else 1.0
-        verdict = Verdict(applied, staleness, number, reason, number % 9 == 0, factor)
+        verdict = Verdict(
+            *(applied, staleness, number, reason, number % 9 == 0, factor),
+            dropped_variables=number % 5 * applied,
+        )
         loss = (None, float(draw.random()), math.nan, -1e300)[draw.integers(4)]
         counters.judge(worker, verdict, loss, now=float(number))
         counters.reject((worker, None)[number % 2], NonFiniteError("w: nan"))

@@ -288,6 +288,12 @@ _TWICE = [{"name": "slots", "dtype": "int8", "shape": [], "sha256": ""}] * 2
         (["staleness_policy"], 1, "staleness_policy: expected str, got int"),
         (["server"], 1, "server: expected str, got int"),
         (["sessions", "s2", "last_verdict", "factor"], "1", "factor: expected float"),
+        (
+            ["sessions", "s2", "last_verdict", "dropped_variables"],
+            -1,
+            "dropped_variables: expected 0 to",
+        ),
+        (["counters", "dropped_variables"], 0.5, "dropped_variables: expected int, go"),
         (["counters", "withheld"], [], "withheld: expected float, got list"),
         (["weak"], {}, "weak: expected list, got dict"),
         (["versions", "jax"], 1, "jax: expected str, got int"),

@@ -243,6 +243,7 @@ def test_the_status_for_scripts_has_every_number(
         "rejected": {"NON_FINITE": 1},
         "drop_rate": 1 / 3,
         "withheld": 0.0,
+        "dropped_variables": 0,
         "mean_staleness": 1.0,
         "staleness": {"0": 1, "1": 1, "2": 1},
         "unjoined": Counts().to_json(),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psserver.decision import Present, Session, decide
+from psserver.policies.groups import Groups
 from psserver.policies.terms import Terms
 from psserver.policies.weights import Inverse
 from pswire.encoding import BFLOAT16, Encoding
@@ -98,6 +99,37 @@ def test_a_push_is_applied_just_if_its_staleness_is_from_zero_to_the_limit(
     assert verdict == Verdict(
         applied, staleness, step + applied, None if applied else _STALE
     )
+
+
+_TOO_STALE = Verdict(applied=False, staleness=3, step=100, reason=_STALE)
+
+
+@pytest.mark.parametrize(
+    ("specs", "limits", "expected"),
+    [
+        ((_W, _B), {"b": 3}, Verdict(applied=True, staleness=3, step=101)),
+        (
+            (_W, _B),
+            {"b": 2},
+            Verdict(applied=True, staleness=3, step=101, dropped_variables=1),
+        ),
+        ((_W, _B), {"b": 2, "w": 2}, _TOO_STALE),
+        ((_W, _B), {"*": 2}, _TOO_STALE),
+        ((_B,), {"b": 2}, _TOO_STALE),
+        ((_W,), {"b": 2}, Verdict(applied=True, staleness=3, step=101)),
+    ],
+    ids=["at the limit", "one", "both", "all", "only", "other"],
+)
+def test_a_push_is_applied_without_what_it_is_too_stale_for(
+    specs: tuple[ArraySpec, ...], limits: dict[str, int], expected: Verdict
+) -> None:
+    """And dropped if that is all that it brings."""
+    header = _push_of(*specs, step_read=97)
+    groups = Groups(tuple(limits.items()))
+
+    assert decide(header, _SESSION, _NOW, Terms(8, groups)) == expected
+    # The limit is the one for all of them.
+    assert decide(header, _SESSION, _NOW, Terms(2, groups)) == _TOO_STALE
 
 
 @pytest.mark.parametrize("step_read", [-1, 101, 2**63 - 1, -(2**63)])
@@ -199,8 +231,8 @@ _FAULTS: list[tuple[type[ParameterServerError], str, dict[str, Any]]] = [
     ),
     (
         VariableMismatchError,
-        "b: expected (5,) float32, got none",
-        {"layout": Layout((_W,))},
+        "c: expected one of w, b, got (5,) float32 of another name",
+        {"layout": Layout((_W, replace(_B, name="c")))},
     ),
     (
         VariableMismatchError,
@@ -237,12 +269,12 @@ def test_a_superseded_session_is_not_even_told_its_last_verdict() -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (_push_of(_W), "b: expected (5,) float32, got none"),
-        (_push_of(), "w: expected (2, 3) float32, got none"),
+        (_push_of(), "layout: expected one or more of w, b, got none"),
         (
             _push_of(_W, replace(_B, name="c")),
-            "b: expected (5,) float32, got none",
+            "c: expected one of w, b, got (5,) float32 of another name",
         ),
+        (replace(_push_of(_B), nbytes=84), "nbytes: expected 20 bytes, got 84"),
         (
             _push_of(_W, _B, replace(_B, name="c")),
             "c: expected one of w, b, got (5,) float32 of another name",
@@ -290,11 +322,17 @@ def test_gradients_that_are_not_the_variables_are_refused_by_name(
         decide(header, _SESSION, _NOW, policy)
 
 
-@pytest.mark.parametrize("header", [_push_of(_W, _B), _push_of(_B, _W)])
-def test_gradients_may_come_in_any_order(header: PushHeader) -> None:
-    """The body's size is that of the order in which they come."""
-    policy = Terms(0)
-
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(_push_of(_W, _B), _push_of(_B, _W), _push_of(_W), _push_of(_B)),
+        replace(_push_of(_B), encoding=Encoding(None, (2,)), nbytes=72),
+    ],
+)
+def test_gradients_may_come_in_any_order_or_of_some_variables(
+    header: PushHeader,
+) -> None:
+    """The body's size is that of what comes, in the order in which it does."""
     policy = Terms(0)
 
     verdict = decide(header, _SESSION, _NOW, policy)

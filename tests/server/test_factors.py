@@ -52,7 +52,7 @@ class _Running:
         self._state = self._rule.apply(begun, self._body(self._gradients), None)
 
     def prepare(self) -> None:
-        self._rule.prepare_factors(self._state)
+        self._rule.prepare(self._state, weighed=True, some=False)
 
     def moves(self, factor: float, scale: float = 1.0) -> tuple[Arrays, list[bytes]]:
         """Return how far each variable moves then, and all bits of the slots.

@@ -16,7 +16,7 @@ def told(counters: Counters) -> list[Any]:
     """Return all that a status tells of counters but the last seconds."""
     rows = counters.workers(now=1e6, uptime_s=1e6)
     totals = [counters.total.freeze(), counters.unjoined.freeze()]
-    sums = [counters.staleness_sum, counters.withheld]
+    sums = [counters.staleness_sum, counters.withheld, counters.dropped_variables]
     return [*totals, counters.staleness, *sums, *rows]
 
 
@@ -63,11 +63,14 @@ def test_what_was_kept_before_there_were_factors_counted_in_full() -> None:
     """Of a checkpoint of an older server."""
     counters = Counters()
     counters.join("ann", now=0.0)
-    counters.judge("ann", Verdict(True, 0, 1, factor=0.5), None, now=0.0)
+    verdict = Verdict(True, 0, 1, factor=0.5, dropped_variables=2)
+    counters.judge("ann", verdict, None, now=0.0)
     data = keptcounters.to_json(counters)
-    del data["withheld"]
+    del data["withheld"], data["dropped_variables"]
 
-    assert keptcounters.from_json(data, now=0.0).withheld == 0
+    back = keptcounters.from_json(data, now=0.0)
+
+    assert (back.withheld, back.dropped_variables) == (0, 0)
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:

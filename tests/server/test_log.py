@@ -18,6 +18,7 @@ import pytest
 from kit.changes import (
     FOLDER,
     GENERATION,
+    TRAINABLE,
     applied,
     batches,
     data_disk,
@@ -154,6 +155,15 @@ def test_a_push_s_factor_is_kept_to_the_last_bit(
     write_log(disk, [pushes])
 
     assert facts(replayed(disk)) == facts(pushes)
+
+
+def test_how_much_a_push_was_applied_without_is_kept(disk: VirtualDisk) -> None:
+    """Beside what it was applied with, in its own layout."""
+    push = applied(1, layout=TRAINABLE, dropped_variables=2**32 - 1)
+
+    write_log(disk, [[push, applied(2)]])
+
+    assert facts(replayed(disk)) == facts([push, applied(2)])
 
 
 def test_what_only_the_caller_needs_is_left_out(disk: VirtualDisk) -> None:

@@ -191,7 +191,10 @@ def test_a_policy_is_told_the_same_however_it_was_asked_for(
     ("spec", "message"),
     [
         ("", "expected one of drop, inverse, polynomial:a, hinge:a,b, .*, got ''"),
-        ("dorp", "expected one of drop, .*, adaptive:quantile,least,most, got 'dorp'"),
+        (
+            "dorp",
+            "expected one of drop, .*, adaptive:quantile,least,most, .*, got 'dorp'",
+        ),
         ("Inverse", "expected one of drop, inverse, .*, got 'Inverse'"),
         ("drop:", "expected a whole number of steps or off, got ''"),
         ("drop:2.5", "expected a whole number of steps or off, got '2.5'"),

@@ -94,8 +94,9 @@ def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
 def test_a_policy_s_doing_is_told(read_metrics: Read) -> None:
     """Its limit of now, and what it left out of pushes since this start began."""
     limits = replace(STATUS.limits, staleness_policy="adaptive:0.9,1,8")
-    before = replace(QUIET, counts=Counts(10, 0), withheld=2.0)
-    status = replace(STATUS, name="lab", limits=limits, policy_limit=3, withheld=14.5)
+    before = replace(QUIET, counts=Counts(10, 0), withheld=2.0, dropped_variables=3)
+    status = replace(STATUS, name="lab", limits=limits, policy_limit=3)
+    status = replace(status, withheld=14.5, dropped_variables=10)
 
     expose = exposer(lambda: status, Meter(), first=before)
     scrape = read_metrics(expose("")[1].decode())
@@ -103,6 +104,7 @@ def test_a_policy_s_doing_is_told(read_metrics: Read) -> None:
     assert scrape["asyncps_max_staleness_steps",] == 4
     assert scrape["asyncps_limit_now_steps",] == 3
     assert scrape["asyncps_withheld_pushes_total",] == 12.5
+    assert scrape["asyncps_dropped_variables_total",] == 7
     assert scrape["asyncps_staleness_policy_info", "adaptive:0.9,1,8"] == 1
     assert scrape["asyncps_server_info", "none", "g", "i", "lab", "sgd"] == 1
 

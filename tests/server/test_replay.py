@@ -532,9 +532,9 @@ def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
         (Kind.JOINED, b"\xff", b"", "Error parsing message"),
         (Kind.APPLIED, b"", b"", "body: expected 12 bytes, got 0"),
         (Kind.APPLIED, b"", b"123", "body: expected 12 bytes, got 3"),
-        (Kind.WEIGHED, b"1234567", b"", "factor: expected 8 bytes, got 7"),
-        (Kind.WEIGHED, b"12345678\xff", b"", "Error parsing message"),
-        (Kind.WEIGHED, b"12345678", b"123", "body: expected 12 bytes, got 3"),
+        (Kind.LESSENED, b"12345678901", b"", "factor: expected 12 bytes, got 11"),
+        (Kind.LESSENED, b"123456789012\xff", b"", "Error parsing message"),
+        (Kind.LESSENED, b"123456789012", b"123", "body: expected 12 bytes, got 3"),
     ],
 )
 def test_what_cannot_be_read_is_refused_though_its_checksums_are_right(

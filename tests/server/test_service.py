@@ -350,7 +350,9 @@ def test_a_stale_push_is_dropped_before_its_body_is_sent(
 
     first, again = late.stream(messages()), late.stream(messages())
 
-    assert first == pb.PushReply(applied=False, staleness=0, step=0, reason=pb.STALE)
+    assert first == pb.PushReply(
+        applied=False, staleness=0, step=0, reason=pb.STALE, consecutive_drops=1
+    )
     assert (again.reason, again.duplicate) == (pb.STALE, True)
     assert len(taken) < 2 * 16
 

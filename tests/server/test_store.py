@@ -307,9 +307,9 @@ _DEFECTS: dict[str, tuple[type[ParameterServerError], str]] = {
     "overflow": (NonFiniteError, r"slots.*: expected a finite result of the rule, got"),
     "shape": (VariableMismatchError, r"{name}: expected \(3,\) float32, got \(3, 1\)"),
     "dtype": (VariableMismatchError, r"{name}: expected .* float32, got .* float64"),
-    "missing": (VariableMismatchError, r"{name}: expected \(3,\) float32, got none"),
     "extra": (VariableMismatchError, r"{name}': expected one of v00, .*, got \(3,\)"),
-    "renamed": (VariableMismatchError, r"{name}: expected \(3,\) float32, got none"),
+    "renamed": (VariableMismatchError, r"{name}': expected one of v00, .*, got \(3,"),
+    "none": (VariableMismatchError, r"layout: expected one or more of v00, .*, got no"),
     "short": (VariableMismatchError, r"body: expected 1228 bytes, got {place}$"),
     "long": (VariableMismatchError, r"body: expected 1228 bytes, got [12][0-9]+$"),
     "announced": (VariableMismatchError, r"nbytes: expected 1228 bytes, got 1229"),
@@ -332,8 +332,8 @@ def _spoil(defect: str, name: str) -> tuple[Layout, int, bytes]:
     }
     if defect in replacements:
         gradients[name] = replacements[defect]
-    elif defect == "missing":
-        del gradients[name]
+    elif defect == "none":
+        gradients = {}
     elif defect == "extra":
         gradients = {**gradients, name + "'": gradients[name]}
     elif defect == "renamed":

@@ -34,12 +34,17 @@ class NumpyRule:
         return State((_floats(variables),), trace)
 
     def apply(
-        self, state: State, gradients: Body, value: float | None, factor: float = 1.0
+        self,
+        state: State,
+        gradients: Body,
+        value: float | None,
+        factor: float,
+        present: None,
     ) -> State:
         trace = self._decay * state.slots + _floats(gradients)
         return State((state.variables[0] - np.float32(factor) * trace,), trace)
 
-    def prepare_factors(self, state: State) -> None:
+    def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
         pass
 
     def let_go(self) -> None:

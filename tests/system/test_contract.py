@@ -268,6 +268,16 @@ class HandMade(rpc.ParameterServerServicer):
             lease.epoch = request.held.epoch + place // request.count
         return pb.LeaseShardReply(lease=lease)
 
+    def Inspect(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.called.append("Inspect")
+        specs = {f"variables/{spec.name}": spec for spec in self._layout.arrays}
+        layout = layout_of({n: self.variables[s.name] for n, s in specs.items()})
+        header = pb.InspectHeader(generation="g", step=self._step, layout=layout)
+        yield pb.InspectReply(header=header)
+        chosen = {name: self.variables[specs[name].name] for name in request.names}
+        for offset, data in pieces(to_body(chosen)):
+            yield pb.InspectReply(offset=offset, data=data)
+
     def Status(self, request: Any, context: Any) -> pb.StatusReply:  # noqa: N802
         self.called.append("Status")
         counts = pb.Counts(applied=self._step, rejected={"STEP_READ": 2})
@@ -447,7 +457,8 @@ def repeated_last_wins(message: Any) -> bytes:
         wrong = []
         for number, whole in fields:
             tag, at = read_varint(whole, 0)
-            single = kind.fields_by_number[number].name not in ("arrays", "shape")
+            several = ("arrays", "shape", "names")
+            single = kind.fields_by_number[number].name not in several
             is_message = kind.fields_by_number[number].message_type is not None
             if single and not is_message and tag & 7 in (0, 2):
                 wrong.append(whole[:at] + (b"\x01" if tag & 7 == 0 else b"\x01x"))
@@ -676,6 +687,11 @@ def test_our_server_understands_a_client_of_plain_protobuf(
         exchanged = call("Exchange", exchange)
         known = pb.PullRequest(session="s", generation=generation, step=2)
         (unchanged,) = call("Pull", known)
+        names = [f"variables/{spec.name}" for spec in layout.arrays]
+        inspected = [
+            *stub.Inspect(pb.InspectRequest(names=names), timeout=TIMEOUT_S),
+            *stub.Inspect(pb.InspectRequest(), timeout=TIMEOUT_S),
+        ]
         status = stub.Status(pb.StatusRequest(), timeout=TIMEOUT_S)
 
     def after(pushes: int) -> dict[str, Array]:
@@ -694,6 +710,10 @@ def test_our_server_understands_a_client_of_plain_protobuf(
     assert not newest[0].header.HasField("layout")
     assert_identical(from_body(layout, put_together(newest)), after(2))
     assert (unchanged.header.not_modified, unchanged.data) == (True, b"")
+    assert (inspected[0].header, inspected[0].header.step) == (inspected[-1].header, 2)
+    assert [spec.name for spec in inspected[0].header.layout.arrays] == names
+    got = put_together(inspected[:-1])
+    assert_identical(from_body(layout, got), after(2))
     assert (status.step, status.counts.applied, status.counts.duplicate) == (2, 2, 1)
     assert [row.name for row in status.workers] == ["me"]
     for message, data in channel.replies:
@@ -714,7 +734,10 @@ def test_what_our_client_sends_is_what_the_generated_classes_would(
 ) -> None:
     """Byte for byte: other readers may be less lenient than protobuf's own."""
     read: list[tuple[Any, bytes]] = []
-    kinds = ("Join", "Initialize", "Pull", "Push", "Exchange", "LeaseShard", "Status")
+    kinds = (
+        *("Join", "Initialize", "Pull", "Push", "Exchange"),
+        *("LeaseShard", "Inspect", "Status"),
+    )
     for kind in kinds:
         message = getattr(pb, f"{kind}Request")
         monkeypatch.setattr(pb, f"{kind}Request", _Kept(message, read))
@@ -728,6 +751,10 @@ def test_what_our_client_sends_is_what_the_generated_classes_would(
         client.push(make_gradients(params), snapshot, value=0.0)
         client.exchange(make_gradients(params), snapshot)
         client.status()
+        assert_identical(
+            client.variables("variables/n").params,
+            {"variables/n": params["n"]},
+        )
         assert [next(parts) for parts in [client.lease_shards(2)] * 3] == [
             *(psworker.Shard(0, 2, 0), psworker.Shard(1, 2, 0), psworker.Shard(0, 2, 1))
         ]
@@ -760,6 +787,7 @@ CALLS: dict[str, Callable[[psworker.Client, dict[str, Array]], object]] = {
         make_gradients(params), Snapshot(params, 0, "g")
     ),
     "LeaseShard": lambda client, params: next(client.lease_shards(2)),
+    "Inspect": lambda client, params: client.variables(),
     "Status": lambda client, params: client.status(),
 }
 

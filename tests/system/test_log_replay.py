@@ -15,8 +15,11 @@ import psserver
 import psworker
 from kit.virtualdisk import Operation, VirtualDisk
 from psserver import admin
+from psserver.durability.checkpoints import FOLDER, Checkpoints
+from psserver.durability.disk import RealDisk
 from psserver.durability.errors import DataDirectoryError
 from pswire.errors import ServerUnavailableError
+from pswire.values import Verdict
 
 StartServer = Callable[..., psserver.Server]
 ConnectNear = Callable[..., psworker.Client]
@@ -51,7 +54,7 @@ def test_what_a_killed_server_has_logged_is_replayed_bit_for_bit(
     tmp_path: Path,
     rule: optax.GradientTransformation,
 ) -> None:
-    """Variables and slots, of plain, rounded and sparse pushes in turn."""
+    """Variables and slots, of plain, rounded and sparse pushes, of all and of some."""
     stopped, killed = tmp_path / "stopped", tmp_path / "killed"
     settings = {"durability": "log", "checkpoint_every": 10**9, "max_staleness": 2}
     server = start_server(rule, data_dir=stopped, **settings)
@@ -67,6 +70,9 @@ def test_what_a_killed_server_has_logged_is_replayed_bit_for_bit(
             for name in ("brain", "w")
         }
         gradients["brain"] = gradients["brain"].astype(ml_dtypes.bfloat16)
+        for every, name in ((5, "brain"), (7, "w")):
+            if number % every == 0 and len(gradients) > 1:
+                del gradients[name]
         assert client.push(gradients, client.pull()).applied
     shutil.copytree(stopped, killed)
     server.stop()
@@ -77,36 +83,50 @@ def test_what_a_killed_server_has_logged_is_replayed_bit_for_bit(
     assert max((killed / "checkpoints").iterdir()).name.endswith(f"-{2 * PUSHES}")
 
 
+@pytest.mark.parametrize(
+    ("policy", "form", "counted"),
+    [
+        ("polynomial:0.3", {}, {"factor": 10**-0.3}),
+        ("groups:brain=4", {}, {"dropped_variables": 1}),
+        ("groups:b*=4,w=20", FORMS[-1], {"dropped_variables": 1}),
+    ],
+    ids=["weighed", "in part", "in part of the largest"],
+)
 def test_a_push_that_counted_less_is_replayed_as_it_counted(
     start_server: StartServer,
     connect_near: ConnectNear,
     newest_arrays: NewestArrays,
     tmp_path: Path,
+    policy: str,
+    form: dict[str, str],
+    counted: dict[str, Any],
 ) -> None:
     """By another policy than it was judged by; its retry would be told the same."""
     stopped, killed = tmp_path / "stopped", tmp_path / "killed"
     settings = {"durability": "log", "checkpoint_every": 10**9, "max_staleness": None}
     server = start_server(
-        optax.adam(0.1), data_dir=stopped, staleness_policy="polynomial:0.3", **settings
+        optax.adam(0.1), data_dir=stopped, staleness_policy=policy, **settings
     )
-    client = connect_near(server.address)
+    client = connect_near(server.address, **form)
     client.initialize(VARIABLES)
     first = client.pull()
     gradients = {name: VARIABLES[name] for name in ("brain", "w")}
-    factors = [client.push(gradients, first).factor for _ in range(10)]
+    verdicts = [client.push(gradients, first) for _ in range(10)]
     shutil.copytree(stopped, killed)
     server.stop()
 
     start_server(
-        optax.adam(0.1), data_dir=killed, staleness_policy="inverse", **settings
+        optax.adam(0.1), data_dir=killed, staleness_policy="groups:w=0", **settings
     ).stop()
 
-    assert factors == [(1 + age) ** -0.3 for age in range(10)]
+    assert verdicts[0] == Verdict(applied=True, staleness=0, step=1)
+    assert verdicts[-1] == Verdict(applied=True, staleness=9, step=10, **counted)
     assert newest_arrays(killed) == newest_arrays(stopped)
-    told = [
-        each.read_text() for each in tmp_path.glob("*/checkpoints/*-10/manifest.json")
-    ]
-    assert [str(factors[-1]) in text for text in told] == [True, True]
+    for folder in (stopped, killed):
+        saved = Checkpoints(RealDisk(), folder / FOLDER)
+        kept = saved.describe(saved.names()[-1]).checkpoint
+        assert kept.counters.dropped_variables == 5 * verdicts[-1].dropped_variables
+        assert [one.last_verdict for one in kept.sessions.values()] == [verdicts[-1]]
 
 
 def test_a_log_that_ends_before_the_last_server_did_is_damaged(

@@ -148,6 +148,15 @@ def test_a_policy_is_told_beside_the_limit_of_now(
     assert part == [*full, "factor: mean 0.75 of the applied pushes"]
 
 
+def test_what_was_left_out_of_pushes_is_told() -> None:
+    """Where anything was."""
+    status = replace(QUIET, counts=Counts(8, 0))
+
+    told = lines(replace(status, dropped_variables=5))
+
+    assert told == [*lines(status), "left out of applied pushes: 5 variables"]
+
+
 def test_a_limit_that_has_changed_parts_no_bars() -> None:
     """Under it there may be drops of an earlier one, and above it applied pushes."""
     status = replace(QUIET, staleness={1: 5, 3: 4}, counts=Counts(7, 2))

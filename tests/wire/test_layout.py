@@ -210,6 +210,29 @@ def test_a_layout_names_what_is_amiss(got: Layout, text: str) -> None:
         expected.require(got)
 
 
+@pytest.mark.parametrize("got", [layout(b=()), layout(b=(), a=(2,))])
+def test_some_of_a_layouts_arrays_will_do_where_not_all_are_wanted(
+    got: Layout,
+) -> None:
+    """In any order."""
+    layout(a=(2,), b=()).require_some(got)
+
+
+@pytest.mark.parametrize(
+    ("got", "text"),
+    [
+        (layout(), "layout: expected one or more of a, b, got none"),
+        (layout(b=(1,)), "b: expected () float32, got (1,) float32"),
+        (layout(b=(), c=(4,)), "c: expected one of a, b, got (4,) float32 of another"),
+    ],
+    ids=["none", "rank", "extra"],
+)
+def test_a_layout_names_what_is_amiss_among_some(got: Layout, text: str) -> None:
+    """Also that nothing is there at all."""
+    with pytest.raises(VariableMismatchError, match=f"^{re.escape(text)}"):
+        layout(a=(2,), b=()).require_some(got)
+
+
 def test_a_long_list_of_names_is_cut_short() -> None:
     """A model of thousands of variables still gets a message that can be read."""
     expected = layout(**{f"v{i}": () for i in range(9)})

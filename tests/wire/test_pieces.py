@@ -409,6 +409,7 @@ def test_the_table_of_calls_is_the_contract_s() -> None:
 
 PUSHED = Piece(pb.PushHeader(session="s"), 3, b"data")
 PULLED = Piece(pb.SnapshotHeader(step=4), 3, b"data")
+INSPECTED = Piece(pb.InspectHeader(step=4), 3, b"data")
 INITIAL = Piece(pb.InitializeHeader(session="s"), 3, b"data")
 SENT: dict[str, tuple[Any, Any, Any, Any]] = {
     "Join": (
@@ -435,6 +436,10 @@ SENT: dict[str, tuple[Any, Any, Any, Any]] = {
     "LeaseShard": (
         *(pb.LeaseShardRequest(count=3), pb.LeaseShardRequest(count=3)),
         *(pb.LeaseShardReply(), pb.LeaseShardReply()),
+    ),
+    "Inspect": (
+        *(pb.InspectRequest(names=["w"]), pb.InspectRequest(names=["w"])),
+        *(INSPECTED, written(pb.InspectReply, INSPECTED)),
     ),
     "Status": (
         *(pb.StatusRequest(), pb.StatusRequest()),

@@ -63,6 +63,7 @@ BUSY = Status(
     policy_limit=3,
     withheld=1.5,
     name="lab",
+    dropped_variables=7,
 )
 
 
@@ -75,6 +76,7 @@ BUSY = Status(
         Verdict(applied=True, staleness=3, step=9, factor=1 / 3),
         Verdict(False, 9, 9, Reason.STALE, consecutive_drops=2**63),
         Verdict(applied=True, staleness=3, step=9, factor=0.0),
+        Verdict(applied=True, staleness=3, step=9, dropped_variables=2),
         PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
         PushHeader(
             session="s",
@@ -221,6 +223,7 @@ def test_a_status_is_json() -> None:
         "loss": 0.125,
         **counts,
         "withheld": 1.5,
+        "dropped_variables": 7,
         "mean_staleness": 2.0,
         "staleness": {"0": 4, "3": 2, "5": 2},
         "workers": [

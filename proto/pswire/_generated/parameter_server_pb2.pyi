@@ -208,7 +208,7 @@ class PushHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops")
+    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops", "dropped_variables")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +216,7 @@ class PushReply(_message.Message):
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     FACTOR_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     applied: bool
     staleness: int
     step: int
@@ -223,7 +224,8 @@ class PushReply(_message.Message):
     duplicate: bool
     factor: float
     consecutive_drops: int
-    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., consecutive_drops: _Optional[int] = ...) -> None: ...
+    dropped_variables: int
+    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., consecutive_drops: _Optional[int] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("push",)
@@ -265,12 +267,38 @@ class ShardLease(_message.Message):
     epoch: int
     def __init__(self, index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class InspectRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class InspectReply(_message.Message):
+    __slots__ = ("header", "offset", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: InspectHeader
+    offset: int
+    data: bytes
+    def __init__(self, header: _Optional[_Union[InspectHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class InspectHeader(_message.Message):
+    __slots__ = ("generation", "step", "layout")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    generation: str
+    step: int
+    layout: Layout
+    def __init__(self, generation: _Optional[str] = ..., step: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name", "dropped_variables")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +326,7 @@ class StatusReply(_message.Message):
     POLICY_LIMIT_FIELD_NUMBER: _ClassVar[int]
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -318,7 +347,8 @@ class StatusReply(_message.Message):
     policy_limit: int
     withheld: float
     name: str
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
+    dropped_variables: int
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
 
 class Durability(_message.Message):
     __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs", "corrupt")

@@ -84,6 +84,11 @@ class ParameterServerStub(object):
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
                 response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
                 _registered_method=True)
+        self.Inspect = channel.unary_stream(
+                '/ps.v1.ParameterServer/Inspect',
+                request_serializer=pswire_dot___generated_dot_parameter__server__pb2.InspectRequest.SerializeToString,
+                response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.InspectReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/ps.v1.ParameterServer/Status',
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.StatusRequest.SerializeToString,
@@ -95,7 +100,7 @@ class ParameterServerServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Join(self, request, context):
-        """Introduces a worker. Every other call but Status and Pull needs a session that has joined.
+        """Introduces a worker. Every other call but Status, Pull and Inspect needs a session that has joined.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +168,14 @@ class ParameterServerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Inspect(self, request, context):
+        """Returns what there is of the model, by name, and what of it was asked for: variables and what the rule remembers,
+        all of one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Returns the server's counters, all of them of one moment.
         """
@@ -222,6 +235,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.LeaseShard,
                     request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.FromString,
                     response_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.SerializeToString,
+            ),
+            'Inspect': grpc.unary_stream_rpc_method_handler(
+                    servicer.Inspect,
+                    request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.InspectRequest.FromString,
+                    response_serializer=pswire_dot___generated_dot_parameter__server__pb2.InspectReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -499,6 +517,33 @@ class ParameterServer(object):
             '/ps.v1.ParameterServer/LeaseShard',
             pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
             pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ps.v1.ParameterServer/Inspect',
+            pswire_dot___generated_dot_parameter__server__pb2.InspectRequest.SerializeToString,
+            pswire_dot___generated_dot_parameter__server__pb2.InspectReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,10 @@ def _headline(status: Status) -> Text:
         lines.append(f"staleness: {quantiles(status)}")
     if status.withheld:
         lines.append(f"factor: mean {status.mean_factor:.4g} of the applied pushes")
+    if status.dropped_variables:
+        lines.append(
+            f"left out of applied pushes: {status.dropped_variables} variables"
+        )
     if status.durability.mode != "none":
         lines.append(Text("kept: ") + kept(status))
     return Text("\n").join(Text() + line for line in lines)

@@ -1,0 +1,74 @@
+"""The policy by which some variables bear less staleness than others."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Self
+
+from psserver.policies.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Groups(Policy):
+    """Apply a push without the variables that it is too stale for.
+
+    An embedding, say, whose rows few pushes share, bears more than a layer that all of
+    them change. Every variable is of the first group whose pattern is like its name; of
+    a variable of none the hard limit alone decides.
+
+    Attributes:
+        limits: (pattern, limit) of each group: `*`, `?` and `[...]` in the pattern are
+            those of file names; the limit is the largest staleness applied, in steps,
+            inclusive, and a negative one leaves the group as it is.
+
+    Raises:
+        ValueError: There is no group, or a pattern is empty or there twice.
+    """
+
+    name: ClassVar[str] = "groups"
+    parts: ClassVar[bool] = True
+
+    limits: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise ValueError(f"expected {self.form()}, got no group")
+        seen: set[str] = set()
+        for pattern, _ in self.limits:
+            if not pattern or pattern in seen:
+                raise ValueError(
+                    f"pattern: expected each once, and none empty, got {pattern!r}"
+                )
+            seen.add(pattern)
+
+    def left_out(self, staleness: int, names: Collection[str]) -> frozenset[str]:
+        return frozenset(name for name in names if self._is_over(staleness, name))
+
+    def _is_over(self, staleness: int, name: str) -> bool:
+        for pattern, limit in self.limits:
+            if fnmatchcase(name, pattern):
+                return staleness > limit
+        return False
+
+    @property
+    def spec(self) -> str:
+        groups = ",".join(f"{pattern}={limit}" for pattern, limit in self.limits)
+        return f"{self.name}:{groups}"
+
+    @classmethod
+    def form(cls) -> str:
+        return f"{cls.name}:PATTERN=LIMIT,..."
+
+    @classmethod
+    def read(cls, arguments: Sequence[str]) -> Self:
+        return cls(tuple(map(_group, arguments)))
+
+
+def _group(text: str) -> tuple[str, int]:
+    pattern, _, limit = text.rpartition("=")  # A name may have one of its own.
+    try:
+        return pattern, int(limit)
+    except ValueError:
+        raise ValueError(
+            f"{pattern}: expected PATTERN=LIMIT, the limit in whole steps, got {text!r}"
+        ) from None

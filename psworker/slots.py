@@ -1,0 +1,57 @@
+"""What a rule remembers of each variable, told by the arrays' names."""
+
+from collections.abc import Mapping
+
+from pswire.errors import VariableMismatchError
+from pswire.inspection import VARIABLES
+from pswire.layout import Layout
+
+
+def slot_names(layout: Layout) -> tuple[str, ...]:
+    """Return the slots that are kept for variables, each once.
+
+    Args:
+        layout: Of all that a server keeps, as an `Inspection` has it.
+    """
+    return tuple(dict.fromkeys(slot for slot, _ in _slots(layout)))
+
+
+def slot_of(layout: Layout, slot: str, variable: str) -> str:
+    """Return the name of the array that is a variable's slot.
+
+    Args:
+        layout: See `slot_names`.
+        slot: One of those.
+        variable: The variable's name.
+
+    Raises:
+        VariableMismatchError: There is no such slot.
+    """
+    slots = _slots(layout)
+    if (slot, variable) not in slots:
+        known = ", ".join(name for name, of in slots if of == variable) or "none"
+        raise VariableMismatchError(
+            f"{variable}: expected a slot that it has, which are {known}, got {slot}"
+        )
+    return slots[slot, variable]
+
+
+def _slots(layout: Layout) -> Mapping[tuple[str, str], str]:
+    """Return {(slot, variable): the array's name}."""
+    keys = {
+        f"[{variable!r}]": variable
+        for name in layout.places
+        if (variable := name.removeprefix(VARIABLES)) != name
+    }
+    slots: dict[tuple[str, str], str] = {}
+    for name in layout.places:
+        if name.startswith(VARIABLES):
+            continue
+        # A rule may have labels like names, further to the left, and a name may hold
+        # another one's key: the key that ends last is the variable's.
+        ends = {name.rfind(key) + len(key): key for key in keys if key in name}
+        if ends:
+            end = max(ends)
+            key = ends[end]
+            slots[name[: end - len(key)] + name[end:], keys[key]] = name
+    return slots
