@@ -50,7 +50,10 @@ GROUPS = {
         (
             "--max-staleness 8",
             "--max-staleness 8 --on-drop retry",
+            "--max-staleness 8 --on-drop requeue",
             "--max-staleness 16",
+            "--max-staleness off --staleness-policy adaptive:0.9,2,32",
+            "--max-staleness off --staleness-policy adaptive:0.99,2,32",
         ),
     ),
     "staleness": Group(
@@ -59,6 +62,10 @@ GROUPS = {
             "--max-staleness 8",
             "--max-staleness off",
             "--max-staleness off -a learning_rate=0.01",
+            "--max-staleness off --staleness-policy inverse",
+            "--max-staleness off --staleness-policy polynomial:0.5",
+            "--max-staleness off --staleness-policy hinge:10,4",
+            "--max-staleness off --staleness-policy exponential:0.1",
         ),
     ),
 }

@@ -52,6 +52,7 @@ def make_task(seed: int, slowdown: int) -> Task:
         (images, labels), _ = _data()
         mine = part(labels, shard.index, shard.count)
         rng = np.random.default_rng((seed, shard.index))
+        _metronome.start()
         while True:
             order = rng.permutation(mine)
             for first in range(0, len(order) - digits.BATCH + 1, digits.BATCH):
@@ -85,12 +86,12 @@ def _loss(params: digits.Params, batch: PacedBatch) -> jax.Array:
 class _Metronome:
     """Waits from the last time on: what a cycle takes besides is part of the pause."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def start(self) -> None:
+        self._last = time.monotonic()
 
     def wait(self, pause_s: Any) -> np.float32:
         time.sleep(max(0.0, self._last + float(pause_s) - time.monotonic()))
-        self._last = time.monotonic()
+        self.start()
         return np.float32(0)
 
 
