@@ -77,18 +77,16 @@ def require_no_retry(on_drop: OnDrop, *, prefetch: bool, background_push: bool) 
         )
 
 
-class Streak:
-    """A worker's drops in a row; whoever owns it guards it."""
+class Advice:
+    """What a worker is told once of many drops in a row; whoever owns it guards it."""
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._count = 0
+        """Start with nothing told."""
         self._is_told = False
 
-    def note(self, verdict: "Verdict") -> None:
-        """Count one verdict more; where the drops are many, say so, once."""
-        self._count = 0 if verdict.applied else self._count + 1
-        if self._count < _MANY or self._is_told:
+    def heed(self, verdict: "Verdict") -> None:
+        """Look at one verdict more; where it is the last of many drops, say so."""
+        if verdict.consecutive_drops < _MANY or self._is_told:
             return
         self._is_told = True
         _log.warning(
@@ -96,6 +94,6 @@ class Streak:
             "is learned from these batches; allow for older ones (--max-staleness of "
             "the server), make them smaller, or have dropped ones come again "
             "(--on-drop requeue)",
-            self._count,
+            verdict.consecutive_drops,
             verdict.staleness,
         )

@@ -10,7 +10,7 @@ from pswire.encoding import BFLOAT16, PLAIN, Encoding
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
-from psworker.drops import Streak
+from psworker.drops import Advice
 from psworker.topk import TopK
 from psworker.wire import Wire
 
@@ -47,11 +47,11 @@ class Pushes:
         self._connection = connection
         self._encoding = rounding(wire.narrow_pushes)
         self._top_k = None if wire.fraction is None else TopK(wire.fraction)
-        # Guards `_seq`, `_top_k` and `_streak`, and keeps one push at a time: the
+        # Guards `_seq`, `_top_k` and `_advice`, and keeps one push at a time: the
         # server remembers the last.
         self._pushing = threading.Lock()
         self._seq = 0
-        self._streak = Streak()
+        self._advice = Advice()
 
     def layout(self, arrays: Arrays) -> Layout:
         """Return the layout of gradients: in the variables' order, whatever theirs.
@@ -103,7 +103,7 @@ class Pushes:
                 snapshot_encoding=self._connection.pull_encoding,
             )
             verdict, new = call(header, body_layout, arrays)
-            self._streak.note(verdict)
+            self._advice.heed(verdict)
             # Of a push that was dropped, nothing has arrived: all is as it was.
             if self._top_k and choice and verdict.applied:
                 self._top_k.keep(choice, wire)
@@ -128,8 +128,7 @@ def _has_layout(arrays: Arrays, layout: Layout) -> bool:
 
 def _part(usual: Layout, got: Layout) -> Layout:
     """Return the arrays that are there, in the usual order; all must be as usual."""
-    absent = tuple(spec for spec in usual if spec.name not in got.places)
-    usual.require(Layout(absent + got.arrays))
-    if not absent:
+    usual.require_some(got)
+    if len(got.arrays) == len(usual.arrays):
         return usual
     return Layout(tuple(spec for spec in usual if spec.name in got.places))

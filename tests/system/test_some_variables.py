@@ -14,7 +14,7 @@ import pytest
 import psserver
 import psworker
 from pswire.errors import GradientNormError, NonFiniteError
-from pswire.values import Reason, Verdict
+from pswire.values import Reason, Snapshot, Verdict
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
@@ -58,6 +58,56 @@ def test_a_push_of_some_variables_changes_them_alone(
     assert np.count_nonzero(variables["w"] == 1) == 150 - sent
     assert variables["b"] == 0
     assert variables["count"].tolist() == [0, 1, 2]
+
+
+def _push_b(client: psworker.Client, how: str, first: Snapshot[Any]) -> Verdict | None:
+    """Push gradients of ones for `b` alone, in one of the ways that there are."""
+    ones = np.ones((), np.float32)
+    match how:
+        case "pairs":
+            return client.push(iter([(None, "w"), (ones, "b")]), first)
+        case "exchange":
+            return client.exchange({"b": ones}, first)[0]
+        case "minimize":
+            return client.minimize(_sum, 1.0, like=VARIABLES, variables="b")[0]
+        case "mask":
+            mask = {"b": True, "count": False, "w": False}
+            gradients = client.compute_gradients(
+                _sum, 1.0, like=VARIABLES, variables=mask
+            )
+            return client.push(gradients)
+    with client.accumulate(2) as sums:
+        sums.add({"b": ones}, first)
+        return sums.add({"b": ones}, first)
+
+
+def _sum(params: Any, batch: float) -> Any:
+    return batch * (params["b"] + params["w"].sum())
+
+
+@pytest.mark.parametrize("how", ["pairs", "exchange", "minimize", "mask", "accumulate"])
+def test_every_way_to_push_can_leave_variables_out(
+    start_server: StartServer, connect: Connect, how: str
+) -> None:
+    """They keep their value, though the rule would decay them, and their momentum."""
+    rule = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0, momentum=0.5))
+    client = connect(start_server(rule).address)
+    client.initialize(VARIABLES)
+    client.push(W | B, client.pull())
+    before, slots = client.pull(), client.variables()
+
+    verdict = _push_b(client, how, before)
+
+    assert verdict
+    assert verdict.applied
+    after = client.pull()
+    assert (after.params["w"] == before.params["w"]).all()
+    assert after.params["b"] != before.params["b"]
+    kept = client.variables().params
+    names = [name for name in kept if name.endswith("['w']")]
+    assert names
+    for name in names:
+        assert (kept[name] == slots.params[name]).all()
 
 
 def test_only_what_came_is_judged(start_server: StartServer, connect: Connect) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import grpc
@@ -160,6 +160,7 @@ class Recorder:
         self.headers: list[PushHeader] = []
         self.sent: list[dict[str, Any]] = []
         self._variables = Body.gather(self.layout, arrays)
+        self._drops = 0
 
     def pull(self, known: object) -> Snapshot[Body]:
         return Snapshot(self._variables, self.step, self.generation)
@@ -169,9 +170,11 @@ class Recorder:
         self.sent.append({name: np.array(arrays[name]) for name in layout.places})
         staleness = self.step - header.step_read
         if next(self.answers, True):
-            self.step += 1
+            self.step, self._drops = self.step + 1, 0
             return Verdict(True, staleness, self.step)
-        return Verdict(False, staleness, self.step, Reason.STALE)
+        self._drops += 1
+        dropped = Verdict(False, staleness, self.step, Reason.STALE)
+        return replace(dropped, consecutive_drops=self._drops)
 
 
 @pytest.fixture
