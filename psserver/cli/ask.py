@@ -100,7 +100,9 @@ def health(address: str) -> None:
 
 @click.command("set")
 @click.argument("what", nargs=-1, required=True, metavar="[ADDRESS] NAME=VALUE...")
-def change(what: tuple[str, ...]) -> None:
+# What cannot be told from a setting by its place: it is there for the variable.
+@click.option("--address", default=_ADDRESS, envvar="PSSERVER_ADDRESS", hidden=True)
+def change(what: tuple[str, ...], address: str) -> None:
     """Change settings of a running server: all that are named, or none.
 
     They last until it ends; its next start has those that it is started with.
@@ -115,9 +117,9 @@ def change(what: tuple[str, ...]) -> None:
       psserver set max_staleness=off staleness_policy=inverse
       psserver set 127.0.0.1:7070 staleness_policy=adaptive:0.9,2,16
     """  # noqa: D301 - What follows click's mark is not folded.
-    first = "" if "=" in what[0] else what[0]
-    address = first or os.environ.get("PSSERVER_ADDRESS") or _ADDRESS
-    settings = _settings(what[1:] if first else what)
+    if "=" not in what[0]:
+        address, what = what[0], what[1:]
+    settings = _settings(what)
     from psserver import admin
     from pswire.status import limited
 

@@ -80,6 +80,8 @@ def test_sixteen_pushes_wait_for_the_disk_twice(
     server = start_server(hook.rule, **kept("log"))
     clients = [connect(server.address) for _ in range(PUSHERS)]
     clients[0].initialize(UP)
+    for client in clients:
+        client.pull()  # Each learns what there is to be pushed.
     clients[0].push(UP, clients[0].pull())  # Compiles; and those who joined are kept.
     applied = threading.Semaphore(0)
     hook.run = applied.release
