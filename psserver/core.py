@@ -1,6 +1,6 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from psserver.changes import Applied, Change, Joined
 from psserver.checkpoint import Checkpoint
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
-from psserver.model import Model
+from psserver.model import Model, Push
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
@@ -181,31 +181,39 @@ class Core:
         )
         return decide(header, session, present, self.terms)
 
-    def apply(
-        self,
-        header: PushHeader,
-        gradients: Body,
-        received: Body,
-        verdict: Verdict,
-    ) -> None:
+    def left_out(self, header: PushHeader, verdict: Verdict) -> Set[str]:
+        """Return the names of the variables that a push is to be applied without.
+
+        Args:
+            header: Of the push.
+            verdict: From `decide`, just now.
+        """
+        if not verdict.dropped_variables:
+            return frozenset()
+        brought = header.layout or self.require_model().layout.trainable
+        return self.terms.policy.left_out(verdict.staleness, brought.places)
+
+    def apply(self, push: Push, verdict: Verdict) -> None:
         """Make the next step, wholly or not at all.
 
         Args:
-            header: Of a push that is to be applied.
-            gradients: All of them, those of absent variables zero.
-            received: What they were when they came.
+            push: What is to be applied.
             verdict: From `decide`, just now.
 
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
-        model = self.require_model()
-        if verdict.dropped_variables:
-            brought = (header.layout or model.layout.trainable).places
-            names = self.terms.policy.left_out(verdict.staleness, brought)
-            header, received = model.without(names, header, received)
-            gradients = model.gradients(header, received)
-        self._step(header, gradients, received, verdict)
+        model, header = self.require_model(), push.header
+        state = model.rule.apply(
+            *(self._newest.state, push.gradients, header.value, verdict.factor),
+            model.present(header),
+        )
+        snapshot = Snapshot(model.body(state), verdict.step, self.generation)
+        # Nothing below can fail, so these change together or not at all.
+        self._newest = Cut(snapshot, state)
+        left = verdict.dropped_variables
+        self._note(Applied(verdict.step, header, push.received, verdict.factor, left))
+        model.rule.let_go()
 
     def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
         """Remember a verdict; it is told once all that it follows from is kept."""
@@ -296,32 +304,16 @@ class Core:
             self.sessions.replay(change.worker, change.session, rejoin_at)
             self.counters.join(change.worker, now)
         else:
-            gradients = self.require_model().gradients(change.header, change.body)
+            push = self.require_model().push(change.header, change.body)
             verdict = Verdict(
                 *(True, change.step - 1 - change.header.step_read, change.step),
                 factor=change.factor,
                 dropped_variables=change.dropped_variables,
             )
-            self._step(change.header, gradients, change.body, verdict)
+            self.apply(push, verdict)
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
-
-    def _step(
-        self, header: PushHeader, gradients: Body, received: Body, verdict: Verdict
-    ) -> None:
-        """Make a step of what is left of a push; see `apply`."""
-        model = self.require_model()
-        state = model.rule.apply(
-            *(self._newest.state, gradients, header.value, verdict.factor),
-            model.present(header),
-        )
-        snapshot = Snapshot(model.body(state), verdict.step, self.generation)
-        # Nothing below can fail, so these change together or not at all.
-        self._newest = Cut(snapshot, state)
-        left = verdict.dropped_variables
-        self._note(Applied(verdict.step, header, received, verdict.factor, left))
-        model.rule.let_go()
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged

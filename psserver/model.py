@@ -15,6 +15,24 @@ from pswire.values import PushHeader
 
 
 @dataclass(frozen=True, slots=True)
+class Push:
+    """A push, ready for the rule.
+
+    Attributes:
+        header: What it brings.
+        received: What has travelled.
+        gradients: All of them, laid out as the rule takes them: the absent ones zero.
+        without: The names of variables that it has brought, but is too stale for; the
+            fields above are as if it had not.
+    """
+
+    header: PushHeader
+    received: Body
+    gradients: Body
+    without: Set[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Variables but for their values.
 
@@ -48,12 +66,31 @@ class Model:
             return None
         return brought.places.keys()
 
-    def gradients(self, header: PushHeader, received: Arrays) -> Body:
-        """Return all gradients, laid out as the rule takes them: the absent ones zero.
+    def push(
+        self, header: PushHeader, received: Body, without: Set[str] = frozenset()
+    ) -> Push:
+        """Return what the rule takes of a push.
+
+        Args:
+            header: The push's.
+            received: What has travelled.
+            without: The names of variables to leave out; not all that it brings.
 
         Raises:
             VariableMismatchError: What was received is not what its header says.
         """
+        if without:
+            header, received = self._without(without, header, received)
+        return Push(header, received, self._gradients(header, received), without)
+
+    def brought(self, push: Push) -> Sequence[npt.NDArray[Any]]:
+        """Return the gradients that a push has brought, in parts of any size."""
+        present = self.present(push.header)
+        if present is None:
+            return list(self.rule.parts(push.gradients))
+        return [push.gradients[name] for name in present]
+
+    def _gradients(self, header: PushHeader, received: Arrays) -> Body:
         layout = header.layout or self.layout.trainable
         decoded = header.encoding.decode(layout, received)
         if self.present(header) is None:
@@ -63,16 +100,9 @@ class Model:
             np.copyto(gradients[name], gradient)
         return gradients
 
-    def without(
+    def _without(
         self, names: Set[str], header: PushHeader, received: Body
     ) -> tuple[PushHeader, Body]:
-        """Return a push, and its body, as if it did not bring some of its variables.
-
-        Args:
-            names: Those; not all of them.
-            header: The push's.
-            received: What has travelled.
-        """
         brought = header.layout or self.layout.trainable
         kept = [n for n, spec in enumerate(brought) if spec.name not in names]
         layout = Layout(tuple(brought.arrays[n] for n in kept))
@@ -83,20 +113,6 @@ class Model:
         nbytes = body.layout.nbytes
         narrowed = replace(header, layout=layout, encoding=encoding, nbytes=nbytes)
         return narrowed, body
-
-    def brought(
-        self, header: PushHeader, gradients: Body
-    ) -> Sequence[npt.NDArray[Any]]:
-        """Return those of the gradients that a push has brought, in parts of any size.
-
-        Args:
-            header: The push's.
-            gradients: From `gradients`.
-        """
-        present = self.present(header)
-        if present is None:
-            return list(self.rule.parts(gradients))
-        return [gradients[name] for name in present]
 
 
 def start(

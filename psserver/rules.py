@@ -100,7 +100,8 @@ class CompiledRule:
         self._small = self._elementwise and size <= _SMALL
         self._names = SlotNames(self._segments, elementwise=self._elementwise)
         self._presence = Presence(self._segments, elementwise=self._elementwise)
-        self._prepared = {(False, False)}  # As `prepare` takes them.
+        # The kinds, as `prepare` takes them.
+        self._prepared = {(False, False)}
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
@@ -140,21 +141,23 @@ class CompiledRule:
 
         Args:
             state: From `start` or `apply`.
-            weighed: Whether they may have a factor; what they take without one is
-                compiled too.
-            some: Whether they bring some variables.
+            weighed: Whether they have a factor.
+            some: Whether they bring some variables, not all.
         """
-        for kind in ((False, some), (weighed, some)):
-            if kind in self._prepared:
-                continue
-            with self._precision():
-                self._compile(
-                    state,
-                    0.5 if kind[0] else 1.0,
-                    self._presence.masks(frozenset()) if some else None,
-                )
-            self._prepared.add(kind)
-            give_back_freed_memory()
+        if self.is_prepared(weighed=weighed, some=some):
+            return
+        with self._precision():
+            self._compile(
+                state,
+                0.5 if weighed else 1.0,
+                self._presence.masks(frozenset()) if some else None,
+            )
+        self._prepared.add((weighed, some))
+        give_back_freed_memory()
+
+    def is_prepared(self, *, weighed: bool, some: bool) -> bool:
+        """Say whether pushes of a kind need not wait; see `prepare`."""
+        return (weighed, some) in self._prepared
 
     def apply(
         self,

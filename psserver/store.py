@@ -16,6 +16,7 @@ from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
+from psserver.model import Push
 from psserver.policies.terms import read_terms
 from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
@@ -362,10 +363,10 @@ class Store:
             raise superseded(known.worker, session)
         self._core.counters.see(known.worker, now)
 
-    def _require_sound(self, header: PushHeader, gradients: Body) -> None:
-        parts = self._core.require_model().brought(header, gradients)
+    def _require_sound(self, push: Push) -> None:
+        parts = self._core.require_model().brought(push)
         if not all(map(checks.is_finite, parts)):
-            checks.require_finite(gradients)
+            checks.require_finite(push.gradients)
         if self.limits.max_grad_norm is not None:
             checks.require_norm(parts, self.limits.max_grad_norm)
 
@@ -389,23 +390,31 @@ class Store:
         model = core.require_model()
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))
-        gradients = model.gradients(header, received)
-        self._require_sound(header, gradients)
-        weighed = core.terms.policy.weighs
-        some = core.terms.policy.parts or model.present(header) is not None
-        if weighed or some:
+        push = model.push(header, received)
+        self._require_sound(push)
+        while True:
+            timing.ask()
+            with self._lock:
+                timing.enter()
+                verdict = core.decide(header)
+                if verdict.duplicate or not verdict.applied:
+                    return self._settle(header, verdict, timing)
+                without = core.left_out(header, verdict)
+                kind = {
+                    "weighed": verdict.factor != 1.0,
+                    "some": bool(without) or model.present(header) is not None,
+                }
+                if push.without == without and model.rule.is_prepared(**kind):
+                    self._commits.require_room()
+                    if not is_wanted():
+                        raise CallCancelledError("push: the caller went away")
+                    timing.apply(partial(core.apply, push, verdict))
+                    return self._settle(header, verdict, timing)
+                state = core.published.state
+            # It takes long, so others go on meanwhile; then it may be judged otherwise.
+            push = model.push(header, received, without)
             with self._compiling:
-                model.rule.prepare(core.published.state, weighed=weighed, some=some)
-        timing.ask()
-        with self._lock:
-            timing.enter()
-            verdict = core.decide(header)
-            if verdict.applied and not verdict.duplicate:
-                self._commits.require_room()
-                if not is_wanted():
-                    raise CallCancelledError("push: the caller went away")
-                timing.apply(lambda: core.apply(header, gradients, received, verdict))
-            return self._settle(header, verdict, timing)
+                model.rule.prepare(state, **kind)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         pending = self._core.settle(header, verdict, timing.judged_at)

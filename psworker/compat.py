@@ -133,12 +133,13 @@ class Optimizer:
             f"global_step: expected None, as the server counts the steps, got "
             f"{global_step!r}",
         )
-        read, self._read = self._read, None
-        if read is None:
+        if self._read is None:
             raise ValueError(
                 "apply_gradients: expected compute_gradients before it, got none"
             )
-        return self._client.push(grads_and_vars, read, value=self._value)
+        verdict = self._client.push(grads_and_vars, self._read, value=self._value)
+        self._read = None
+        return verdict
 
     def minimize(
         self,

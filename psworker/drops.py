@@ -91,9 +91,8 @@ class Advice:
         self._is_told = True
         _log.warning(
             "the last %d pushes were all dropped, the last one %d steps old: nothing "
-            "is learned from these batches; allow for older ones (--max-staleness of "
-            "the server), make them smaller, or have dropped ones come again "
-            "(--on-drop requeue)",
+            "is learned from these batches; raise the server's --max-staleness or make "
+            "the batches smaller; if all workers have the same data, it does no harm",
             verdict.consecutive_drops,
             verdict.staleness,
         )

@@ -333,7 +333,8 @@ class Status:
 def limited(limit: int | None, policy: str) -> str:
     """Say up to which staleness pushes are applied, and how if not in full."""
     told = f"limit {'off' if limit is None else f'{limit} steps'}"
-    return told if policy == "drop" else f"{told}, policy {policy}"
+    # An older server names no policy.
+    return told if policy in ("", "drop") else f"{told}, policy {policy}"
 
 
 def _optional(message: pb.StatusReply | pb.Durability, name: str) -> Any:

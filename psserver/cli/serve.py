@@ -106,8 +106,9 @@ def _read_config(
     show_default=True,
     metavar="NAME[:ARGUMENTS]",
     help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
-    "exponential:a (their updates are scaled down, the more the staler), or "
-    "adaptive:quantile,least,most (the limit follows the staleness that there is). "
+    "exponential:a (their updates are scaled down, the more the staler), "
+    "adaptive:quantile,least,most (the limit follows the staleness that there is), or "
+    "groups:PATTERN=STEPS,... (some variables have a limit of their own). "
     "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(

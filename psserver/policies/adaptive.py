@@ -48,5 +48,5 @@ class Adaptive(Policy):
         if len(recent) < _FEW:
             return self.most
         # Rounded: 0.07 * 100 is a little more than 7.
-        rank = math.ceil(round(self.quantile * len(recent), 9))
+        rank = max(1, math.ceil(round(self.quantile * len(recent), 9)))
         return min(max(self.least, sorted(recent)[rank - 1]), self.most)

@@ -7,6 +7,9 @@ from typing import ClassVar, Self
 
 from psserver.policies.policy import Policy
 
+_MOST = 64  # Groups: every push may be held against each.
+_MOST_LETTERS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Groups(Policy):
@@ -17,36 +20,47 @@ class Groups(Policy):
     a variable of none the hard limit alone decides.
 
     Attributes:
-        limits: (pattern, limit) of each group: `*`, `?` and `[...]` in the pattern are
-            those of file names; the limit is the largest staleness applied, in steps,
-            inclusive, and a negative one leaves the group as it is.
+        limits: (pattern, limit) of each group, 64 at most. A pattern is a name, or has
+            `*`, `?` and `[...]` as in names of files; the limit is the largest
+            staleness applied, in steps, inclusive, and a negative one leaves the group
+            as it is.
 
     Raises:
-        ValueError: There is no group, or a pattern is empty or there twice.
+        ValueError: There is no group or too many, or a pattern is empty or there twice,
+            or is no text to be shown.
     """
 
     name: ClassVar[str] = "groups"
-    parts: ClassVar[bool] = True
 
     limits: tuple[tuple[str, int], ...]
 
     def __post_init__(self) -> None:
-        if not self.limits:
-            raise ValueError(f"expected {self.form()}, got no group")
+        if not 0 < len(self.limits) <= _MOST:
+            raise ValueError(
+                f"expected {self.form()}, 1 to {_MOST} groups, got {len(self.limits)}"
+            )
         seen: set[str] = set()
         for pattern, _ in self.limits:
             if not pattern or pattern in seen:
                 raise ValueError(
                     f"pattern: expected each once, and none empty, got {pattern!r}"
                 )
+            if len(pattern) > _MOST_LETTERS or not pattern.isprintable():
+                raise ValueError(
+                    f"pattern: expected at most {_MOST_LETTERS} printable letters, "
+                    f"got {pattern[:_MOST_LETTERS]!r}"
+                )
             seen.add(pattern)
 
     def left_out(self, staleness: int, names: Collection[str]) -> frozenset[str]:
+        if staleness <= min(limit for _, limit in self.limits):
+            return frozenset()
         return frozenset(name for name in names if self._is_over(staleness, name))
 
     def _is_over(self, staleness: int, name: str) -> bool:
         for pattern, limit in self.limits:
-            if fnmatchcase(name, pattern):
+            # A name may have letters in it that mean something else in a pattern.
+            if name == pattern or fnmatchcase(name, pattern):
                 return staleness > limit
         return False
 
@@ -67,7 +81,7 @@ class Groups(Policy):
 def _group(text: str) -> tuple[str, int]:
     pattern, _, limit = text.rpartition("=")  # A name may have one of its own.
     try:
-        return pattern, int(limit)
+        return pattern.strip(), int(limit)
     except ValueError:
         raise ValueError(
             f"{pattern}: expected PATTERN=LIMIT, the limit in whole steps, got {text!r}"

@@ -11,16 +11,12 @@ class Policy:
 
     Attributes:
         name: What a SPEC begins with.
-        weighs: Whether any factor is less than 1.
-        parts: Whether it ever leaves out a variable.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
     """
 
     name: ClassVar[str] = "drop"
-    weighs: ClassVar[bool] = False
-    parts: ClassVar[bool] = False
 
     def factor(self, staleness: int) -> float:
         """Return what an applied push's update is multiplied by.

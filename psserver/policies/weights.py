@@ -17,7 +17,6 @@ class Inverse(Policy):
     """
 
     name: ClassVar[str] = "inverse"
-    weighs: ClassVar[bool] = True
 
     def factor(self, staleness: int) -> float:
         return 1.0 / max(1, staleness)
@@ -38,7 +37,6 @@ class Polynomial(Policy):
     """
 
     name: ClassVar[str] = "polynomial"
-    weighs: ClassVar[bool] = True
 
     a: float
 
@@ -65,7 +63,6 @@ class Hinge(Policy):
     """
 
     name: ClassVar[str] = "hinge"
-    weighs: ClassVar[bool] = True
 
     a: float
     b: float
@@ -95,7 +92,6 @@ class Exponential(Policy):
     """
 
     name: ClassVar[str] = "exponential"
-    weighs: ClassVar[bool] = True
 
     a: float
 

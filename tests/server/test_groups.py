@@ -58,6 +58,14 @@ def test_a_group_s_limit_is_that_of_a_policy_of_it_alone(
         assert (name in left_out) == (judged.factor(staleness, ()) is None)
 
 
+def test_a_name_is_a_pattern_of_itself_whatever_letters_it_has() -> None:
+    """Also where these mean something in a pattern; blanks beside it are left out."""
+    policy = read_terms("groups:a[0]=1, b*=1", None).policy
+
+    assert policy.left_out(2, ["a[0]", "a1", "b", "c"]) == {"a[0]", "b"}
+    assert policy.spec == "groups:a[0]=1,b*=1"
+
+
 def test_a_negative_limit_freezes_a_group() -> None:
     """As the plain one stops everything."""
     policy = read_terms("groups:emb/*=-1", None).policy
@@ -84,7 +92,13 @@ def test_the_spec_is_read_again_as_it_was(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("groups", "expected groups:PATTERN=LIMIT,..., got no group"),
+        ("groups", "expected groups:PATTERN=LIMIT,..., 1 to 64 groups, got 0"),
+        (
+            "groups:" + ",".join(f"w{number}=1" for number in range(65)),
+            "expected groups:PATTERN=LIMIT,..., 1 to 64 groups, got 65",
+        ),
+        ("groups:\x1b[2J=1", r"pattern: expected at most 1024 printable letters, got"),
+        (f"groups:{'w' * 1025}=1", "pattern: expected at most 1024 printable letters"),
         ("groups:", ": expected PATTERN=LIMIT, the limit in whole steps, got ''"),
         ("groups:w", "expected PATTERN=LIMIT, the limit in whole steps, got 'w'"),
         ("groups:w=1.5", "w: expected PATTERN=LIMIT, the limit .*, got 'w=1.5'"),

@@ -96,7 +96,6 @@ def test_a_factor_never_grows_with_the_staleness(
     """It is 1 at most; only where a double cannot tell, it is 0."""
     now, later = policy.factor(staleness), policy.factor(staleness + 1)
 
-    assert policy.weighs
     assert policy.factor(0) == 1.0
     assert 0.0 <= later <= now <= 1.0
 
@@ -148,6 +147,11 @@ def test_every_percentage_of_a_full_window_is_exact(percent: int) -> None:
     recent = range(1, WINDOW + 1)
 
     assert Adaptive(percent / 100, 0, WINDOW).limit(recent) == percent
+
+
+def test_the_least_share_of_a_window_is_one_push() -> None:
+    """However little was asked for."""
+    assert Adaptive(1e-12, 0, WINDOW).limit(range(1, WINDOW + 1)) == 1
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,12 @@ def test_a_stale_push_moves_the_variables_by_what_its_verdict_says() -> None:
     assert after["b"] == [0.75, 0.75, 0.75]
 
 
-def test_nobody_waits_while_the_first_factor_is_compiled_for() -> None:
-    """It takes seconds where there are many arrays; pushes wait for it, status not."""
+@pytest.mark.parametrize("begins_as", ["inverse", "drop"])
+def test_nobody_waits_while_the_first_factor_is_compiled_for(begins_as: str) -> None:
+    """It takes seconds where there are many arrays; the push waits for it, status not.
+
+    Nor if the policy is set after the push has been judged for the first time.
+    """
     compiling, compiled = threading.Event(), threading.Event()
     is_started = False
 
@@ -175,10 +179,18 @@ def test_nobody_waits_while_the_first_factor_is_compiled_for() -> None:
         return updates, state
 
     rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-    worker = _start(rule, staleness_policy="inverse")
+    worker = _start(rule, staleness_policy=begins_as)
+    for _ in range(2):
+        worker.push(_model())
     is_started = True
+
+    def receive(layout: Layout) -> Arrays:
+        worker.store.set({"staleness_policy": "inverse"})
+        return _model()
+
+    header = worker.header(_model(), step_read=0)
     with ThreadPoolExecutor(2) as pool:
-        pushing = pool.submit(worker.push, _model())
+        pushing = pool.submit(worker.store.push, header, receive, 100.0)
         try:
             assert compiling.wait(_TIMEOUT_S)
             asked = pool.submit(worker.store.status, 100.0)
@@ -188,8 +200,8 @@ def test_nobody_waits_while_the_first_factor_is_compiled_for() -> None:
 
         verdict = pushing.result(_TIMEOUT_S)
 
-    assert step == 0
-    assert verdict == Verdict(applied=True, staleness=0, step=1)
+    assert step == 2
+    assert verdict == Verdict(applied=True, staleness=2, step=3, factor=0.5)
 
 
 def test_an_adaptive_limit_follows_the_pushes_that_are_judged() -> None:

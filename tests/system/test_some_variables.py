@@ -142,8 +142,9 @@ def test_a_rule_s_norm_over_all_variables_is_that_of_what_came(
     assert before.params["b"] - client.pull().params["b"] == 1
 
 
+@pytest.mark.parametrize("policy", ["drop", "inverse", "groups:w=9"])
 def test_nobody_waits_while_the_first_push_of_some_is_compiled_for(
-    start_server: StartServer, connect: Connect
+    start_server: StartServer, connect: Connect, policy: str
 ) -> None:
     """Another worker pushes and pulls meanwhile, as it always does."""
     begun, done = Event(), Event()
@@ -156,7 +157,7 @@ def test_nobody_waits_while_the_first_push_of_some_is_compiled_for(
         return jax.tree.map(lambda g: -g, updates), state
 
     rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-    server = start_server(rule)
+    server = start_server(rule, staleness_policy=policy)
     some, other = connect(server.address), connect(server.address)
     some.initialize(VARIABLES)
     first = some.pull()

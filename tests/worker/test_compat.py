@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pswire.errors import VariableMismatchError
 from psworker.compat import AggregationMethod, Optimizer
 
 PARAMS = {"a": np.asarray([1.0, 2.0], np.float32), "b": np.float32(3.0)}
@@ -159,3 +160,19 @@ def test_gradients_that_nobody_has_computed_are_not_applied(offline: Any) -> Non
         optimizer.apply_gradients(pairs)
 
     assert len(recorder.headers) == 1
+
+
+def test_gradients_that_were_refused_can_be_applied_once_they_are_right(
+    offline: Any,
+) -> None:
+    """What was computed is still known, with its step."""
+    client, recorder = offline(PARAMS)
+    optimizer = Optimizer(client)
+    recorder.step = 4
+    pairs = optimizer.compute_gradients(loss, batch=2.0)
+
+    with pytest.raises(VariableMismatchError, match=r"^c: expected one of a, b"):
+        optimizer.apply_gradients([(pairs[0][0], "c")])
+
+    optimizer.apply_gradients(pairs)
+    assert [header.step_read for header in recorder.headers] == [4]
