@@ -44,8 +44,8 @@ class NumpyRule:
         trace = self._decay * state.slots + _floats(gradients)
         return State((state.variables[0] - np.float32(factor) * trace,), trace)
 
-    def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
-        pass
+    def is_prepared(self, *, weighed: bool, some: bool) -> bool:
+        return True
 
     def let_go(self) -> None:
         pass
