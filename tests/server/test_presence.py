@@ -293,7 +293,8 @@ def test_once_prepared_nothing_is_compiled_for_pushes_of_some(
     """Whichever they are, with a factor and without."""
     rules = [optax.adam(0.1), _ELEMENTWISE["scheduled"](), _SEEING_ARRAYS["masked"]()]
     for rule in map(_Rule, rules):
-        rule.compiled.prepare(rule.state, weighed=True, some=True)
+        for weighed in (False, True):
+            rule.compiled.prepare(rule.state, weighed=weighed, some=True)
 
         with jax.log_compiles(), caplog.at_level("WARNING"):
             for seed, subset in enumerate([{"a"}, {"w", "z"}, {"half"}]):

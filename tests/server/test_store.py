@@ -188,7 +188,7 @@ def test_nobody_waits_while_the_first_factor_is_compiled_for(begins_as: str) -> 
         worker.store.set({"staleness_policy": "inverse"})
         return _model()
 
-    header = worker.header(_model(), step_read=0)
+    header = worker.header(_model(), seq=3)
     with ThreadPoolExecutor(2) as pool:
         pushing = pool.submit(worker.store.push, header, receive, 100.0)
         try:
