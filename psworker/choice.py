@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from pswire import trees
 from pswire.errors import VariableMismatchError
 from pswire.layout import Layout
+from pswire.patterns import fits
 
 
 def chosen(variables: Any, layout: Layout) -> frozenset[str]:
@@ -51,8 +51,7 @@ def _patterns(variables: Any) -> Iterable[str] | None:
 
 
 def _fitting(pattern: str, names: AbstractSet[str]) -> list[str]:
-    # A name may have letters in it that mean something else in a pattern.
-    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    found = [name for name in names if fits(pattern, name)]
     if not found:
         raise VariableMismatchError(
             f"variables: expected names or patterns of {', '.join(names)}, "

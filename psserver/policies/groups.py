@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Self
 
 from psserver.policies.policy import Policy
+from pswire.patterns import fits
 
 _MOST = 64  # Groups: every push may be held against each.
 _MOST_LETTERS = 1024
@@ -59,8 +59,7 @@ class Groups(Policy):
 
     def _is_over(self, staleness: int, name: str) -> bool:
         for pattern, limit in self.limits:
-            # A name may have letters in it that mean something else in a pattern.
-            if name == pattern or fnmatchcase(name, pattern):
+            if fits(pattern, name):
                 return staleness > limit
         return False
 
