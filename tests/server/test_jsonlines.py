@@ -219,7 +219,8 @@ def test_training_goes_on_without_a_disk(
     path = tmp_path / "disk" / "run.jsonl"
     path.parent.mkdir()
     server = start_server(sinks=[psserver.JsonLines(path)])
-    shutil.rmtree(path.parent)
+    # At once, not file by file: a line may be written meanwhile.
+    path.parent.rename(tmp_path / "gone")
 
     with psworker.connect(server.address) as client:
         client.initialize({"w": np.zeros(2, np.float32)})
