@@ -11,34 +11,39 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pswire import methods
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
-from pswire.body import MAX_MESSAGE_NBYTES
-from pswire.errors import ParameterServerError, from_status
+from pswire.channel import open_channel
+from pswire.credentials import ANONYMOUS, Credentials
+from pswire.errors import (
+    ParameterServerError,
+    ServerUnavailableError,
+    TlsError,
+    from_status,
+)
 from pswire.inspection import Inspection
 from pswire.status import Limits, Status
+from pswire.tlsprobe import complaint
 
 _TIMEOUT_S = 5.0
 _SAVE_TIMEOUT_S = 600.0  # Gigabytes, on a slow disk.
 _MOVE_TIMEOUT_S = 600.0  # Likewise, on a slow link.
 _EVERY_S = 1.0
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
-    # Who follows a server wants to know soon that it is back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
+
+Metadata = tuple[tuple[str, str], ...]
 
 
-def status(address: str) -> Status:
+def status(address: str, credentials: Credentials = ANONYMOUS) -> Status:
     """Return a server's counters.
 
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel:
-        return _status(channel, address)
+    with _calling(address, credentials) as (channel, metadata):
+        return _status(channel, metadata, address)
 
 
-def follow(address: str) -> Iterator[Status | ParameterServerError]:
+def follow(
+    address: str, credentials: Credentials = ANONYMOUS
+) -> Iterator[Status | ParameterServerError]:
     """Ask a server for its counters once a second, over one channel.
 
     Yields:
@@ -47,45 +52,54 @@ def follow(address: str) -> Iterator[Status | ParameterServerError]:
     Raises:
         ParameterServerError: It has not answered the first time.
     """
-    with _channel(address) as channel:
-        found: Status | ParameterServerError = _status(channel, address)
+    with _calling(address, credentials) as (channel, metadata):
+        found: Status | ParameterServerError = _status(channel, metadata, address)
         while True:
             yield found
             time.sleep(_EVERY_S)
             try:
-                found = _status(channel, address)
+                found = _status(channel, metadata, address)
             except ParameterServerError as error:
                 found = error
 
 
-def is_healthy(address: str) -> bool:
+def is_healthy(address: str, credentials: Credentials = ANONYMOUS) -> bool:
     """Say whether a server is serving.
 
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status(address):
+    with _calling(address, credentials) as (channel, metadata):
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S)
+        reply = stub.Check(
+            health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_S, metadata=metadata
+        )
         return reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def stop(address: str) -> None:
+def stop(address: str, credentials: Credentials = ANONYMOUS) -> None:
     """Ask a server to stop; it does so with grace, after this returns.
 
     Raises:
         ParameterServerError: The server cannot be reached, or does not answer.
     """
-    with _channel(address) as channel, from_status(address):
-        rpc.AdminStub(channel).Stop(pb.StopRequest(), timeout=_TIMEOUT_S)
+    with _calling(address, credentials) as (channel, metadata):
+        rpc.AdminStub(channel).Stop(
+            pb.StopRequest(), timeout=_TIMEOUT_S, metadata=metadata
+        )
 
 
-def change(address: str, settings: Mapping[str, str]) -> Limits:
+def change(
+    address: str,
+    settings: Mapping[str, str],
+    credentials: Credentials = ANONYMOUS,
+) -> Limits:
     """Change settings of a running server: all that are named or, on any error, none.
 
     Args:
         address: The server's.
         settings: By their names, as text: {"max_staleness": "4"}, say.
+        credentials: What to show it, and by what to know it.
 
     Returns:
         What it accepts from now on.
@@ -94,13 +108,17 @@ def change(address: str, settings: Mapping[str, str]) -> Limits:
         ParameterServerError: The server cannot be reached, or a setting is not what
             it has to be.
     """
-    with _channel(address) as channel, from_status(address):
+    with _calling(address, credentials) as (channel, metadata):
         request = pb.SetRequest(settings=settings)
-        reply = rpc.AdminStub(channel).Set(request, timeout=_TIMEOUT_S)
+        reply = rpc.AdminStub(channel).Set(
+            request, timeout=_TIMEOUT_S, metadata=metadata
+        )
         return Limits.from_proto(reply.limits)
 
 
-def save_checkpoint(address: str) -> tuple[str, int]:
+def save_checkpoint(
+    address: str, credentials: Credentials = ANONYMOUS
+) -> tuple[str, int]:
     """Have a server save a checkpoint now.
 
     Returns:
@@ -109,38 +127,58 @@ def save_checkpoint(address: str) -> tuple[str, int]:
     Raises:
         ParameterServerError: The server cannot be reached, or cannot save one.
     """
-    with _channel(address) as channel, from_status(address):
+    with _calling(address, credentials) as (channel, metadata):
         request = pb.SaveCheckpointRequest()
-        reply = rpc.AdminStub(channel).SaveCheckpoint(request, timeout=_SAVE_TIMEOUT_S)
+        reply = rpc.AdminStub(channel).SaveCheckpoint(
+            request, timeout=_SAVE_TIMEOUT_S, metadata=metadata
+        )
         return reply.path, reply.step
 
 
-def inspect(address: str, names: Sequence[str] = ()) -> Inspection:
+def inspect(
+    address: str,
+    names: Sequence[str] = (),
+    credentials: Credentials = ANONYMOUS,
+) -> Inspection:
     """Return what a server keeps of its model, and some of it.
 
     Args:
         address: HOST:PORT.
         names: Of the arrays that are wanted.
+        credentials: What to show it, and by what to know it.
 
     Raises:
         ParameterServerError: The server cannot be reached, or has no such array.
     """
     method = methods.INSPECT
-    with _channel(address) as channel, from_status(address):
+    with _calling(address, credentials) as (channel, metadata):
         call = channel.unary_stream(
             method.path, method.request.encode, method.reply.decode
         )
-        pieces = call(pb.InspectRequest(names=names), timeout=_MOVE_TIMEOUT_S)
+        pieces = call(
+            pb.InspectRequest(names=names), timeout=_MOVE_TIMEOUT_S, metadata=metadata
+        )
         return Inspection.read(pieces, names)
 
 
-def _status(channel: grpc.Channel, address: str) -> Status:
+def _status(channel: grpc.Channel, metadata: Metadata, address: str) -> Status:
     with from_status(address):
         stub = rpc.ParameterServerStub(channel)
-        return Status.from_proto(stub.Status(pb.StatusRequest(), timeout=_TIMEOUT_S))
+        request = pb.StatusRequest()
+        reply = stub.Status(request, timeout=_TIMEOUT_S, metadata=metadata)
+        return Status.from_proto(reply)
 
 
 @contextmanager
-def _channel(address: str) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(address, _OPTIONS) as channel:
-        yield channel
+def _calling(
+    address: str, credentials: Credentials
+) -> Iterator[tuple[grpc.Channel, Metadata]]:
+    with open_channel(address, credentials) as channel:
+        try:
+            with from_status(address):
+                yield channel, credentials.metadata
+        except ServerUnavailableError as error:
+            said = complaint(address, credentials)
+            if said:
+                raise TlsError(said) from error
+            raise

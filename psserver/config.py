@@ -1,14 +1,14 @@
 """A server's settings, their defaults and their checks."""
 
-import ipaddress
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import EllipsisType
 
 from psserver.durability.every import Every
 from psserver.policies.terms import Terms, read_terms
+from pswire.loopback import is_loopback
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -33,8 +33,18 @@ class ServerConfig:
         port: The port to listen on; 0 picks a free one.
         http_port: The port of the live page and of the metrics, on the same host; 0
             picks a free one, None: none.
-        insecure: Whether to listen where other machines reach, although nothing is
-            encrypted and nobody is asked for a token.
+        tls_cert: The server's PEM certificate, then those of the authorities between
+            it and one that clients know: both ports speak TLS alone. None: they speak
+            none.
+        tls_key: Its private key, in PEM.
+        tls_client_ca: PEM certificates, one of which has to vouch for every client's.
+            None: clients need none.
+        token_file: Lines of ROLE TOKEN [EXPIRES], one of which a caller has to show:
+            a viewer reads, a worker pushes too, an admin may do all. None: anybody may
+            do anything.
+        tokens: The same lines, in place of the file.
+        insecure: Whether to listen where other machines reach, although without TLS
+            and tokens.
         reflection: Whether to answer gRPC's reflection calls.
         same_host: Whether this user's workers on this host may go past gRPC, over a
             unix socket and shared memory.
@@ -59,6 +69,11 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 7070
     http_port: int | None = None
+    tls_cert: str | os.PathLike[str] | None = None
+    tls_key: str | os.PathLike[str] | None = None
+    tls_client_ca: str | os.PathLike[str] | None = None
+    token_file: str | os.PathLike[str] | None = None
+    tokens: str = field(default="", repr=False)
     insecure: bool = False
     reflection: bool = False
     same_host: bool = True
@@ -84,13 +99,32 @@ class ServerConfig:
         for name, port in (("port", self.port), ("http_port", self.http_port)):
             if port is not None and not 0 <= port < 2**16:
                 raise ValueError(f"{name}: expected 0 to 65535, got {port}")
-        if not (self.insecure or is_loopback(self.host)):
-            raise ValueError(
-                f"host: expected a loopback address, got {self.host}; beyond it "
-                "anybody could read and change the variables, which has to be said "
-                "aloud: --insecure, or insecure=True"
-            )
+        self._require_safety()
         self._require_durability()
+
+    def _require_safety(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise ValueError(f"{missing}: expected beside the other one, got none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_cert: expected beside tls_client_ca, got none")
+        has_tokens = self.token_file is not None or bool(self.tokens)
+        if self.insecure or is_loopback(self.host):
+            return
+        lacking = [
+            what
+            for what, is_there in (
+                ("TLS (--tls-cert and --tls-key)", self.tls_cert is not None),
+                ("tokens (--token-file)", has_tokens),
+            )
+            if not is_there
+        ]
+        if lacking:
+            raise ValueError(
+                f"host: expected a loopback address, or TLS and tokens beyond it, got "
+                f"{self.host} without {' and '.join(lacking)}; anybody could read and "
+                "change the variables, which has to be said aloud: --insecure"
+            )
 
     def _require_durability(self) -> None:
         if self.durability not in DURABILITIES:
@@ -117,13 +151,3 @@ class ServerConfig:
                 "keep: expected 2 checkpoints or more, as a log goes back to the one "
                 f"before the newest, got {self.keep}"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches a host, by its name or its number."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

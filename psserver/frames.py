@@ -7,7 +7,9 @@ from typing import Any
 from psserver.calls import Calls, PulledSnapshot
 from psserver.malformed import marking
 from psserver.metrics.meter import CallMeter
+from psserver.security.access import Access
 from pswire import body, methods
+from pswire.credentials import Role
 from pswire.errors import InvalidRequestError, code, to_bytes
 from pswire.memory import copied
 from pswire.methods import Method, PullPiece
@@ -25,6 +27,14 @@ CALLS: Mapping[int, Method[Any, Any]] = {
 }
 """Which call each kind of frame asks for."""
 
+_ROLES: Mapping[int, Role] = {
+    Kind.INITIALIZE: Role.WORKER,
+    Kind.PULL: Role.VIEWER,
+    Kind.PUSH: Role.WORKER,
+    Kind.EXCHANGE: Role.WORKER,
+    Kind.STATUS: Role.VIEWER,
+}
+
 _QUICK_NBYTES = 4_000_000  # In memories, both ways.
 
 
@@ -36,6 +46,7 @@ class FrameCalls:
         calls: Calls,
         is_wanted: Callable[[], bool],
         meters: Mapping[int, CallMeter],
+        access: Access,
     ) -> None:
         """Start without memories.
 
@@ -43,10 +54,13 @@ class FrameCalls:
             calls: What every call means.
             is_wanted: Whether the worker still waits.
             meters: {a `Kind` of call: what measures it}; empty: nobody asks.
+            access: Who may call.
         """
         self._calls = calls
         self._is_wanted = is_wanted
         self._meters = meters
+        self._access = access
+        self._authorization = ""
         self._memories: dict[int, SharedMemory] = {}
 
     def is_quick(self, request: Frame) -> bool:
@@ -77,6 +91,9 @@ class FrameCalls:
         if request.kind == Kind.DETACH:
             self._memories.pop(request.upload, None)
             return None
+        if request.kind == Kind.AUTHORIZE:
+            self._authorization = request.message.decode(errors="replace")
+            return None
         meter = self._meters.get(request.kind)
         began = meter.now() if meter else 0.0
         status = "OK"
@@ -89,6 +106,7 @@ class FrameCalls:
         return answer
 
     def _answer(self, request: Frame) -> Frame:
+        self._access.require(self._authorization, _ROLES.get(request.kind, Role.VIEWER))
         match request.kind:
             case Kind.INITIALIZE:
                 return self._initialize(request)

@@ -9,6 +9,8 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection
 from psserver.config import ServerConfig
 from psserver.health import Health
 from psserver.malformed import RefuseMalformed
+from psserver.security.guard import Guard
+from psserver.security.tls import ServerTls
 from psserver.service import ParameterServer
 from pswire import keepalive
 from pswire._generated import parameter_server_pb2 as pb
@@ -26,7 +28,13 @@ class GrpcPort:
     """Is bound from its construction, and answers from `start` until `stop`."""
 
     def __init__(
-        self, service: ParameterServer, admin: rpc.AdminServicer, config: ServerConfig
+        self,
+        service: ParameterServer,
+        admin: rpc.AdminServicer,
+        config: ServerConfig,
+        *,
+        guard: Guard,
+        tls: ServerTls | None,
     ) -> None:
         """Bind.
 
@@ -34,14 +42,16 @@ class GrpcPort:
             service: Answers the workers.
             admin: Answers operators.
             config: Says where to listen.
+            guard: Says who is answered.
+            tls: What is shown to those who connect; None: all is said openly.
 
         Raises:
             OSError: The address cannot be listened on.
         """
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
         self._health = Health()
-        self._grpc = self._build(service, admin, config)
-        self.address = self._bind(config)
+        self._grpc = self._build(service, admin, config, guard)
+        self.address = self._bind(config, tls)
         """HOST:PORT, with the port really bound."""
 
     def start(self) -> None:
@@ -73,11 +83,15 @@ class GrpcPort:
         self._pool.shutdown(wait=True)
 
     def _build(
-        self, service: ParameterServer, admin: rpc.AdminServicer, config: ServerConfig
+        self,
+        service: ParameterServer,
+        admin: rpc.AdminServicer,
+        config: ServerConfig,
+        guard: Guard,
     ) -> grpc.Server:
         server = grpc.server(
             self._pool,
-            interceptors=[RefuseMalformed()],
+            interceptors=[guard, RefuseMalformed()],
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
@@ -94,11 +108,15 @@ class GrpcPort:
             grpc_reflection.enable_server_reflection(names, server)
         return server
 
-    def _bind(self, config: ServerConfig) -> str:
+    def _bind(self, config: ServerConfig, tls: ServerTls | None) -> str:
         bare = config.host.strip("[]")
         host = f"[{bare}]" if ":" in bare else bare
         try:
-            port = self._grpc.add_insecure_port(f"{host}:{config.port}")
+            where = f"{host}:{config.port}"
+            if tls:
+                port = self._grpc.add_secure_port(where, tls.grpc_credentials())
+            else:
+                port = self._grpc.add_insecure_port(where)
         except RuntimeError as error:
             self._pool.shutdown()
             raise OSError(

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from psserver import admin
 from psserver.metrics.recorder import Sample, sample
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.errors import ParameterServerError
 
 COLUMNS = (
@@ -21,19 +22,27 @@ COLUMNS = (
 """Of the CSV; what has no meaning for a row is empty there."""
 
 
-def write(address: str, file: TextIO, *, style: str, follow: bool) -> None:
+def write(
+    address: str,
+    file: TextIO,
+    credentials: Credentials = ANONYMOUS,
+    *,
+    style: str,
+    follow: bool,
+) -> None:
     """Write a server's figures, once or once a second.
 
     Args:
         address: The server's.
         file: Where to; once nobody reads it any more, this returns.
+        credentials: What to show the server, and by what to know it.
         style: json or csv.
         follow: Whether to go on, also after the server has been away.
 
     Raises:
         ParameterServerError: The server has not answered the first time.
     """
-    samples = _follow(address) if follow else _once(address)
+    samples = (_follow if follow else _once)(address, credentials)
     try:
         put = _csv(file) if style == "csv" else _json_lines(file)
         for each in samples:
@@ -56,13 +65,13 @@ def rows(taken: Sample) -> Iterator[dict[str, Any]]:
         yield {**part, **common, **named, "rejected": rejected}
 
 
-def _once(address: str) -> Iterator[Sample]:
-    yield sample(admin.status(address), time.time())
+def _once(address: str, credentials: Credentials) -> Iterator[Sample]:
+    yield sample(admin.status(address, credentials), time.time())
 
 
-def _follow(address: str) -> Iterator[Sample]:
+def _follow(address: str, credentials: Credentials) -> Iterator[Sample]:
     is_told = False
-    for found in admin.follow(address):
+    for found in admin.follow(address, credentials):
         if not isinstance(found, ParameterServerError):
             is_told = False
             yield sample(found, time.time())

@@ -18,6 +18,7 @@ from typing import Any
 from psserver.calls import Calls
 from psserver.frames import CALLS, FrameCalls
 from psserver.metrics.meter import CallMeter, Meter
+from psserver.security.access import Access
 from pswire.errors import InvalidRequestError
 from pswire.samehost import Frame, FrameSocket, Kind
 
@@ -68,19 +69,25 @@ class SameHost:
     """
 
     def __init__(
-        self, calls: Calls, incarnation: str, meter: Meter | None = None
+        self,
+        calls: Calls,
+        incarnation: str,
+        access: Access,
+        meter: Meter | None = None,
     ) -> None:
         """Listen.
 
         Args:
             calls: What every call means.
             incarnation: This start of the server.
+            access: Who may call.
             meter: Measures calls; None: nobody asks.
 
         Raises:
             OSError: There is no place for the socket.
         """
         self._calls = calls
+        self._access = access
         self._meters: dict[int, CallMeter] = {}
         if meter:
             for kind, method in CALLS.items():
@@ -210,7 +217,8 @@ class SameHost:
             return
         self._await(self._listener)
         is_wanted = partial(self._waits, connection)
-        worker = _Worker(connection, FrameCalls(self._calls, is_wanted, self._meters))
+        calls = FrameCalls(self._calls, is_wanted, self._meters, self._access)
+        worker = _Worker(connection, calls)
         try:
             timeout = struct.pack("ll", _SEND_TIMEOUT_S, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)

@@ -29,6 +29,10 @@ from psserver.metrics.meter import Meter
 from psserver.metrics.prometheus import exposer
 from psserver.metrics.recorder import Recorder, Sink, close_sinks
 from psserver.samehost import SameHost
+from psserver.security.access import Access
+from psserver.security.guard import Guard
+from psserver.security.tls import ServerTls
+from psserver.security.tokens import read_tokens
 from psserver.service import ParameterServer
 from psserver.store import Store
 from psserver.web.pages import make_pages
@@ -64,6 +68,11 @@ class Server:
         host: str = ServerConfig.host,
         port: int = ServerConfig.port,
         http_port: int | None = ServerConfig.http_port,
+        tls_cert: str | os.PathLike[str] | None = ServerConfig.tls_cert,
+        tls_key: str | os.PathLike[str] | None = ServerConfig.tls_key,
+        tls_client_ca: str | os.PathLike[str] | None = ServerConfig.tls_client_ca,
+        token_file: str | os.PathLike[str] | None = ServerConfig.token_file,
+        tokens: str = "",
         insecure: bool = ServerConfig.insecure,
         reflection: bool = ServerConfig.reflection,
         same_host: bool = ServerConfig.same_host,
@@ -85,6 +94,11 @@ class Server:
             host: See there.
             port: See there.
             http_port: See there.
+            tls_cert: See there.
+            tls_key: See there.
+            tls_client_ca: See there.
+            token_file: See there.
+            tokens: See there.
             insecure: See there.
             reflection: See there.
             same_host: See there.
@@ -107,7 +121,7 @@ class Server:
         self._was_in_time = True
         with ExitStack() as undo:
             undo.callback(close_sinks, sinks)
-            config = ServerConfig(
+            self._config = config = ServerConfig(
                 name=name,
                 max_staleness=max_staleness,
                 staleness_policy=staleness_policy,
@@ -115,6 +129,11 @@ class Server:
                 host=host,
                 port=port,
                 http_port=http_port,
+                tls_cert=tls_cert,
+                tls_key=tls_key,
+                tls_client_ca=tls_client_ca,
+                token_file=token_file,
+                tokens=tokens,
                 insecure=insecure,
                 reflection=reflection,
                 same_host=same_host,
@@ -123,6 +142,7 @@ class Server:
                 checkpoint_every=checkpoint_every,
                 keep=keep,
             )
+            self._open_security(config)
             self._prepare(rule, rule_name, config, undo)
             self._listen(config, sinks, undo)
             undo.pop_all()  # It is up: from now on all that is for `stop` to do.
@@ -143,6 +163,22 @@ class Server:
     def status(self) -> Status:
         """Return all counters as of one moment."""
         return self._store.status(time.monotonic())
+
+    def reload(self) -> None:
+        """Read tokens and certificates again; calls and connections go on.
+
+        Who has connected stays so, but each of its calls is held against the tokens
+        that there are then.
+
+        Raises:
+            ValueError: A file cannot be read, or is not what it has to be; then all
+                stays as it is.
+        """
+        tokens = read_tokens(self._config.token_file, self._config.tokens)
+        if self._tls:
+            self._tls.reload()
+        self._access.tokens = tokens
+        _log.info("read tokens and certificates again", extra={"event": "reloaded"})
 
     def wait(self) -> None:
         """Block until somebody asks the server to stop, which is the caller's to do.
@@ -240,6 +276,12 @@ class Server:
             self._saver.recover(self._store.lineage, rule_name)
         self._calls = Calls(self._store)
 
+    def _open_security(self, config: ServerConfig) -> None:
+        self._access = Access(read_tokens(config.token_file, config.tokens))
+        self._tls = None
+        if config.tls_cert is not None and config.tls_key is not None:
+            self._tls = ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca)
+
     def _open_data_dir(self, config: ServerConfig, undo: ExitStack) -> Saver | None:
         self._failure: Exception | None = None
         self._data_dir = undo.enter_context(ExitStack())
@@ -276,14 +318,15 @@ class Server:
         history = History(self._store.incarnation)
         self._web = self._open_web(config, history, first)
         self.http_address = self._web.address if self._web else None
-        """http://HOST:PORT/ of the live page and the metrics; None: off."""
+        """http://HOST:PORT/ of the live page and the metrics, or https; None: off."""
         if self._web:
             undo.callback(self._web.stop)
             sinks = (*sinks, history)
         service = ParameterServer(self._calls, self._meter)
         save = self._saver.save if self._saver else None
         commands = Commands(self._asked, self._calls, save)
-        self._grpc = GrpcPort(service, commands, config)
+        guard = Guard(self._access, self._meter)
+        self._grpc = GrpcPort(service, commands, config, guard=guard, tls=self._tls)
         undo.callback(self._grpc.join)
         undo.callback(self._grpc.stop, _UNDO_S)
         self.address = self._grpc.address
@@ -315,7 +358,7 @@ class Server:
         expose = exposer(self.status, self._meter, first=first)
         pages = make_pages(self.status, history, expose)
         try:
-            return Web(config.host, config.http_port, pages)
+            return Web(*(config.host, config.http_port, pages), self._access, self._tls)
         except OSError as error:
             raise OSError(
                 f"http_port: expected {config.host}:{config.http_port} to be free, got "
@@ -326,7 +369,9 @@ class Server:
         if not hasattr(os, "memfd_create"):
             return None  # Only Linux has memory without a name.
         try:
-            nearby = SameHost(self._calls, self._store.incarnation, self._meter)
+            nearby = SameHost(
+                *(self._calls, self._store.incarnation, self._access, self._meter)
+            )
         except OSError as error:
             _log.warning(
                 "workers on this host will use gRPC: %s",

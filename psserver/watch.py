@@ -14,6 +14,7 @@ from rich.text import Text
 
 from psserver import admin
 from pswire.counts import WorkerStatus
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.display import bars as staleness_bars
 from pswire.display import summary, workertable
 from pswire.display.workertable import span
@@ -28,13 +29,13 @@ _TABLE_HEAD = 4  # Lines: a blank one, two of headings, and a rule.
 _LEAST_ROWS = 3
 
 
-def watch(address: str, file: TextIO) -> None:
+def watch(address: str, file: TextIO, credentials: Credentials = ANONYMOUS) -> None:
     """Show a server until Ctrl-C; the last view is left on the terminal.
 
     Raises:
         ParameterServerError: The server has not answered the first time.
     """
-    found = admin.follow(address)
+    found = admin.follow(address, credentials)
     first = next(found)
     assert isinstance(first, Status)  # Had it been an error, it would have been raised.
     view = View(address, first, first, time.monotonic())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pswire.body import Body as Body
+    from pswire.credentials import Credentials as Credentials
     from psworker.client import Client as Client
     from psworker.client import connect as connect
     from psworker.gradients import Gradients as Gradients
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Body": "pswire.body",
     "Client": "psworker.client",
+    "Credentials": "pswire.credentials",
     "Gradients": "psworker.gradients",
     "Shard": "psworker.task",
     "Task": "psworker.task",
     "connect": "psworker.client",
 }
 
-__all__ = ["Body", "Client", "Gradients", "Shard", "Task", "connect"]
+__all__ = ["Body", "Client", "Credentials", "Gradients", "Shard", "Task", "connect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
+from pswire.credentials import Credentials
 from pswire.heap import keep_freed_memory
+from pswire.options import with_credentials
 from pswire.signals import interruptible
 from psworker.drops import UNLEARNED, require_no_retry
 from psworker.task import Leased, Shard, Task, load_task, parse_shard
@@ -22,6 +24,7 @@ from psworker.wire import Wire
 
 _PROGRESS_S = 2.0
 
+_credentials = with_credentials("PSWORKER")
 _app_dir = click.option(
     "--app-dir",
     type=click.Path(exists=True, file_okay=False),
@@ -113,6 +116,7 @@ def main() -> None:
 @_wire_dtype
 @_compression
 @_app_dir
+@_credentials
 def run(
     target: str,
     server: str,
@@ -126,6 +130,7 @@ def run(
     wire_dtype: str | None,
     compression: str | None,
     app_dir: str,
+    credentials: Credentials,
 ) -> None:
     """Train one worker, until the batches end, the step is reached, or Ctrl-C."""
     log = logging.getLogger("psworker")
@@ -154,6 +159,7 @@ def run(
                 server,
                 name=name,
                 outage_s=outage,
+                credentials=credentials,
                 wire_dtype=wire_dtype,
                 compression=compression,
             ) as client:
@@ -182,7 +188,10 @@ def run(
 @click.option("--server", required=True, metavar="HOST:PORT")
 @_outage
 @_app_dir
-def evaluate(target: str, server: str, outage: float, app_dir: str) -> None:
+@_credentials
+def evaluate(
+    target: str, server: str, outage: float, app_dir: str, credentials: Credentials
+) -> None:
     """Print what the task's `evaluate` says of the variables as they are now."""
     with _clear_errors():
         task = _load(target, app_dir)
@@ -191,7 +200,9 @@ def evaluate(target: str, server: str, outage: float, app_dir: str) -> None:
             return
         from psworker.client import read
 
-        snapshot = read(server, like=task.init(), outage_s=outage)
+        snapshot = read(
+            server, like=task.init(), outage_s=outage, credentials=credentials
+        )
         numbers = task.evaluate(snapshot.params)
         found = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         click.echo(f"at step {snapshot.step}: {found}")
@@ -229,6 +240,7 @@ def evaluate(target: str, server: str, outage: float, app_dir: str) -> None:
     show_default=True,
     help="How often each worker may be restarted after a crash.",
 )
+@_credentials
 def launch(
     target: str,
     workers: int,
@@ -245,6 +257,7 @@ def launch(
     app_dir: str,
     log_dir: Path,
     max_restarts: int,
+    credentials: Credentials,
 ) -> None:
     """Train with N worker processes on this machine, and sum up."""
     if bool(server) == local_server:
@@ -286,6 +299,7 @@ def launch(
         app_dir=app_dir,
         log_dir=log_dir,
         max_restarts=max_restarts,
+        credentials=credentials,
     )
     complete = True
     with interruptible(), suppress(KeyboardInterrupt):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pswire import trees
 from pswire.body import Arrays, Body
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
@@ -36,6 +37,7 @@ def connect(
     name: str | None = None,
     timeout_s: float = 30.0,
     outage_s: float = 60.0,
+    credentials: Credentials = ANONYMOUS,
     same_host: bool = True,
     wire_dtype: str | None = None,
     compression: str | None = None,
@@ -50,6 +52,7 @@ def connect(
         timeout_s: How long one attempt of a call may take, in seconds, and a second
             more for every megabyte it moves.
         outage_s: How long to go on trying while no server answers, in seconds.
+        credentials: A token to show the server, and certificates to know it by.
         same_host: Whether to use a unix socket and shared memory in place of gRPC,
             which is several times as fast, if the server is on this host.
         wire_dtype: "bf16" lets arrays of float32 travel as bfloat16, each number
@@ -62,6 +65,9 @@ def connect(
 
     Raises:
         ServerUnavailableError: No server came in that time.
+        TlsError: One came, but it and this client do not trust one another.
+        UnauthenticatedError: It asks for another token.
+        PermissionDeniedError: The token is good, but not for a worker.
         ValueError: `wire_dtype` or `compression` is none of those.
     """
     wire = Wire.parse(wire_dtype, compression)
@@ -72,6 +78,7 @@ def connect(
         session=secrets.token_hex(8),
         timeout_s=timeout_s,
         outage_s=outage_s,
+        credentials=credentials,
         same_host=same_host,
         pull_encoding=rounding(wire.narrow_pulls),
     )
@@ -84,7 +91,12 @@ def connect(
 
 
 def read(
-    address: str, *, like: Params, timeout_s: float = 30.0, outage_s: float = 60.0
+    address: str,
+    *,
+    like: Params,
+    timeout_s: float = 30.0,
+    outage_s: float = 60.0,
+    credentials: Credentials = ANONYMOUS,
 ) -> Snapshot[Params]:
     """Return the newest snapshot without joining: nobody is counted as a worker.
 
@@ -93,11 +105,14 @@ def read(
         like: See `Client.pull`.
         timeout_s: See `connect`.
         outage_s: See there.
+        credentials: See there.
 
     Raises:
         ParameterServerError: As `connect` and `Client.pull` do.
     """
-    connection = Connection(address, timeout_s=timeout_s, outage_s=outage_s)
+    connection = Connection(
+        address, timeout_s=timeout_s, outage_s=outage_s, credentials=credentials
+    )
     try:
         snapshot = connection.pull(known=None)
     finally:

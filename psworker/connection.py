@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Arrays, Body
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.encoding import PLAIN, Encoding
 from pswire.errors import (
     CallCancelledError,
@@ -17,12 +18,14 @@ from pswire.errors import (
     ParameterServerError,
     ServerUnavailableError,
     SessionUnknownError,
+    TlsError,
     TooLargeError,
 )
 from pswire.inspection import Inspection
 from pswire.layout import Layout
 from pswire.methods import PullPiece
 from pswire.status import Status
+from pswire.tlsprobe import complaint
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.arrivals import Arrivals
 from psworker.outage import Notices, Outage
@@ -60,6 +63,7 @@ class Connection:
         session: str = "",
         timeout_s: float,
         outage_s: float,
+        credentials: Credentials = ANONYMOUS,
         same_host: bool = False,
         pull_encoding: Encoding = PLAIN,
     ) -> None:
@@ -73,6 +77,7 @@ class Connection:
             timeout_s: How long one attempt may take, in seconds, and a second more
                 for every megabyte it moves.
             outage_s: How long to repeat a call that finds no server, in seconds.
+            credentials: What to show the server, and by what to know it.
             same_host: Whether to go past gRPC if the server is on this host.
             pull_encoding: How snapshots are to travel.
         """
@@ -90,7 +95,9 @@ class Connection:
         self._outage_s = outage_s
         self._notices = Notices()
         self._closed = threading.Event()
-        self._remote = Remote(address)
+        self._credentials = credentials
+        self._remote = Remote(address, credentials)
+        self._has_answered = False
         self._may_be_near = same_host
         self._near: SameHost | None = None
         self._nearing = threading.Lock()  # Guards `_near`, but for reading it.
@@ -111,6 +118,9 @@ class Connection:
 
         Raises:
             ServerUnavailableError: None came within `outage_s`.
+            TlsError: One came, but it and this client do not trust one another.
+            UnauthenticatedError: It asks for another token.
+            PermissionDeniedError: Likewise, for this.
             SessionSupersededError: A newer process has joined under the name.
         """
         request = pb.JoinRequest(
@@ -345,7 +355,9 @@ class Connection:
             near = self._near if self.layout else None
             carrier: Transport = near or self._remote
             try:
-                return attempt(carrier, timeout)
+                answer = attempt(carrier, timeout)
+                self._has_answered = True
+                return answer
             except (ServerUnavailableError, DeadlineError) as error:
                 failure: ParameterServerError = error
             except CallCancelledError as error:
@@ -359,14 +371,29 @@ class Connection:
                 # The same push has the same number whichever way it goes.
                 if self._replace_near(near, None):
                     _log.info("the same-host path is gone, trying gRPC: %s", failure)
-            elif self._closed.wait(outage.next_pause_s(failure)):
+                continue
+            self._require_trust(failure)
+            if self._closed.wait(outage.next_pause_s(failure)):
                 raise failure
+
+    def _require_trust(self, failure: ParameterServerError) -> None:
+        """Check that TLS is not why no server has answered yet.
+
+        Raises:
+            TlsError: It is, and so it will be the next time.
+        """
+        if not self._has_answered and isinstance(failure, ServerUnavailableError):
+            said = complaint(self.address, self._credentials)
+            if said:
+                raise TlsError(said) from failure
 
     def _find_near(self, reply: pb.JoinReply) -> SameHost | None:
         if not (self._may_be_near and reply.same_host):
             return None
         try:
-            return SameHost(reply.same_host, reply.incarnation)
+            return SameHost(
+                *(reply.same_host, reply.incarnation, self._credentials.authorization)
+            )
         except OSError as error:
             _log.debug("staying with gRPC: %s", error)
             return None

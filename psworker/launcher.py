@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.display import summary
 from pswire.errors import ParameterServerError
 from pswire.status import Status
@@ -44,6 +45,8 @@ class Plan:
         app_dir: Where the task's module is.
         log_dir: Where the logs go.
         max_restarts: How often each worker may be restarted.
+        credentials: Of workers and launcher; a token without a file has to be in the
+            environment that they all share.
     """
 
     target: str
@@ -55,6 +58,18 @@ class Plan:
     app_dir: str
     log_dir: Path
     max_restarts: int
+    credentials: Credentials = ANONYMOUS
+
+    @property
+    def options(self) -> Sequence[str]:
+        """Of every process that is started for it and calls the server."""
+        names = ("token_file", "tls_ca", "tls_cert", "tls_key")
+        files = {name: getattr(self.credentials, name) for name in names}
+        told = ["--app-dir", self.app_dir]
+        for name, file in files.items():
+            if file is not None:
+                told += [f"--{name.replace('_', '-')}", str(file)]
+        return told
 
 
 def launch(plan: Plan, say: Say) -> bool:
@@ -154,7 +169,7 @@ class _Run:
         line = self._children.start_and_read_line(
             _EVALUATE,
             "psworker",
-            (*arguments, "--app-dir", self._plan.app_dir),
+            (*arguments, *self._plan.options),
             begins="at step ",
         )
         print(line, end="", flush=True)
@@ -171,7 +186,7 @@ class _Run:
             (
                 *("run", self._plan.target, "--server", self._address),
                 *("--name", name, "--shard", f"{index}/{self._plan.workers}"),
-                *("--app-dir", self._plan.app_dir, *self._plan.run_options),
+                *(*self._plan.options, *self._plan.run_options),
             ),
         )
 
@@ -257,7 +272,12 @@ class _Run:
         return status
 
     def _status(self) -> Status | None:
-        connection = Connection(self._address, timeout_s=5.0, outage_s=0.0)
+        connection = Connection(
+            self._address,
+            timeout_s=5.0,
+            outage_s=0.0,
+            credentials=self._plan.credentials,
+        )
         try:
             return connection.status()
         except ParameterServerError:

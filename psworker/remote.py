@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import grpc
-
-from pswire import body, keepalive, methods
+from pswire import body, methods
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.body import MAX_MESSAGE_NBYTES, MAX_UNARY_NBYTES, Arrays
+from pswire.body import MAX_UNARY_NBYTES, Arrays
+from pswire.channel import open_channel
+from pswire.credentials import Credentials
 from pswire.errors import InternalError, from_status
 from pswire.layout import Layout
 from pswire.methods import InspectPiece, Method, PullPiece
@@ -16,30 +16,23 @@ from pswire.pieces import Header, Piece
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
-    # A server that has just come should be found at once, not after gRPC's minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # Also how long one attempt may take, on a link that is slow or a machine that is.
-    ("grpc.min_reconnect_backoff_ms", 5000),
-)
-
 
 class Remote:
     """A `Transport` over one gRPC channel."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials) -> None:
         """Prepare to call; nothing is sent yet.
 
         Args:
             address: HOST:PORT.
+            credentials: What to show it, and by what to know it.
+
+        Raises:
+            ValueError: A file of the credentials cannot be read any more.
         """
         self._address = address
-        self._channel = grpc.insecure_channel(
-            address, (*_OPTIONS, *keepalive.options())
-        )
+        self._metadata = credentials.metadata
+        self._channel = open_channel(address, credentials)
         self._calls = {m: self._prepare(m) for m in methods.METHODS}
 
     def close(self) -> None:
@@ -131,7 +124,9 @@ class Remote:
         timeout: float,
     ) -> Reply:
         with from_status(self._address):
-            return self._calls[method](request, timeout=timeout)
+            return self._calls[method](
+                request, timeout=timeout, metadata=self._metadata
+            )
 
     def _stream(
         self,
@@ -140,7 +135,9 @@ class Remote:
         timeout: float,
     ) -> Iterator[Reply]:
         with from_status(self._address):
-            yield from self._calls[method](request, timeout=timeout)
+            yield from self._calls[method](
+                request, timeout=timeout, metadata=self._metadata
+            )
 
 
 def _pieces(header: Header, layout: Layout, arrays: Arrays) -> Iterator[Piece[Header]]:

@@ -41,13 +41,14 @@ class SameHost:
     A failure of the socket ends it: every later call fails at once.
     """
 
-    def __init__(self, path: str, incarnation: str) -> None:
+    def __init__(self, path: str, incarnation: str, authorization: str = "") -> None:
         """Connect.
 
         Args:
             path: Where the server says its socket is.
             incarnation: Which server is meant. Another one, and who is no server at
                 all, gets nothing from us.
+            authorization: What to show the server; empty: nothing.
 
         Raises:
             OSError: There is no such socket, or another server behind it.
@@ -67,6 +68,8 @@ class SameHost:
             self._require_same_user()
             if self._receive().message != incarnation.encode():
                 raise ConnectionError("expected the server of this host")
+            if authorization:
+                self._frames.send(Frame(Kind.AUTHORIZE, authorization.encode()))
         except (OSError, InvalidRequestError) as error:
             self._frames.close()
             raise OSError(f"{path}: {error}") from error

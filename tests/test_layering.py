@@ -16,6 +16,7 @@ NEVER_TOGETHER = {
 }
 ONLY_IN = {
     "grpc": {
+        "pswire/channel.py",
         "pswire/errors.py",
         "pswire/_generated/parameter_server_pb2_grpc.py",
         "psserver/service.py",
@@ -23,6 +24,8 @@ ONLY_IN = {
         "psserver/grpcport.py",
         "psserver/health.py",
         "psserver/malformed.py",
+        "psserver/security/guard.py",
+        "psserver/security/tls.py",
         "psserver/admin.py",
         "psworker/remote.py",
     },
@@ -30,6 +33,7 @@ ONLY_IN = {
     "click": {
         *(f"psserver/cli/{n}.py" for n in ("__init__", "ask", "checkpoint")),
         *(f"psserver/cli/{n}.py" for n in ("report", "serve")),
+        "pswire/options.py",
         "psworker/cli.py",
     },
     "prometheus_client": {

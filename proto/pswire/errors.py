@@ -68,6 +68,18 @@ class TooLargeError(ParameterServerError):
     """The message or the model is larger than the receiver takes."""
 
 
+class UnauthenticatedError(ParameterServerError):
+    """The call shows no token, or none that the server knows."""
+
+
+class PermissionDeniedError(ParameterServerError):
+    """The token is good, but not for this."""
+
+
+class TlsError(ParameterServerError):
+    """The client and the server cannot agree on TLS: one does not trust the other."""
+
+
 class ServerUnavailableError(ParameterServerError):
     """The server cannot be reached, or takes no calls now: call again later."""
 
@@ -96,6 +108,8 @@ _CODES: dict[type[ParameterServerError], grpc.StatusCode] = {
     SequenceError: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallCancelledError: grpc.StatusCode.CANCELLED,
@@ -107,6 +121,8 @@ _BARE: dict[grpc.StatusCode, type[ParameterServerError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.UNIMPLEMENTED: InvalidRequestError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: TooLargeError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: CallCancelledError,

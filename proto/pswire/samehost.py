@@ -14,7 +14,8 @@ What travels over it are frames:
 
 All numbers are unsigned and little-endian. The server speaks first: its incarnation, in
 a frame of kind `ANSWER`. Then each request gets one answer: the reply, or an `ERROR`
-with a google.rpc.Status. `ATTACH` and `DETACH` get none.
+with a google.rpc.Status. `ATTACH`, `DETACH` and `AUTHORIZE` get none; that one brings
+what a call over gRPC has in its metadata under "authorization".
 
 A body of up to `MAX_INLINE_NBYTES` travels in its message's `data`. A larger one lies
 in memory that the worker has made and has sent the descriptor of, with an `ATTACH` that
@@ -57,6 +58,7 @@ class Kind(enum.IntEnum):
     PUSH = 6
     EXCHANGE = 7
     STATUS = 8
+    AUTHORIZE = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,25 +9,31 @@ from contextlib import contextmanager, suppress
 import click
 
 from psserver.config import ServerConfig
+from pswire.credentials import Credentials
+from pswire.options import with_credentials
 from pswire.signals import interruptible
 
 _ADDRESS = f"{ServerConfig.host}:{ServerConfig.port}"
+
+# The server's own options have PSSERVER_TLS_CERT and the like for themselves.
+_credentials = with_credentials("PSSERVER_CLIENT")
 
 
 @click.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @click.option("--watch", "live", is_flag=True, help="Keep it on the terminal, live.")
-def status(address: str, as_json: bool, live: bool) -> None:
+@_credentials
+def status(address: str, as_json: bool, live: bool, credentials: Credentials) -> None:
     """Print the step, the drop rate in all and per worker, and the staleness."""
     if live:
-        _watch(address, as_json)
+        _watch(address, as_json, credentials)
         return
     from psserver import admin
     from pswire.display import summary
 
     with _clear_errors():
-        current = admin.status(address)
+        current = admin.status(address, credentials)
     if as_json:
         click.echo(json.dumps(current.to_json(), indent=2))
     else:
@@ -38,7 +44,10 @@ def status(address: str, as_json: bool, live: bool) -> None:
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def inspect(address: str, name: str | None, as_json: bool) -> None:
+@_credentials
+def inspect(
+    address: str, name: str | None, as_json: bool, credentials: Credentials
+) -> None:
     """Print the variables, and what the rule remembers of them.
 
     With the NAME of one of them, print what its numbers are like.
@@ -47,14 +56,14 @@ def inspect(address: str, name: str | None, as_json: bool) -> None:
     from pswire.display import summary
 
     with _clear_errors():
-        found = admin.inspect(address, [name] if name else [])
+        found = admin.inspect(address, [name] if name else [], credentials)
     if as_json:
         click.echo(json.dumps(arrays.to_json(found), indent=2))
     else:
         summary.put(arrays.draw(found), sys.stdout)
 
 
-def _watch(address: str, as_json: bool) -> None:
+def _watch(address: str, as_json: bool, credentials: Credentials) -> None:
     if as_json or not sys.stdout.isatty():
         got = "--json" if as_json else "none"
         raise click.UsageError(
@@ -64,7 +73,7 @@ def _watch(address: str, as_json: bool) -> None:
     with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
         from psserver.watch import watch
 
-        watch(address, sys.stdout)
+        watch(address, sys.stdout, credentials)
 
 
 @click.command()
@@ -78,22 +87,24 @@ def _watch(address: str, as_json: bool) -> None:
     help="A JSON object a line, or a header and a row for the total and each worker.",
 )
 @click.option("--follow", is_flag=True, help="Once a second, until interrupted.")
-def metrics(address: str, style: str, follow: bool) -> None:
+@_credentials
+def metrics(address: str, style: str, follow: bool, credentials: Credentials) -> None:
     """Print the figures of `status` for scripts, with the time."""
     with _clear_errors(), interruptible(), suppress(KeyboardInterrupt):
         from psserver import output
 
-        output.write(address, sys.stdout, style=style, follow=follow)
+        output.write(*(address, sys.stdout, credentials), style=style, follow=follow)
 
 
 @click.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-def health(address: str) -> None:
+@_credentials
+def health(address: str, credentials: Credentials) -> None:
     """Exit with 0 if the server is serving, with 1 if not."""
     from psserver import admin
 
     with _clear_errors():
-        healthy = admin.is_healthy(address)
+        healthy = admin.is_healthy(address, credentials)
     click.echo("serving" if healthy else "not serving")
     sys.exit(0 if healthy else 1)
 
@@ -102,7 +113,8 @@ def health(address: str) -> None:
 @click.argument("what", nargs=-1, required=True, metavar="[ADDRESS] NAME=VALUE...")
 # What cannot be told from a setting by its place: it is there for the variable.
 @click.option("--address", default=_ADDRESS, envvar="PSSERVER_ADDRESS", hidden=True)
-def change(what: tuple[str, ...], address: str) -> None:
+@_credentials
+def change(what: tuple[str, ...], address: str, credentials: Credentials) -> None:
     """Change settings of a running server: all that are named, or none.
 
     They last until it ends; its next start has those that it is started with.
@@ -124,7 +136,7 @@ def change(what: tuple[str, ...], address: str) -> None:
     from pswire.status import limited
 
     with _clear_errors():
-        limits = admin.change(address, settings)
+        limits = admin.change(address, settings, credentials)
     click.echo(limited(limits.max_staleness, limits.staleness_policy))
 
 
@@ -144,23 +156,25 @@ def _settings(texts: tuple[str, ...]) -> dict[str, str]:
 
 @click.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-def stop(address: str) -> None:
+@_credentials
+def stop(address: str, credentials: Credentials) -> None:
     """Stop the server, with grace: pushes in flight finish."""
     from psserver import admin
 
     with _clear_errors():
-        admin.stop(address)
+        admin.stop(address, credentials)
     click.echo(f"{address} is stopping")
 
 
 @click.command()
 @click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-def save(address: str) -> None:
+@_credentials
+def save(address: str, credentials: Credentials) -> None:
     """Have the server save a checkpoint now, and wait for that."""
     from psserver import admin
 
     with _clear_errors():
-        path, step = admin.save_checkpoint(address)
+        path, step = admin.save_checkpoint(address, credentials)
     click.echo(f"step {step}: {path}")
 
 

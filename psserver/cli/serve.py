@@ -1,13 +1,16 @@
 """`psserver serve`."""
 
+import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
     from psserver.metrics.recorder import Sink
     from psserver.server import Server
 
+_log = logging.getLogger("psserver")
+
 # Not ServerConfig's, which is none: a program may make two servers, which must not be
 # in each other's way; who types a command wants to see the page.
 _HTTP_PORT = 7071
+_FILE = click.Path(dir_okay=False)
 
 
 def _number_or_off(
@@ -136,9 +142,32 @@ def _read_config(
     help="Of the live page and the metrics; 0 picks a free one, off opens none.",
 )
 @click.option(
+    "--tls-cert",
+    type=_FILE,
+    metavar="FILE",
+    help="The server's certificate in PEM, then those that lead to one that clients "
+    "know: both ports speak TLS.",
+)
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key, in PEM.")
+@click.option(
+    "--tls-client-ca",
+    type=_FILE,
+    metavar="FILE",
+    help="PEM certificates, of which one has to vouch for every client's.",
+)
+@click.option(
+    "--token-file",
+    type=_FILE,
+    metavar="FILE",
+    help="Lines of ROLE TOKEN [EXPIRES], one of which callers have to show: a viewer "
+    "reads, a worker pushes too, an admin may do all. PSSERVER_TOKENS can have them "
+    "too. SIGHUP reads this and certificates again.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
-    help="Listen beyond loopback although anybody could then change the variables.",
+    help="Listen beyond loopback without TLS and tokens, although anybody could then "
+    "change the variables.",
 )
 @click.option("--reflection", is_flag=True, help="Answer gRPC's reflection calls.")
 @click.option(
@@ -227,6 +256,8 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     logs.configure(log_format, settings["name"])
     keep_freed_memory()
+    # Whoever lists the processes sees their arguments, so there is no option for it.
+    settings["tokens"] = os.environ.get("PSSERVER_TOKENS", "")
     sys.path.insert(0, app_dir)
     # A KeyboardInterrupt passes through the server, which stops with grace.
     with (
@@ -237,15 +268,53 @@ def serve(
         click.echo(f"listening on {server.address}")
         if server.http_address:
             click.echo(f"metrics on {_typeable(server.http_address)}")
-        next_address = _typeable(server.address)
-        click.echo(f"next: psworker run MODULE:TASK --server {next_address}")
+        click.echo(f"next: {_next(server.address, settings)}")
         sys.stdout.flush()
         try:
-            server.wait()
+            with _reloading(server, settings):
+                server.wait()
         except OSError as error:
             raise click.ClickException(complaints.told(error)) from error
         finally:
             _stop(server)
+
+
+def _next(address: str, settings: dict[str, Any]) -> str:
+    command = f"psworker run MODULE:TASK --server {_typeable(address)}"
+    if settings["tls_cert"]:
+        command += " --tls-ca FILE"
+    if settings["tls_client_ca"]:
+        command += " --tls-cert FILE --tls-key FILE"
+    if settings["token_file"] or settings["tokens"]:
+        command += " --token-file FILE"
+    return command
+
+
+@contextmanager
+def _reloading(server: "Server", settings: dict[str, Any]) -> Iterator[None]:
+    """Have SIGHUP read files again, where there are any; else it ends the process."""
+    if not (settings["tls_cert"] or settings["token_file"]):
+        yield
+        return
+
+    def reload() -> None:
+        try:
+            server.reload()
+        except ValueError as error:
+            _log.error(
+                "what there was stays good: %s",
+                error,
+                extra={"event": "reload_failed", "error": str(error)},
+            )
+
+    # In a thread: a handler interrupts whatever the main one is in the midst of.
+    before = signal.signal(
+        signal.SIGHUP, lambda number, frame: threading.Thread(target=reload).start()
+    )
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _typeable(address: str) -> str:

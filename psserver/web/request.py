@@ -7,7 +7,9 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from psserver.config import is_loopback
+from pswire.credentials import Role
+from pswire.errors import ParameterServerError
+from pswire.loopback import is_loopback
 
 if TYPE_CHECKING:
     from psserver.web.web import Listener
@@ -43,6 +45,8 @@ class Request(BaseHTTPRequestHandler):
                 "Host: expected a loopback name or address, as this server is bound "
                 "to loopback",
             )
+        elif refusal := self._refusal():
+            self.send_error(HTTPStatus.UNAUTHORIZED, refusal)
         elif page := self.server.pages.get(self.path.partition("?")[0]):
             self._show(page)
         else:
@@ -62,6 +66,9 @@ class Request(BaseHTTPRequestHandler):
         """Answer with an error, in a line of text, and hang up."""
         text = message or HTTPStatus(code).phrase
         headers = {"Connection": "close"}
+        if code == HTTPStatus.UNAUTHORIZED:
+            # What makes a browser ask: the password is the token.
+            headers["WWW-Authenticate"] = 'Basic realm="asyncps"'
         if code == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = "GET, HEAD"
         self._answer(code, _TEXT, f"{text}\n".encode(), headers)
@@ -74,6 +81,15 @@ class Request(BaseHTTPRequestHandler):
 
     def _refuse(self) -> None:
         self.send_error(HTTPStatus.METHOD_NOT_ALLOWED, "method: expected GET or HEAD")
+
+    def _refusal(self) -> str:
+        """Say why the caller may not read; empty: it may."""
+        try:
+            said = self.headers["Authorization"] or ""
+            self.server.access.require(said, Role.VIEWER)
+        except ParameterServerError as error:
+            return str(error)
+        return ""
 
     def _show(self, page: Page) -> None:
         try:

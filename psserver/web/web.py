@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -11,8 +12,10 @@ from http.server import HTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-from psserver.config import is_loopback
+from psserver.security.access import Access
+from psserver.security.tls import ServerTls
 from psserver.web.request import Page, Request
+from pswire.loopback import is_loopback
 
 _PATIENCE_S = 20.0
 _LOOK_EVERY_S = 0.1  # For clients that take too long, and for the end.
@@ -29,6 +32,8 @@ class Web:
         host: str,
         port: int,
         pages: Mapping[str, Page],
+        access: Access,
+        tls: ServerTls | None = None,
         *,
         patience_s: float = _PATIENCE_S,
     ) -> None:
@@ -38,6 +43,8 @@ class Web:
             host: The address to listen on: a name or a number.
             port: The port to listen on; 0 picks a free one.
             pages: What there is to read, by path.
+            access: Who may read it.
+            tls: What is shown to those who connect; None: all is said openly.
             patience_s: How long a client may take for its first request, and from
                 each to the next, in seconds.
 
@@ -46,10 +53,11 @@ class Web:
             RuntimeError: There is no thread left.
         """
         bare = host.strip("[]")
-        self._server = Listener(bare, port, pages, patience_s)
+        self._server = Listener(bare, port, pages, access, tls, patience_s)
         shown = f"[{bare}]" if ":" in bare else bare
-        self.address = f"http://{shown}:{self._server.server_port}/"
-        """http://HOST:PORT/, with the port really bound."""
+        scheme = "https" if tls else "http"
+        self.address = f"{scheme}://{shown}:{self._server.server_port}/"
+        """http://HOST:PORT/ or https, with the port really bound."""
         # Daemons, this thread and those of connections: any program can end.
         self._thread = threading.Thread(
             target=self._server.serve_forever,
@@ -75,6 +83,7 @@ class Listener(HTTPServer):
 
     Attributes:
         pages: What there is to read, by path.
+        access: Who may read it.
         failing: Those whose last request failed.
         only_loopback: Whether only this machine can connect.
     """
@@ -82,9 +91,17 @@ class Listener(HTTPServer):
     allow_reuse_port = False  # Else a second server shares the port.
 
     def __init__(
-        self, host: str, port: int, pages: Mapping[str, Page], patience_s: float
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Page],
+        access: Access,
+        tls: ServerTls | None,
+        patience_s: float,
     ) -> None:
         self.pages = pages
+        self.access = access
+        self._tls = tls
         self.failing: set[Page] = set()
         self.only_loopback = is_loopback(host)
         self._patience_s = patience_s
@@ -120,6 +137,11 @@ class Listener(HTTPServer):
             return len(self._open) < _MAX_CONNECTIONS
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        if self._tls:
+            # The rest, for which the client has to speak, is up to the thread.
+            request = self._tls.context.wrap_socket(
+                request, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(
             target=self._converse,
             args=(request, client_address),
@@ -148,6 +170,8 @@ class Listener(HTTPServer):
         try:
             # A client that goes away in the midst of an answer is nobody's trouble.
             with suppress(OSError):
+                if isinstance(connection, ssl.SSLSocket):
+                    connection.do_handshake()
                 self.finish_request(connection, client_address)
         finally:
             with self._lock:
@@ -159,7 +183,8 @@ class Listener(HTTPServer):
             late = {c: thread for c, (thread, end) in self._open.items() if end <= now}
             for connection in late:
                 with suppress(OSError):  # It has gone by itself.
-                    connection.shutdown(socket.SHUT_RDWR)
+                    # Not TLS's own, which takes from under its thread what it uses.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
             return list(late.values())
 
     def _tell_refused(self, error: BaseException | None) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import psserver
 import psworker
+from psserver.security.access import Access
 from psserver.web.web import Listener, Web
 
 StartServer = Callable[..., psserver.Server]
@@ -36,13 +37,14 @@ PAGES = {
     "/accept": lambda accept: ("text/plain", accept.encode()),
     "/broken": fail,
 }
+ANYBODY = Access(None)
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Start an HTTP server of three pages, for all tests that only ask."""
-    web = Web("127.0.0.1", 0, PAGES)
+    web = Web("127.0.0.1", 0, PAGES, ANYBODY)
     yield web.address
     web.stop()
 
@@ -247,7 +249,7 @@ def test_on_loopback_only_its_own_names_are_answered(
 
 def test_beyond_loopback_any_name_is_answered(get: Get) -> None:
     """What others call this machine is not known here."""
-    web = Web("0.0.0.0", 0, PAGES)
+    web = Web("0.0.0.0", 0, PAGES, ANYBODY)
 
     try:
         status = get(web.address, headers={"Host": "my.machine"}).status
@@ -439,7 +441,7 @@ def test_stopping_waits_for_no_client(
     start_web: Callable[..., Web], dial_raw: Callable[[str], socket.socket]
 ) -> None:
     """One that is silent and one that keeps its connection; the port is closed."""
-    web = Web("127.0.0.1", 0, PAGES)
+    web = Web("127.0.0.1", 0, PAGES, ANYBODY)
     silent, kept = dial_raw(web.address), connect(web.address)
     kept.request("GET", "/")
     kept.getresponse().read()

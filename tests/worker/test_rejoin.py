@@ -20,6 +20,8 @@ from psserver.commands import Commands
 from psserver.config import ServerConfig
 from psserver.grpcport import GrpcPort
 from psserver.samehost import SameHost
+from psserver.security.access import Access
+from psserver.security.guard import Guard
 from psserver.service import ParameterServer
 from psserver.store import Store
 from pswire.errors import GenerationError
@@ -77,11 +79,14 @@ class Server:
 
     def _listen(self, port: int) -> None:
         calls = Calls(self.store, lambda: self.now)
-        self._near = SameHost(calls, self.store.incarnation)
+        self._near = SameHost(calls, self.store.incarnation, Access(None))
         calls.same_host = self._near.path
         commands = Commands(threading.Event(), calls, None)
         config = ServerConfig(port=port)
-        self._grpc = GrpcPort(ParameterServer(calls), commands, config)
+        guard = Guard(Access(None), None)
+        self._grpc = GrpcPort(
+            *(ParameterServer(calls), commands, config), guard=guard, tls=None
+        )
         self.address = self._grpc.address
         self._grpc.start()
 

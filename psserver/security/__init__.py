@@ -1,0 +1,1 @@
+"""Who may call, and what nobody else can read or change."""

@@ -1,0 +1,76 @@
+"""Calls over gRPC that show no good token never reach what answers them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grpc
+
+from psserver.metrics.meter import Meter
+from psserver.security.access import Access
+from pswire.credentials import Role
+from pswire.errors import ParameterServerError, code, to_status
+
+_READ = ("Pull", "PullStream", "Inspect", "Status")
+_WORK = (
+    *("Join", "Initialize", "InitializeStream", "LeaseShard"),
+    *("Push", "PushStream", "Exchange", "ExchangeStream"),
+)
+ROLES: Mapping[str, Role | None] = {
+    **{f"/ps.v1.ParameterServer/{name}": Role.VIEWER for name in _READ},
+    **{f"/ps.v1.ParameterServer/{name}": Role.WORKER for name in _WORK},
+    # A probe has no token, and learns but one word.
+    "/grpc.health.v1.Health/Check": None,
+    "/grpc.health.v1.Health/Watch": Role.VIEWER,
+}
+"""What the callers of each method have to be; None: anybody. Of all others: admins."""
+
+
+class Guard(grpc.ServerInterceptor):
+    """Answers in place of the service those who may not call it."""
+
+    def __init__(self, access: Access, meter: Meter | None) -> None:
+        """Begin.
+
+        Args:
+            access: Who may call.
+            meter: Counts the refused calls; None: nobody asks.
+        """
+        self._access = access
+        self._meter = meter
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        method = handler_call_details.method
+        role = ROLES.get(method, Role.ADMIN)
+        if role is not None:
+            try:
+                self._access.require(_authorization(handler_call_details), role)
+            except ParameterServerError as error:
+                self._count(method, error)
+                return _refusal(error)
+        return continuation(handler_call_details)
+
+    def _count(self, method: str, error: ParameterServerError) -> None:
+        if self._meter:
+            # What strangers make up is not counted by its name.
+            name = method.rpartition("/")[2] if method in ROLES else "other"
+            self._meter.answered("grpc", name, code(error), 0.0)
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> str:
+    for key, value in details.invocation_metadata:
+        if key == "authorization":
+            return str(value)
+    return ""
+
+
+def _refusal(error: ParameterServerError) -> grpc.RpcMethodHandler[Any, Any]:
+    def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        with to_status(context):
+            raise error
+
+    # Whatever the method is: of this kind, nothing of the request is read.
+    return grpc.stream_unary_rpc_method_handler(refuse)
