@@ -11,7 +11,7 @@ import click
 from benchmarks import machine
 from benchmarks.processes import ChildError
 from benchmarks.study import figure, tables
-from benchmarks.study.cases import GROUPS, Group
+from benchmarks.study.cases import GROUPS, Group, kind
 from benchmarks.study.crew import TARGET, Crew
 from benchmarks.study.runs import Conditions, Run, Study, to_line
 from pswire.signals import interruptible
@@ -33,7 +33,7 @@ _INTERRUPTED = 130
 @click.option(
     "--quick",
     is_flag=True,
-    help="All options once, two workers, a moment each: does everything run?",
+    help="Each kind of row once, two workers, a moment each: does everything run?",
 )
 @click.option(
     "--runs",
@@ -63,9 +63,7 @@ def main(seeds: int, quick: bool, runs: Path, write: bool) -> None:
     rows = [(name, row) for name, group in GROUPS.items() for row in group.rows]
     if quick:
         groups = {name: g.smaller(_QUICK_WORKERS) for name, g in GROUPS.items()}
-        rows = [
-            *{f"{GROUPS[name].rule} {row}": (name, row) for name, row in rows}.values()
-        ]
+        rows = [*{kind(GROUPS[name], row): (name, row) for name, row in rows}.values()]
     with runs.open("w") as lines, interruptible():
         lines.write(to_line(conditions))
         try:

@@ -1,5 +1,6 @@
 """The table of what is compared: who trains, and the options of every row."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -70,6 +71,11 @@ GROUPS = {
     ),
 }
 """By the name that the document has for them."""
+
+
+def kind(group: Group, row: str) -> str:
+    """Return the options of a row, its rule's too, whatever their numbers are."""
+    return re.sub(r"\d[\d.e-]*", "N", f"{group.rule} {row}")
 
 
 @dataclass(frozen=True, slots=True)

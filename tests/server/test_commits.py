@@ -252,9 +252,10 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
 
     disk.is_open.set()
 
-    for call in (*pushes, late, pushers.push(0), pushers.join("later")):
-        with pytest.raises(ServerUnavailableError, match="no room"):
-            call.result(TIMEOUT_S)
+    for calls in (*pushes, late), (pushers.push(0), pushers.join("later")):
+        for call in calls:
+            with pytest.raises(ServerUnavailableError, match="no room"):
+                call.result(TIMEOUT_S)
     assert pushers.seen() == (0, 0.0)
     disk.error = None
     pushers.store.lineage.resume()

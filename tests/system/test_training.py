@@ -96,11 +96,10 @@ def digits() -> ModuleType:
     ("count", "limit", "near", "ways"),
     [
         (1, 4, True, ()),
-        (2, 4, False, ()),
         (4, 4, True, ()),
         (2, 8, False, ("--prefetch", "--background-push")),
     ],
-    ids=["1", "2 over gRPC", "4", "2 overlapping, over gRPC"],
+    ids=["1", "4", "2 overlapping, over gRPC"],
 )
 def test_workers_reach_the_accuracy(
     start_server: Any,
@@ -150,19 +149,13 @@ def _slower(steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.cosine_decay_schedule(0.03, steps), momentum=0.9)
 
 
-def _adam(steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(2e-3, steps))
-
-
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
-        (_adam, ["--wire-dtype", "bf16"]),
-        (_momentum, ["--compression", "topk:0.01"]),
         (_momentum, ["--compression", "topk:0.01", "--wire-dtype", "bf16"]),
         (_slower, ["--prefetch", "--background-push", "--wire-dtype", "bf16"]),
     ],
-    ids=["bf16", "topk", "both", "overlap"],
+    ids=["both", "overlap"],
 )
 def test_workers_reach_the_accuracy_with_less_on_the_way(
     start_server: Any,
@@ -171,10 +164,10 @@ def test_workers_reach_the_accuracy_with_less_on_the_way(
     rule: Callable[[int], optax.GradientTransformation],
     options: list[str],
 ) -> None:
-    """Half of the bytes, a fiftieth of a push's, or both; or half, and all at once.
+    """Half of the bytes, and a fiftieth of a push's; or half, and all at once.
 
-    Of 10, 24 and 24 simulated orders, the worst came to 0.972, 0.967 and 0.961; of six
-    runs that overlapped, to 0.972.
+    Of 24 simulated orders the worst came to 0.961; of six runs that overlapped, to
+    0.972.
     """
     server = start_server(rule(STEPS), max_staleness=4)
     workers = [
