@@ -121,9 +121,9 @@ class ServerConfig:
         ]
         if lacking:
             raise ValueError(
-                f"host: expected a loopback address, or TLS and tokens beyond it, got "
-                f"{self.host} without {' and '.join(lacking)}; anybody could read and "
-                "change the variables, which has to be said aloud: --insecure"
+                f"host: expected a loopback address, got {self.host}; beyond it, "
+                f"without {' and '.join(lacking)}, anybody could read and change the "
+                "variables, which has to be said aloud: --insecure, or insecure=True"
             )
 
     def _require_durability(self) -> None:

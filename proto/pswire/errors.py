@@ -111,6 +111,7 @@ _CODES: dict[type[ParameterServerError], grpc.StatusCode] = {
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    TlsError: grpc.StatusCode.UNAVAILABLE,  # As gRPC has it, which tells no more.
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallCancelledError: grpc.StatusCode.CANCELLED,
     InternalError: grpc.StatusCode.INTERNAL,

@@ -67,7 +67,7 @@ def _authorization(details: grpc.HandlerCallDetails) -> str:
     return ""
 
 
-def _refusal(error: ParameterServerError) -> grpc.RpcMethodHandler[Any, Any]:
+def _refusal(error: ParameterServerError) -> Any:
     def refuse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         with to_status(context):
             raise error

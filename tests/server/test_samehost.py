@@ -751,7 +751,7 @@ def test_a_push_without_a_header_is_refused_and_counted(
     assert worker.counts().rejected == {"INVALID_REQUEST": 1}
 
 
-@pytest.mark.parametrize("kind", [0, 1, 9, 2**32 - 1])
+@pytest.mark.parametrize("kind", [0, 1, 10, 2**32 - 1])
 def test_an_unknown_kind_is_refused(
     kind: int, start_server: StartServer, near: Near
 ) -> None:

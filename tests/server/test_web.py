@@ -55,7 +55,7 @@ def start_web() -> Iterator[Callable[..., Web]]:
     with ExitStack() as stack:
 
         def start(host: str = "127.0.0.1", **settings: Any) -> Web:
-            web = Web(host, 0, PAGES, **settings)
+            web = Web(host, 0, PAGES, ANYBODY, **settings)
             stack.callback(web.stop)
             return web
 

@@ -33,6 +33,9 @@ CODES = {
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.CallCancelledError: grpc.StatusCode.CANCELLED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TlsError: grpc.StatusCode.UNAVAILABLE,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
 }
 LONGEST_NAME = "é" * 512
 WHOLE = {
@@ -225,8 +228,8 @@ BARE = {
     grpc.StatusCode.UNKNOWN: errors.InternalError,
     grpc.StatusCode.NOT_FOUND: errors.InternalError,
     grpc.StatusCode.ALREADY_EXISTS: errors.InternalError,
-    grpc.StatusCode.PERMISSION_DENIED: errors.InternalError,
-    grpc.StatusCode.UNAUTHENTICATED: errors.InternalError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
     grpc.StatusCode.FAILED_PRECONDITION: errors.InternalError,
     grpc.StatusCode.ABORTED: errors.InternalError,
     grpc.StatusCode.OUT_OF_RANGE: errors.InternalError,
