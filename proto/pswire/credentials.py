@@ -3,6 +3,7 @@
 import enum
 import os
 import ssl
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class Credentials:
         tls_key: Its private key, in PEM.
 
     Raises:
-        ValueError: A file cannot be read or is not what it has to be, or one of them
-            needs another.
+        ValueError: A file cannot be read or is not what it has to be, others can read
+            what is secret, or one of them needs another.
     """
 
     token: str = field(default="", repr=False)
@@ -62,8 +63,8 @@ class Credentials:
             )
         token = self.token
         if self.token_file is not None:
-            text = read_file("token_file", self.token_file).decode(errors="replace")
-            token = _first_token(text)
+            text = read_secret("token_file", self.token_file)
+            token = _first_token(text.decode(errors="replace"))
         if token or self.token_file is not None:
             require_token(token)
         object.__setattr__(self, "_token", token)
@@ -140,6 +141,30 @@ def read_file(name: str, path: str | os.PathLike[str]) -> bytes:
         ) from error
 
 
+def read_secret(name: str, path: str | os.PathLike[str]) -> bytes:
+    """Read a file that an option names, and that nobody else on this host can read.
+
+    Of another user's file that is their affair: that of a container's host, say.
+
+    Raises:
+        ValueError: It cannot be read, or others can read it as well.
+    """
+    content = read_file(name, path)
+    file = Path(path).absolute()
+    found = file.stat()
+    is_ours, is_open = found.st_uid == os.geteuid(), found.st_mode & stat.S_IROTH
+    if (
+        is_ours
+        and is_open
+        and all(f.stat().st_mode & stat.S_IXOTH for f in file.parents)
+    ):
+        raise ValueError(
+            f"{name}: expected a file that others on this host cannot read, got "
+            f"{os.fspath(path)}; chmod 600 closes it"
+        )
+    return content
+
+
 def load_authorities(
     context: ssl.SSLContext, name: str, path: str | os.PathLike[str]
 ) -> None:
@@ -165,10 +190,10 @@ def load_certificate(
     """Have a context show a certificate, from the files of tls_cert and tls_key.
 
     Raises:
-        ValueError: They are no such pair, or cannot be read.
+        ValueError: They are no such pair, or cannot be read, or by others too.
     """
     read_file("tls_cert", certificate)
-    read_file("tls_key", key)
+    read_secret("tls_key", key)
 
     def refuse_to_ask() -> bytes:
         raise ValueError(

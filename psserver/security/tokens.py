@@ -3,13 +3,12 @@
 import hashlib
 import hmac
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
-from pswire.credentials import Role, read_file, require_token, token_lines
+from pswire.credentials import Role, read_secret, require_token, token_lines
 
 _MOST = 1000  # Each call's is held against all of them.
 _FORM = "ROLE TOKEN [EXPIRES]"
@@ -90,19 +89,14 @@ def read_tokens(path: str | os.PathLike[str] | None, text: str) -> Tokens | None
         They; None: there is neither, so anybody may do anything.
 
     Raises:
-        ValueError: There are both, everybody can read the file, or it cannot be read,
-            or is something else.
+        ValueError: There are both, the file cannot be read or is something else, or
+            others can read it.
     """
     if path is not None and text:
         raise ValueError("tokens: expected none beside token_file, got both")
     if path is not None:
-        content = read_file("token_file", path)
-        if stat.S_IMODE(os.stat(path).st_mode) & 0o007:
-            raise ValueError(
-                f"token_file: expected a file that not everybody on this host can "
-                f"read, got {os.fspath(path)}; chmod 600 makes it one"
-            )
-        return Tokens.parse("token_file", content.decode(errors="replace"))
+        text = read_secret("token_file", path).decode(errors="replace")
+        return Tokens.parse("token_file", text)
     return Tokens.parse("tokens", text) if text else None
 
 

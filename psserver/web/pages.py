@@ -8,7 +8,7 @@ from typing import Any
 
 from psserver.metrics.history import History
 from psserver.metrics.recorder import sample
-from psserver.web.request import Page
+from psserver.web.request import HEALTH, Page
 from pswire.status import Status
 
 _TYPES = {
@@ -38,6 +38,7 @@ def make_pages(
         "/": files.pop("/index.html"),
         **files,
         "/history.json": _json(history.to_json),
+        HEALTH: lambda accept: ("text/plain", _alive(read)),
         "/metrics": expose,
         "/status.json": _json(lambda: sample(read(), time.time())),
     }
@@ -46,6 +47,11 @@ def make_pages(
 def _file(name: str) -> Page:
     body = resources.files("psserver").joinpath("web", "files", name).read_bytes()
     return lambda accept: (f"{_TYPES[name]}; charset=utf-8", body)
+
+
+def _alive(read: Callable[[], Status]) -> bytes:
+    read()  # A server that is stuck cannot.
+    return b"alive\n"
 
 
 def _json(get: Callable[[], Any]) -> Page:

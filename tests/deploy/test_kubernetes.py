@@ -19,7 +19,7 @@ import yaml
 
 import psserver
 from kit.processes import TIMEOUT_S
-from kit.variables import OF_SERVER, OF_WORKER
+from kit.variables import OF_CLIENT, OF_SERVER, OF_WORKER
 from psserver import admin
 from psserver.cli.serve import serve
 from psserver.config import ServerConfig
@@ -35,7 +35,10 @@ OLDEST = "1.29"
 WITHOUT_SCHEMA = {"ServiceMonitor"}  # The Prometheus operator's.
 # Of the operator's definition, what one may want here.
 OF_MONITOR = {"endpoints", "jobLabel", "namespaceSelector", "selector", "targetLabels"}
-OF_ENDPOINT = {"interval", "path", "port", "relabelings", "scheme", "tlsConfig"}
+OF_ENDPOINT = {
+    *("authorization", "interval", "path", "port", "relabelings", "scheme"),
+    "tlsConfig",
+}
 ENDS_WELL = """
 from signal import *
 
@@ -45,7 +48,7 @@ print("stopped" if sigtimedwait({SIGTERM}, 60) else "left alone")
 """
 
 
-@pytest.fixture(scope="module", params=["base", "overlays/large"])
+@pytest.fixture(scope="module", params=["base", "overlays/large", "overlays/tls"])
 def objects(request: pytest.FixtureRequest, kubectl: Any) -> list[Object]:
     """Build each of what there is to apply."""
     built = kubectl("kustomize", str(MANIFESTS / request.param))
@@ -176,7 +179,7 @@ def test_the_servers_settings_are_ones_that_it_takes(
 
     options = read_options(serve, [], environment, monkeypatch)
 
-    assert environment.keys() <= OF_SERVER
+    assert environment.keys() <= OF_SERVER | OF_CLIENT
     known = inspect.signature(ServerConfig).parameters
     ServerConfig(**{name: options[name] for name in options.keys() & known.keys()})
     resolve(options["rule"], parse_arguments(options["argument"]))
@@ -275,19 +278,57 @@ def test_a_worker_that_fails_is_treated_by_what_it_failed_of(workers: Object) ->
 
 
 def test_probes_ask_what_the_server_answers(
-    server: Object, start_server: StartServer
+    server: Object, objects: list[Object], start_server: StartServer
 ) -> None:
-    """Health at the gRPC port, and whether it is alive at the other."""
+    """Health at the gRPC port, and whether it is alive at the other; of no token."""
     container, ports = container_of(server), ports_of(server)
-    running = start_server(http_port=0)
+    running = start_server(http_port=0, tokens="viewer that-no-probe-ever-shows")
 
     assert admin.is_healthy(running.address)
+    # Kubernetes' own gRPC probe speaks no TLS.
+    has_tls = "PSSERVER_TLS_CERT" in environment_of(server, objects)
     for name in ("startupProbe", "readinessProbe"):
-        assert container[name]["grpc"] == {"port": ports["grpc"]}
+        if has_tls:
+            assert container[name]["exec"] == {"command": ["psserver", "health"]}
+        else:
+            assert container[name]["grpc"] == {"port": ports["grpc"]}
     alive = container["livenessProbe"]["httpGet"]
     assert alive["port"] in ports
+    assert alive.get("scheme", "HTTP") == ("HTTPS" if has_tls else "HTTP")
     with urlopen(f"{running.http_address}{alive['path'].removeprefix('/')}") as answer:
         assert answer.status == 200
+
+
+def test_what_a_pod_is_given_of_secrets_is_what_it_asks_for(
+    server: Object, workers: Object, objects: list[Object], secrets: Path
+) -> None:
+    """Each from a Secret of the files that the script makes for it, and no other's."""
+    for owner in (server, workers):
+        environment = environment_of(owner, objects)
+        asked = {value for value in environment.values() if value.startswith("/run/")}
+        pod = owner["spec"]["template"]["spec"]
+        mounts = {
+            mount["name"]: mount["mountPath"]
+            for mount in container_of(owner)["volumeMounts"]
+        }
+        given = {
+            f"{mounts[volume['name']]}/{file.name}"
+            for volume in pod["volumes"]
+            if "secret" in volume
+            for file in (secrets / volume["secret"]["secretName"][8:]).iterdir()
+        }
+        assert asked <= given
+        assert bool(asked) == any("_TLS_" in name for name in environment)
+        assert "fsGroup" in pod["securityContext"] or not asked
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the script that makes certificates and tokens."""
+    folder = tmp_path_factory.mktemp("secrets")
+    script = MANIFESTS.parent / "make-certificates.sh"
+    subprocess.run([script, folder], check=True, timeout=TIMEOUT_S)
+    return folder
 
 
 def test_a_stop_has_time_for_the_last_checkpoint(server: Object) -> None:
@@ -372,6 +413,7 @@ def test_prometheus_finds_the_server_once(objects: list[Object]) -> None:
     """Else every figure would be there twice."""
     for monitor in of_kind(objects, "ServiceMonitor"):
         [endpoint] = monitor["spec"]["endpoints"]
+        assert endpoint.keys() <= OF_ENDPOINT
         found = [
             service["metadata"]["name"]
             for service in of_kind(objects, "Service")

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 from psserver import admin
+from pswire.credentials import ANONYMOUS, Credentials
 from pswire.errors import ParameterServerError
 from pswire.status import Status
 
@@ -23,9 +24,25 @@ _LOOK_EVERY_S = 0.1
 class Stack:
     """The stack of `deploy/docker-compose.yml`, from a checkout."""
 
-    def __init__(self, checkout: Path, project: str) -> None:
+    def __init__(
+        self,
+        checkout: Path,
+        project: str,
+        *more: str,
+        credentials: Credentials = ANONYMOUS,
+    ) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            checkout: Where the repository is.
+            project: What Compose is to call it.
+            more: Files of that folder besides the first.
+            credentials: What the server asks for.
+        """
         self.project = project
-        self._file = checkout / "deploy" / "docker-compose.yml"
+        files = ("docker-compose.yml", *more)
+        self._files = [str(checkout / "deploy" / name) for name in files]
+        self._credentials = credentials
         # Whatever runs on this machine already keeps its ports.
         ports = ("GRPC_PORT", "HTTP_PORT", "PROMETHEUS_PORT")
         self._environment = {
@@ -48,7 +65,8 @@ class Stack:
 
     def compose(self, *arguments: str) -> str:
         """Run a command of Compose's likewise."""
-        where = ("--project-name", self.project, "--file", str(self._file))
+        files = [part for name in self._files for part in ("--file", name)]
+        where = ("--project-name", self.project, *files)
         return self.docker("compose", *where, *arguments)
 
     def up(self, *, workers: int) -> None:
@@ -84,7 +102,7 @@ class Stack:
 
     def status(self) -> Status:
         """Ask the server, from outside the stack."""
-        return admin.status(self.address())
+        return admin.status(self.address(), self._credentials)
 
     def until(self, is_so: Callable[[Status], bool]) -> Status:
         """Ask the server until its status is so; it may be away meanwhile."""

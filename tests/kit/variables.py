@@ -2,6 +2,7 @@
 
 import click
 
+from psserver.cli.ask import status
 from psserver.cli.serve import serve
 from psworker.cli import run
 
@@ -20,6 +21,11 @@ _SERVERS = _defaults(serve, "PSSERVER")
 _WORKERS = _defaults(run, "PSWORKER")
 
 OF_SERVER = set(_SERVERS)
+OF_CLIENT = {
+    each.envvar
+    for each in status.params
+    if isinstance(each.envvar, str) and each.envvar != "PSSERVER_ADDRESS"
+}
 OF_WORKER = set(_WORKERS)
 DEFAULTS = _SERVERS | _WORKERS
 """What each is where it is not set; "" where there is no such thing."""

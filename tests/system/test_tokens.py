@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -219,6 +220,7 @@ def test_the_page_asks_for_a_token_too(server: psserver.Server) -> None:
     basic = base64.b64encode(f"anybody:{VIEWER}".encode()).decode()
     wrong = base64.b64encode(b"anybody:wrong").decode()
 
+    assert ask(f"{server.http_address}healthz") == "alive\n"  # For a probe.
     for path in ("", "metrics", "status.json", "history.json"):
         for bad in ("", "Bearer wrong", f"Basic {wrong}", "Basic ?", VIEWER):
             with pytest.raises(HTTPError) as refused:
@@ -304,14 +306,26 @@ def test_a_file_of_tokens_is_read_with_care(
         start_server(token_file=token_file)
 
 
-def test_a_file_that_everybody_can_read_is_refused(
-    token_file: Path, start_server: StartServer
-) -> None:
-    """As ssh does."""
-    token_file.chmod(0o644)
+def test_secrets_that_others_can_read_are_refused(start_server: StartServer) -> None:
+    """As ssh does; in a folder that is closed to them, it does not matter."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "tokens")
+        file.write_text(f"admin {ADMIN}")
+        file.chmod(0o644)
 
-    with pytest.raises(ValueError, match="chmod 600 makes it one"):
-        start_server(token_file=token_file)
+        start_server(token_file=file)
+        assert Credentials(token_file=file).authorization == f"Bearer {ADMIN}"
+        Path(folder).chmod(0o755)
+        for use in (lambda: start_server(token_file=file), lambda: reads(file)):
+            with pytest.raises(ValueError, match=r"token_file: .* chmod 600 closes it"):
+                use()
+        file.chmod(0o640)
+        start_server(token_file=file)
+
+
+def reads(file: Path) -> Credentials:
+    """Make credentials of a file of tokens."""
+    return Credentials(token_file=file)
 
 
 @pytest.mark.parametrize(
