@@ -1,4 +1,4 @@
-"""The compose stack with TLS and tokens, from the certificates that its script makes."""
+"""The compose stack with TLS and tokens, of certificates that its script makes."""
 
 import os
 import ssl
