@@ -88,7 +88,8 @@ def test_new_certificates_and_tokens_are_read_without_a_stop(
     before = secured.status()
     deploy = checkout / "deploy"
     subprocess.run(["./make-certificates.sh", "secrets"], cwd=deploy, check=True)
-    (secrets / "server" / "tokens").open("a").write("viewer a-viewer-of-this-test\n")
+    with (secrets / "server" / "tokens").open("a") as tokens:
+        tokens.write("viewer a-viewer-of-this-test\n")
 
     secured.compose("kill", "--signal", "HUP", "server")
 
