@@ -13,7 +13,7 @@ import yaml
 
 import psserver
 import psworker
-from kit.variables import OF_SERVER, OF_WORKER
+from kit.variables import OF_CLIENT, OF_SERVER, OF_WORKER
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
@@ -38,7 +38,7 @@ def test_every_setting_is_one_of_a_command(text: str) -> None:
     """Else it would be read by nobody."""
     named = set(re.findall(r"\b(?:PSSERVER|PSWORKER)_\w+", text))
 
-    assert named <= OF_SERVER | OF_WORKER
+    assert named <= OF_SERVER | OF_WORKER | OF_CLIENT
     assert len(named) > 10
 
 
