@@ -81,6 +81,7 @@ class Calls:
             Layout.from_proto(first.header.layout),
             lambda layout: _receive(layout, first, pieces),
             self._clock(),
+            self._clock,
         )
         return pb.InitializeReply(
             initialized=initialized,

@@ -29,6 +29,9 @@ class ServerConfig:
             NAME[:ARGUMENTS]; see docs/policies.md.
         max_grad_norm: The largest global L2 norm of a push's gradients, inclusive;
             None: any.
+        max_inflight_bytes: How much of gradients and first variables may be on its
+            way at once, in bytes; who comes when there is no room is asked to come
+            again. None: an eighth of the machine's memory.
         host: The address to listen on: a name or a number.
         port: The port to listen on; 0 picks a free one.
         http_port: The port of the live page and of the metrics, on the same host; 0
@@ -66,6 +69,7 @@ class ServerConfig:
     max_staleness: int | EllipsisType | None = ...
     staleness_policy: str = "drop"
     max_grad_norm: float | None = None
+    max_inflight_bytes: int | None = None
     host: str = "127.0.0.1"
     port: int = 7070
     http_port: int | None = None
@@ -96,6 +100,9 @@ class ServerConfig:
         bound = self.max_grad_norm
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ValueError(f"max_grad_norm: expected more than 0, got {bound}")
+        room = self.max_inflight_bytes
+        if room is not None and room < 1:
+            raise ValueError(f"max_inflight_bytes: expected 1 or more, got {room}")
         for name, port in (("port", self.port), ("http_port", self.http_port)):
             if port is not None and not 0 <= port < 2**16:
                 raise ValueError(f"{name}: expected 0 to 65535, got {port}")

@@ -6,9 +6,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection as grpc_reflection
 
+from psserver import patience
 from psserver.config import ServerConfig
 from psserver.health import Health
 from psserver.malformed import RefuseMalformed
+from psserver.patience import Patience
 from psserver.security.guard import Guard
 from psserver.security.tls import ServerTls
 from psserver.service import ParameterServer
@@ -48,6 +50,7 @@ class GrpcPort:
         Raises:
             OSError: The address cannot be listened on.
         """
+        self._patience = Patience(patience.PATIENCE_S)
         self._pool = futures.ThreadPoolExecutor(_MAX_CALLS, "psserver")
         self._health = Health()
         self._grpc = self._build(service, admin, config, guard)
@@ -57,6 +60,7 @@ class GrpcPort:
     def start(self) -> None:
         """Answer, and say so to those who ask about the server's health."""
         self._grpc.start()
+        self._patience.start()
         self.tell_health(True)
 
     def tell_health(self, is_serving: bool) -> None:
@@ -79,6 +83,7 @@ class GrpcPort:
     def join(self) -> None:
         """Wait until all calls have ended."""
         self._stopped.wait()
+        self._patience.stop()
         # Closing a gRPC server leaves its pool's threads alive.
         self._pool.shutdown(wait=True)
 
@@ -91,10 +96,13 @@ class GrpcPort:
     ) -> grpc.Server:
         server = grpc.server(
             self._pool,
-            interceptors=[guard, RefuseMalformed()],
+            interceptors=[guard, self._patience, RefuseMalformed()],
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
+                # Nobody sends compressed what has no patterns; a few bytes might
+                # become gigabytes.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
                 # Else a second server shares the port, and half of the workers.
                 ("grpc.so_reuseport", 0),
                 *keepalive.options(),

@@ -13,6 +13,7 @@ from typing import Self
 
 import optax
 
+from psserver.budget import Budget
 from psserver.calls import Calls
 from psserver.commands import Commands
 from psserver.config import ServerConfig
@@ -65,6 +66,7 @@ class Server:
         max_staleness: int | EllipsisType | None = ServerConfig.max_staleness,
         staleness_policy: str = ServerConfig.staleness_policy,
         max_grad_norm: float | None = ServerConfig.max_grad_norm,
+        max_inflight_bytes: int | None = ServerConfig.max_inflight_bytes,
         host: str = ServerConfig.host,
         port: int = ServerConfig.port,
         http_port: int | None = ServerConfig.http_port,
@@ -91,6 +93,7 @@ class Server:
             max_staleness: See there.
             staleness_policy: See there.
             max_grad_norm: See there.
+            max_inflight_bytes: See there.
             host: See there.
             port: See there.
             http_port: See there.
@@ -126,6 +129,7 @@ class Server:
                 max_staleness=max_staleness,
                 staleness_policy=staleness_policy,
                 max_grad_norm=max_grad_norm,
+                max_inflight_bytes=max_inflight_bytes,
                 host=host,
                 port=port,
                 http_port=http_port,
@@ -271,6 +275,7 @@ class Server:
             now=time.monotonic(),
             on_judged=self._meter.judged if self._meter else None,
             keeper=self._saver,
+            budget=Budget(config.max_inflight_bytes or _memory_nbytes() // 8),
         )
         if self._saver:
             self._saver.recover(self._store.lineage, rule_name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from psserver import gradients as checks
+from psserver.budget import Budget
 from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
@@ -66,6 +67,7 @@ class Store:
         now: float,
         on_judged: Callable[[Timing], None] | None = None,
         keeper: Keeper | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """Start without variables.
 
@@ -80,6 +82,7 @@ class Store:
             on_judged: Is told where the time of every push went that got a verdict of
                 its own; None: nobody asks.
             keeper: Makes the model last; None: it ends with the server.
+            budget: Has room for the bodies that are on their way; None: for any.
 
         Raises:
             ValueError: The rule is no optax gradient transformation, the limit no
@@ -92,6 +95,7 @@ class Store:
         self._started = now
         self._on_judged = on_judged
         self._keeper = keeper or KeepNothing()
+        self._budget = budget or Budget(2**63)
 
         # Guards the core. A pull takes no lock: it finds its session, then notes when
         # it was seen, reads `model`, which is set once, then `published`, which is set
@@ -179,9 +183,21 @@ class Store:
         return joined
 
     def initialize(
-        self, session: str, layout: Layout, receive: Receive, now: float
+        self,
+        session: str,
+        layout: Layout,
+        receive: Receive,
+        now: float,
+        clock: Callable[[], float] | None = None,
     ) -> bool:
         """Set the variables if nobody has: all of them or, on any error, none.
+
+        Args:
+            session: Whose they are.
+            layout: Theirs.
+            receive: Reads them.
+            now: Seconds, when the call came.
+            clock: Tells the seconds from then on; None: it is `now` all the time.
 
         Returns:
             True: this session set them. False: another one had before.
@@ -194,8 +210,12 @@ class Store:
             TooLargeError: The variables are larger than the server takes.
             InvalidRequestError: The rule cannot run on these variables.
             ServerUnavailableError: They cannot be kept.
+            OverloadedError: There is no room for them yet.
         """
         self._see(session, now)
+        if self._core.model is None:
+            with self._budget.room(session, layout.nbytes, clock or (lambda: now)):
+                return self._first.offer(session, layout, receive)
         return self._first.offer(session, layout, receive)
 
     def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
@@ -387,6 +407,18 @@ class Store:
                 self._commits.require_room()
             if is_told:
                 return self._settle(header, verdict, timing)
+        nbytes, clock = header.nbytes, lambda: timing.judged_at
+        with self._budget.room(header.session, nbytes, clock):
+            return self._receive(header, receive, timing, is_wanted)
+
+    def _receive(
+        self,
+        header: PushHeader,
+        receive: Receive,
+        timing: Timing,
+        is_wanted: Callable[[], bool],
+    ) -> Verdict:
+        core = self._core
         model = core.require_model()
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))

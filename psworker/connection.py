@@ -15,6 +15,7 @@ from pswire.errors import (
     CallCancelledError,
     DeadlineError,
     InternalError,
+    OverloadedError,
     ParameterServerError,
     ServerUnavailableError,
     SessionUnknownError,
@@ -358,7 +359,7 @@ class Connection:
                 answer = attempt(carrier, timeout)
                 self._has_answered = True
                 return answer
-            except (ServerUnavailableError, DeadlineError) as error:
+            except (ServerUnavailableError, DeadlineError, OverloadedError) as error:
                 failure: ParameterServerError = error
             except CallCancelledError as error:
                 if self._closed.is_set():
@@ -373,7 +374,10 @@ class Connection:
                     _log.info("the same-host path is gone, trying gRPC: %s", failure)
                 continue
             self._require_trust(failure)
-            if self._closed.wait(outage.next_pause_s(failure)):
+            pause_s = outage.next_pause_s(failure)
+            if isinstance(failure, OverloadedError):
+                pause_s = failure.retry_s  # It knows better than we do.
+            if self._closed.wait(pause_s):
                 raise failure
 
     def _require_trust(self, failure: ParameterServerError) -> None:

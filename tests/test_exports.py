@@ -7,7 +7,15 @@ import pytest
 
 NAMES = {
     "psserver": ["JsonLines", "Server"],
-    "psworker": ["Body", "Client", "Credentials", "Gradients", "Shard", "Task", "connect"],
+    "psworker": [
+        "Body",
+        "Client",
+        "Credentials",
+        "Gradients",
+        "Shard",
+        "Task",
+        "connect",
+    ],
 }
 EACH = [(package, name) for package, names in NAMES.items() for name in names]
 

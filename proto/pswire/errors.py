@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -80,6 +81,18 @@ class TlsError(ParameterServerError):
     """The client and the server cannot agree on TLS: one does not trust the other."""
 
 
+class OverloadedError(ParameterServerError):
+    """The server has no room for it now: send the same again a little later.
+
+    Attributes:
+        retry_s: How much later, in seconds.
+    """
+
+    def __init__(self, message: str, retry_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
 class ServerUnavailableError(ParameterServerError):
     """The server cannot be reached, or takes no calls now: call again later."""
 
@@ -108,6 +121,7 @@ _CODES: dict[type[ParameterServerError], grpc.StatusCode] = {
     SequenceError: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
@@ -160,24 +174,41 @@ def _to_proto(error: ParameterServerError) -> status_pb2.Status:
     text = said[:_MAX_TEXT_NBYTES].decode(errors="ignore")
     if len(said) > _MAX_TEXT_NBYTES:
         text += "..."
+    details = [detail]
+    if isinstance(error, OverloadedError):
+        later = error_details_pb2.RetryInfo()
+        later.retry_delay.FromTimedelta(timedelta(seconds=error.retry_s))
+        details.append(any_pb2.Any())
+        details[-1].Pack(later)
     code = _CODES[type(error)].value[0]
-    return status_pb2.Status(code=code, message=text, details=[detail])
+    return status_pb2.Status(code=code, message=text, details=details)
 
 
-def _said(failure: Any) -> type[ParameterServerError] | None:
+def _said(failure: Any) -> ParameterServerError | None:
     try:
         status = rpc_status.from_call(failure)
     except (ValueError, DecodeError):  # A stranger's, of another kind or of none.
         return None
-    return _kind(status) if status else None
+    return _read(status) if status else None
 
 
-def _kind(status: status_pb2.Status) -> type[ParameterServerError] | None:
+def _read(status: status_pb2.Status) -> ParameterServerError | None:
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _ERRORS:
-            return _ERRORS[info.reason]
+            error = _ERRORS[info.reason](status.message)
+            if isinstance(error, OverloadedError):
+                error.retry_s = _retry_s(status)
+            return error
     return None
+
+
+def _retry_s(status: status_pb2.Status) -> float:
+    later = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(later):
+            return later.retry_delay.ToTimedelta().total_seconds()
+    return 0.0
 
 
 def _guessed(failure: Any, address: str) -> ParameterServerError:
@@ -196,7 +227,7 @@ def to_bytes(error: Exception) -> bytes:
 def from_bytes(message: bytes) -> ParameterServerError:
     """Read what `to_bytes` wrote."""
     status = status_pb2.Status.FromString(message)
-    return (_kind(status) or InternalError)(status.message)
+    return _read(status) or InternalError(status.message)
 
 
 @contextmanager
@@ -212,7 +243,14 @@ def to_status(context: grpc.ServicerContext) -> Iterator[None]:
         failure = _in_table(error)
     else:
         return
-    context.abort_with_status(rpc_status.to_status(_to_proto(failure)))
+    status: Any = rpc_status.to_status(_to_proto(failure))
+    if isinstance(failure, OverloadedError):
+        # For clients that let gRPC repeat calls.
+        pushback = "grpc-retry-pushback-ms", f"{failure.retry_s * 1000:.0f}"
+        status = status._replace(
+            trailing_metadata=(*status.trailing_metadata, pushback)
+        )
+    context.abort_with_status(status)
 
 
 @contextmanager
@@ -225,6 +263,4 @@ def from_status(address: str = "") -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as failure:
-        kind = _said(failure)
-        error = kind(failure.details()) if kind else _guessed(failure, address)
-        raise error from failure
+        raise (_said(failure) or _guessed(failure, address)) from failure

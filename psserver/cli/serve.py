@@ -125,6 +125,15 @@ def _read_config(
     metavar="NORM",
     help="Reject a push whose global L2 norm is over NORM.",
 )
+@click.option(
+    "--max-inflight-bytes",
+    type=click.IntRange(min=1),
+    default=ServerConfig.max_inflight_bytes,
+    show_default="an eighth of the memory",
+    metavar="BYTES",
+    help="How much of gradients may be on its way at once; who comes when there is no "
+    "room is asked to come again.",
+)
 @click.option("--host", default=ServerConfig.host, show_default=True)
 @click.option(
     "--port",

@@ -34,6 +34,7 @@ CODES = {
     errors.CallCancelledError: grpc.StatusCode.CANCELLED,
     errors.InternalError: grpc.StatusCode.INTERNAL,
     errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TlsError: grpc.StatusCode.UNAVAILABLE,
     errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
 }
