@@ -17,6 +17,7 @@ from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Push
+from psserver.pacing import Turn
 from psserver.policies.terms import read_terms
 from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
@@ -93,9 +94,9 @@ class Store:
         self._on_judged = on_judged
         self._keeper = keeper or KeepNothing()
 
-        # Guards the core. A pull takes no lock: it finds its session, then notes when
-        # it was seen, reads `model`, which is set once, then `published`, which is set
-        # before it and only ever replaced.
+        # Guards the core. Where no policy paces, a pull takes no lock: it finds its
+        # session, then notes when it was seen, reads `model`, which is set once, then
+        # `published`, which is set before it and only ever replaced.
         self._lock = threading.Lock()
         # Held while the rule is compiled for the first push of a kind, which takes
         # seconds; never taken while `_lock` is held.
@@ -214,6 +215,24 @@ class Store:
         layout = self._core.require_model().layout
         return layout, self._core.published.snapshot
 
+    def pull_in_turn(
+        self, session: str, now: float
+    ) -> tuple[Layout, Snapshot[Body], Turn]:
+        """Return the newest snapshot, and whether it is a session's turn to have it.
+
+        Args:
+            session: See `pull`; whoever never joined does not wait.
+            now: Seconds.
+
+        Raises:
+            ParameterServerError: As `pull` does.
+        """
+        if not (session and self._core.terms.policy.paces):
+            return *self.pull(session, now), Turn()
+        with self._lock:
+            layout, snapshot = self.pull(session, now)
+            return layout, snapshot, self._core.turn(session, now)
+
     def inspect(self) -> Snapshot[Arrays]:
         """Return all arrays of the newest step, named as in checkpoints.
 
@@ -312,7 +331,7 @@ class Store:
                 terms = self._core.terms.changed(settings)
             except ValueError as error:
                 raise InvalidRequestError(str(error)) from error
-            self._core.terms = terms
+            self._core.judge_by(terms)
             self.limits = now = replace(
                 before,
                 max_staleness=terms.limit,
@@ -326,6 +345,7 @@ class Store:
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
             step, limits, terms = self.lineage.step, self.limits, self._core.terms
+            waiting = self._core.waiting(now)
             parts = {
                 known.worker: part
                 for session, part in self._shards.held().items()
@@ -344,7 +364,7 @@ class Store:
             pushes_per_s=recent.pushes_per_s,
             counts=counters.total.freeze(),
             staleness=dict(sorted(counters.staleness.items())),
-            workers=counters.workers(now, uptime_s, parts),
+            workers=counters.workers(now, uptime_s, parts, waiting),
             unjoined=counters.unjoined.freeze(),
             steps_per_s=recent.steps_per_s,
             recent_drop_rate=recent.drop_rate,
@@ -354,6 +374,7 @@ class Store:
             policy_limit=terms.policy.limit(counters.recent_staleness),
             withheld=counters.withheld,
             dropped_variables=counters.dropped_variables,
+            waited_s=counters.waited_s,
             name=self._name,
         )
 

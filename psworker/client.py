@@ -23,6 +23,7 @@ from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
 from psworker.slots import slot_names, slot_of
 from psworker.task import Shard
+from psworker.turns import Wait
 from psworker.wire import Wire
 
 Params = TypeVar("Params")
@@ -277,6 +278,8 @@ class Client:
         arrays = by_name(gradients)
         origin = Origin(snapshot.generation, snapshot.step, value)
         verdict, new = self._pushes.exchange(arrays, origin)
+        if isinstance(new, Wait):
+            new = self._connection.pull(snapshot, new)
         if new is None:
             return verdict, snapshot
         self._remember(new)

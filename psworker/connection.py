@@ -30,6 +30,7 @@ from psworker.remote import Remote
 from psworker.samehost import SameHost
 from psworker.task import Shard
 from psworker.transport import Transport
+from psworker.turns import Queueing, Wait
 
 _log = logging.getLogger("psworker")
 
@@ -152,11 +153,16 @@ class Connection:
             allowance,
         ).initialized
 
-    def pull(self, known: Known) -> Snapshot[Body] | None:
-        """Return the newest snapshot; None: it is the known one.
+    def pull(self, known: Known, wait: Wait | None = None) -> Snapshot[Body] | None:
+        """Return the newest snapshot, in turn; None: it is the known one.
+
+        Args:
+            known: What the caller holds already.
+            wait: For its turn, as an exchange has told; None: nothing has.
 
         Raises:
             NotInitializedError: There are no variables yet.
+            CallCancelledError: The connection was closed while it waited.
         """
         request = pb.PullRequest(
             session=self.session,
@@ -165,12 +171,21 @@ class Connection:
             wire_dtype=self.pull_encoding.wire_dtype_number,
         )
 
-        def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | None:
+        def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | Wait | None:
             layout = self.layout
             carried = carrier.pull(request, self._snapshot_nbytes(), timeout)
             return self._read_snapshot(carried, layout)
 
-        return self._call_in_session(attempt, self._snapshot_nbytes())
+        queueing = Queueing(self.worker)
+        while True:
+            if wait:
+                queueing.note(wait)
+                if self._closed.wait(wait.wait_s):
+                    raise CallCancelledError(f"{self.address}: closed")
+            pulled = self._call_in_session(attempt, self._snapshot_nbytes())
+            if not isinstance(pulled, Wait):
+                return pulled
+            wait = pulled
 
     def push(self, header: PushHeader, layout: Layout, arrays: Arrays) -> Verdict:
         """Offer gradients; a repeated attempt is the same push.
@@ -189,7 +204,7 @@ class Connection:
 
     def exchange(
         self, header: PushHeader, layout: Layout, arrays: Arrays
-    ) -> tuple[Verdict, Snapshot[Body] | None]:
+    ) -> tuple[Verdict, Snapshot[Body] | Wait | None]:
         """Push, then pull, in one call.
 
         Args:
@@ -199,7 +214,7 @@ class Connection:
 
         Returns:
             The verdict, and the newest snapshot; None: it is still the one that the
-            gradients were computed from.
+            gradients were computed from. A wait: it is to be pulled after that.
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
@@ -207,7 +222,7 @@ class Connection:
 
         def attempt(
             carrier: Transport, timeout: float
-        ) -> tuple[Verdict, Snapshot[Body] | None]:
+        ) -> tuple[Verdict, Snapshot[Body] | Wait | None]:
             known = self.layout
             push, pulled = carrier.exchange(
                 message, layout, arrays, self._snapshot_nbytes(), timeout
@@ -264,7 +279,7 @@ class Connection:
 
     def _read_snapshot(
         self, pieces: Iterator[PullPiece], layout: Layout | None
-    ) -> Snapshot[Body] | None:
+    ) -> Snapshot[Body] | Wait | None:
         """Put a snapshot together; its layout is this one unless it brings its own."""
         first = next(pieces, None)
         if first is None or first.header is None:
@@ -272,6 +287,8 @@ class Connection:
         header = first.header
         if self._incarnation not in ("", header.incarnation):
             self._has_restarted = True
+        if header.wait_s:
+            return Wait(header.wait_s, header.waits_for)
         if header.HasField("layout"):
             self.layout = layout = Layout.from_proto(header.layout)
         if header.not_modified:

@@ -120,7 +120,7 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Returns one consistent snapshot.
+        """Returns one consistent snapshot or, under a policy that paces, says to a session when to ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
