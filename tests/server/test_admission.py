@@ -1,8 +1,6 @@
 """Admission: whatever workers, disk and network do, no push is over the limit."""
 
-from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import optax
@@ -32,7 +30,8 @@ from pswire.values import PushHeader, Verdict
 GRADIENT = Body.gather(
     Layout.of({"w": np.zeros(1, np.float32)}), {"w": np.zeros(1, np.float32)}
 )
-WORKERS = st.sampled_from(["ann", "bob", "cleo", "dora", "ed"])
+WORKERS = ("ann", "bob", "cleo", "dora", "ed")
+WHICH = st.integers(0, len(WORKERS) - 1)
 SILENT_S = 61.0
 
 
@@ -74,77 +73,57 @@ def _model() -> tuple[Model, State]:
     return start(compiled, GRADIENT, "first")
 
 
-class Held(NamedTuple):
-    """A pull that was granted."""
-
-    step: int
-    generation: str
-
-
 class Flights(RuleBasedStateMachine):
     """A server and workers, each of which pushes what it pulled, or ends.
 
-    An applied push is seen, and answered, once it is kept. If that fails it comes
-    again, under its number.
+    Granted pulls are `held`. An applied push is seen, and answered, once it is kept. If
+    that fails it comes again, under its number.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.sessions: dict[str, str] = {}
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, int] = {}
         self.numbers: dict[str, int] = {}
         self.unanswered: dict[str, Pending] = {}
         self.judged: dict[str, PushHeader] = {}
         self.taken: list[Change] | None = None
         self.verdicts: list[Verdict] = []
 
-    @initialize(limit=st.integers(0, 4))
-    def begin(self, limit: int) -> None:
-        self.core = Core(Terms(limit, Admission()), "g", keeps_changes=True)
+    @initialize(
+        limit=st.integers(0, 4), count=st.integers(2, len(WORKERS)), keeps=st.booleans()
+    )
+    def begin(self, limit: int, count: int, keeps: bool) -> None:
+        self.core = Core(Terms(limit, Admission()), "g", keeps_changes=keeps)
         self.core.start(*_model())
+        for worker in WORKERS[:count]:
+            self.join(worker)
 
-    @rule(worker=WORKERS)
-    def join(self, worker: str) -> None:
-        """What the worker's process before has pulled is never pushed."""
-        if worker in self.unanswered:
-            return
-        self.held.pop(worker, None)
-        self.judged.pop(worker, None)
-        self.sessions[worker] = f"{worker}-{len(self.numbers)}"
-        self.numbers[self.sessions[worker]] = 0
-        self.core.join(worker, self.sessions[worker], self.now)
+    @precondition(lambda self: self.idle)
+    @rule(which=WHICH)
+    def pull(self, which: int) -> None:
+        self.ask(self.idle[which % len(self.idle)])
 
-    @rule(worker=WORKERS)
-    def pull(self, worker: str) -> None:
-        """Perhaps without having pushed what it had."""
-        if worker in self.sessions and worker not in self.unanswered:
-            self.ask(worker)
+    @precondition(lambda self: self.busy)
+    @rule(which=WHICH)
+    def pull_again(self, which: int) -> None:
+        """Without having pushed what it has: it never will."""
+        self.ask(self.busy[which % len(self.busy)])
 
-    @rule(worker=WORKERS)
-    def push(self, worker: str) -> None:
-        """The step that counts is the newest, though nobody sees it yet."""
-        if worker not in self.held or worker in self.unanswered:
-            return
-        session, held = self.sessions[worker], self.held[worker]
-        self.numbers[session] += 1
-        seq, nbytes = self.numbers[session], GRADIENT.layout.nbytes
-        header = PushHeader(session, seq, held.generation, held.step, nbytes)
+    @precondition(lambda self: self.busy)
+    @rule(which=WHICH)
+    def push_one(self, which: int) -> None:
+        self.push(self.busy[which % len(self.busy)])
+
+    @precondition(lambda self: self.answered)
+    @rule(which=WHICH)
+    def push_twice(self, which: int) -> None:
+        """An answer was lost: it comes again, and whatever was pulled since stays."""
+        header = self.judged[self.answered[which % len(self.answered)]]
         verdict = self.core.decide(header)
-        if verdict.applied:
-            self.core.apply(self.core.require_model().push(header, GRADIENT), verdict)
-        self.verdicts.append(verdict)
-        self.unanswered[worker] = self.core.settle(header, verdict, self.now)
-        self.judged[worker] = header
-        self.answer()
-
-    @rule(worker=WORKERS)
-    def push_again(self, worker: str) -> None:
-        """The answer was lost: it comes once more, and whatever was pulled stays."""
-        if worker in self.judged and worker not in self.unanswered:
-            verdict = self.core.decide(self.judged[worker])
-            assert verdict.duplicate
-            self.core.settle(self.judged[worker], verdict, self.now)
+        assert verdict.duplicate
+        self.core.settle(header, verdict, self.now)
 
     @precondition(lambda self: self.taken is None)
     @rule()
@@ -162,17 +141,20 @@ class Flights(RuleBasedStateMachine):
         self.taken = None
         self.answer()
 
-    @rule(gone=WORKERS)
-    def wait(self, gone: str) -> None:
-        """One is killed; the others call, as they are there."""
-        if gone in self.unanswered:
-            return
-        self.now += SILENT_S
-        self.held.pop(gone, None)
+    @precondition(lambda self: self.busy)
+    @rule(which=WHICH)
+    def take_over(self, which: int) -> None:
+        """What the worker's process before has pulled is never pushed."""
+        self.join(self.busy[which % len(self.busy)])
+
+    @precondition(lambda self: self.busy)
+    @rule(which=WHICH)
+    def kill(self, which: int) -> None:
+        """One is gone, and after a minute nobody waits for it; the others call."""
+        gone = self.busy[which % len(self.busy)]
+        del self.held[gone], self.sessions[gone]
         self.judged.pop(gone, None)
-        self.sessions.pop(gone, None)
-        for worker in self.sessions:
-            self.core.counters.see(worker, self.now)
+        self.pass_a_minute()
 
     @invariant()
     def nothing_is_dropped(self) -> None:
@@ -184,19 +166,43 @@ class Flights(RuleBasedStateMachine):
             if self.taken is None:
                 self.take()
             self.keep(False)
-        for worker in [*self.held]:
+        for worker in self.busy:
             self.push(worker)
             self.take()
             self.keep(False)
-        self.now += SILENT_S  # Whoever else had been about to ask asks no more.
-        for worker in self.sessions:
-            self.core.counters.see(worker, self.now)
+        self.pass_a_minute()  # Nobody else is about to ask any more.
         for worker in self.sessions:
             assert self.ask(worker)
             self.push(worker)
             self.take()
             self.keep(False)
         self.nothing_is_dropped()
+
+    @property
+    def idle(self) -> list[str]:
+        """Those that have nothing to push."""
+        return [
+            worker
+            for worker in self.sessions
+            if worker not in self.held and worker not in self.unanswered
+        ]
+
+    @property
+    def busy(self) -> list[str]:
+        """Those that have something to push."""
+        return [worker for worker in self.held if worker not in self.unanswered]
+
+    @property
+    def answered(self) -> list[str]:
+        """Those that have had a verdict, and wait for none."""
+        return [worker for worker in self.judged if worker not in self.unanswered]
+
+    def join(self, worker: str) -> None:
+        self.held.pop(worker, None)
+        self.judged.pop(worker, None)
+        self.sessions[worker] = f"{worker}-{len(self.numbers)}"
+        self.numbers[self.sessions[worker]] = 0
+        self.core.join(worker, self.sessions[worker], self.now)
 
     def ask(self, worker: str) -> bool:
         self.core.counters.see(worker, self.now)
@@ -205,8 +211,27 @@ class Flights(RuleBasedStateMachine):
         if turn.wait_s:
             assert turn.waits_for in {*self.core.counters.rows} - {worker}
             return False
-        self.held[worker] = Held(self.core.published.snapshot.step, "g")
+        self.held[worker] = self.core.published.snapshot.step
         return True
+
+    def push(self, worker: str) -> None:
+        """The step that counts is the newest, though nobody sees it yet."""
+        session, held = self.sessions[worker], self.held[worker]
+        self.numbers[session] += 1
+        seq, nbytes = self.numbers[session], GRADIENT.layout.nbytes
+        header = PushHeader(session, seq, "g", held, nbytes)
+        verdict = self.core.decide(header)
+        if verdict.applied:
+            self.core.apply(self.core.require_model().push(header, GRADIENT), verdict)
+        self.verdicts.append(verdict)
+        self.unanswered[worker] = self.core.settle(header, verdict, self.now)
+        self.judged[worker] = header
+        self.answer()
+
+    def pass_a_minute(self) -> None:
+        self.now += SILENT_S
+        for worker in self.sessions:
+            self.core.counters.see(worker, self.now)
 
     def answer(self) -> None:
         for worker, pending in [*self.unanswered.items()]:
@@ -220,10 +245,9 @@ class Flights(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def quick() -> Iterator[None]:
+def quick() -> None:
     """Compile the rule before hypothesis looks at the time."""
     _model()
-    yield
 
 
 @pytest.mark.usefixtures("quick")
