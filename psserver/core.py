@@ -153,8 +153,8 @@ class Core:
 
     def judge_by(self, terms: Terms) -> None:
         """Judge pushes by other terms from now on."""
-        if not self.terms.policy.paces:
-            self._pacing = Pacing()  # Nobody has noted what was pulled meanwhile.
+        if not (terms.policy.paces and self.terms.policy.paces):
+            self._pacing = Pacing()  # Nobody notes what is pulled meanwhile.
         self.terms = terms
 
     def turn(self, session: str, now: float) -> Turn:
