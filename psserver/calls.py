@@ -149,6 +149,10 @@ class Calls:
             lease=pb.ShardLease(index=lease.index, epoch=lease.epoch)
         )
 
+    def leave(self, request: pb.LeaveRequest) -> pb.LeaveReply:
+        self._store.leave(request.session, self._clock())
+        return pb.LeaveReply()
+
     def inspect(self, request: pb.InspectRequest) -> Pulled[pb.InspectHeader]:
         newest = self._store.inspect()
         layout = Layout.of(newest.params)
@@ -185,6 +189,7 @@ class Calls:
             served_at=now,
             wait_s=turn.wait_s,
             waits_for=turn.waits_for,
+            paced=turn.is_paced,
         )
         variables = None if not_modified or is_wait else snapshot.params
         return Pulled(header, encoding.layout(layout), variables)

@@ -171,6 +171,10 @@ class Core:
             return turn
         return replace(turn, waits_for=self.sessions.get(turn.waits_for).worker)
 
+    def leave(self, session: str) -> None:
+        """Have no pull wait for a session any more."""
+        self._pacing.leave(session)
+
     def waiting(self, now: float) -> Set[str]:
         """Return the workers that wait for their turn to pull."""
         found = map(self.sessions.find, self._pacing.waiting(now))

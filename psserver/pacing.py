@@ -18,11 +18,13 @@ class Turn:
     """The answer to a pull.
 
     Attributes:
+        is_paced: Whether others may have to wait for who has pulled.
         wait_s: When to ask again, in seconds; 0: it is granted.
         waits_for: Whom it waits for; empty: nobody.
         waited_s: How long it has waited since it asked last, in seconds.
     """
 
+    is_paced: bool = False
     wait_s: float = 0.0
     waits_for: str = ""
     waited_s: float = 0.0
@@ -113,14 +115,14 @@ class Pacing:
         )
         if blocker is None:
             mine.step_read, mine.waiting = step, None
-            return Turn(waited_s=waited_s)
+            return Turn(is_paced=True, waited_s=waited_s)
         # In proportion to what it has taken already, so that both a long and a short
         # wait end soon after. The rate of steps would not do: waiting lowers it.
         wait_s = (now - others[blocker].since) / _SHARE
         wait_s = min(max(wait_s, _LEAST_S), _MOST_S)
         place = waiting.place if waiting else next(self._places)
         mine.waiting = _Waiting(place, now, now + wait_s + _LATE_S)
-        return Turn(wait_s, blocker, waited_s)
+        return Turn(True, wait_s, blocker, waited_s)
 
     def judged(self, session: str, now: float) -> None:
         """Note that a push of a session was judged."""
@@ -128,6 +130,10 @@ class Pacing:
         if member:  # Else it has not pulled yet, as far as we know.
             member.clock += 1
             member.step_read, member.since = None, now
+
+    def leave(self, session: str) -> None:
+        """Forget a session that will push nothing more."""
+        self._members.pop(session, None)
 
     def waiting(self, now: float, before: float = math.inf) -> list[str]:
         """Return the sessions that wait and will ask again, the first of them first.

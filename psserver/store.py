@@ -313,6 +313,17 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
+    def leave(self, session: str, now: float) -> None:
+        """Have no pull wait for a session any more: it will push nothing.
+
+        Raises:
+            SessionUnknownError: It has not joined.
+            SessionSupersededError: A newer one has taken its worker's name over.
+        """
+        self._see(session, now)
+        with self._lock:
+            self._core.leave(session)
+
     def set(self, settings: Mapping[str, str]) -> Limits:
         """Change some of `SETTINGS`: all that are named or, on any error, none.
 

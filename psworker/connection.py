@@ -42,6 +42,7 @@ Attempt = Callable[[Transport, float], Answer]
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
+_LEAVE_S = 1.0  # No longer than this does an end take that others are to know of.
 _MAX_REJOINS = 3  # During one call: a server may restart more than once.
 _COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
 
@@ -98,6 +99,7 @@ class Connection:
         self._rejoining = threading.Lock()  # Guards `_joins`, but for reading it.
         self._joins = 0
         self._leased: Shard | None = None
+        self._is_paced = False  # Others may wait for this session to push.
         self._incarnation = ""  # That this session has joined last.
         self._has_restarted = False  # Since then, a snapshot says.
 
@@ -105,6 +107,11 @@ class Connection:
         """End the connection; calls in flight are cancelled."""
         self._closed.set()
         self._replace_near(self._near, None)
+        if self._is_paced:
+            self._is_paced = False
+            with suppress(ParameterServerError):  # Then others wait for a minute.
+                request = pb.LeaveRequest(session=self.session)
+                self._remote.leave(request, _LEAVE_S)
         self._remote.close()
 
     def join(self) -> None:
@@ -287,6 +294,7 @@ class Connection:
         header = first.header
         if self._incarnation not in ("", header.incarnation):
             self._has_restarted = True
+        self._is_paced = header.paced
         if header.wait_s:
             return Wait(header.wait_s, header.waits_for)
         if header.HasField("layout"):

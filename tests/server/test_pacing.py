@@ -27,7 +27,7 @@ from pswire.values import PushHeader, Verdict
 
 GRADIENT = {"w": np.zeros(2, np.float32)}
 LAYOUT = Layout.of(GRADIENT)
-GRANTED = Turn()
+NOT_PACED = Turn()
 TIMEOUT_S = 30.0
 
 
@@ -222,6 +222,22 @@ def test_nobody_waits_for_a_session_that_is_superseded(policy: str) -> None:
         paced.pull("ann")
 
 
+@pytest.mark.parametrize("policy", ["ssp:0", "admission"])
+def test_nobody_waits_for_who_has_left(policy: str) -> None:
+    """It may come back all the same, as if it were new."""
+    paced = start(policy, limit=0)
+    assert paced.pull("ann") == ""
+    if policy == "ssp:0":
+        assert paced.pull("bob") == ""
+        paced.push("bob")
+    assert paced.pull("bob") == "ann"
+
+    paced.store.leave("ann", paced.now)
+
+    assert paced.pull("bob") == ""
+    assert paced.pull("ann") == ("" if policy == "ssp:0" else "bob")
+
+
 def test_admission_lets_as_many_begin_as_can_end_in_time() -> None:
     """With a limit of 1 that is two; who waits comes first when one has pushed."""
     paced = start("admission", limit=1)
@@ -295,11 +311,11 @@ def test_what_could_not_be_kept_is_in_flight_again() -> None:
 def test_who_never_joined_does_not_wait() -> None:
     """Nor does anybody wait for such a reader."""
     paced = start("admission", limit=0)
-    assert paced.store.pull_in_turn("", paced.now)[2] == GRANTED
+    assert paced.store.pull_in_turn("", paced.now)[2] == NOT_PACED
 
     assert [paced.pull(worker) for worker in ("ann", "bob")] == ["", "ann"]
 
-    assert paced.store.pull_in_turn("", paced.now)[2] == GRANTED
+    assert paced.store.pull_in_turn("", paced.now)[2] == NOT_PACED
 
 
 def test_a_change_from_pacing_and_back_forgets_what_is_in_flight() -> None:

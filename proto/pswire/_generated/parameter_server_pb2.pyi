@@ -152,7 +152,7 @@ class PullReply(_message.Message):
     def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype", "served_at", "wait_s", "waits_for")
+    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype", "served_at", "wait_s", "waits_for", "paced")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class SnapshotHeader(_message.Message):
     SERVED_AT_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    PACED_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -171,7 +172,8 @@ class SnapshotHeader(_message.Message):
     served_at: float
     wait_s: float
     waits_for: str
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., wait_s: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
+    paced: bool
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., wait_s: _Optional[float] = ..., waits_for: _Optional[str] = ..., paced: bool = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -270,6 +272,16 @@ class ShardLease(_message.Message):
     index: int
     epoch: int
     def __init__(self, index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class InspectRequest(_message.Message):
     __slots__ = ("names",)
