@@ -127,8 +127,10 @@ def test_nobody_is_further_ahead_of_the_slowest_than_ssp_allows(
         ]
     )
 
+    status = server.status()
     assert max(leads) <= s
-    assert server.status().counts.applied == 4 * PUSHES
+    assert max(status.staleness) <= 3 * (2 * s + 1)
+    assert status.counts.applied == 4 * PUSHES
 
 
 @pytest.mark.parametrize("variables", [ONES, LARGE], ids=["small", "large"])
