@@ -44,6 +44,11 @@ class _Waiting:
     asked_at: float
     asks_by: float
 
+    def lasted(self, now: float) -> float:
+        """Return how long it has lasted since it was asked for, in seconds."""
+        # A call may have overtaken another since its time was taken.
+        return max(0.0, min(now, self.asks_by) - self.asked_at)
+
 
 @dataclass(slots=True)
 class _Member:
@@ -98,7 +103,7 @@ class Pacing:
         mine = self._members.get(session) or _Member(least, now)
         self._members = {**others, session: mine}
         waiting, mine.step_read, mine.since = mine.waiting, None, now
-        waited_s = min(now, waiting.asks_by) - waiting.asked_at if waiting else 0.0
+        waited_s = waiting.lasted(now) if waiting else 0.0
         blocker = terms.policy.waits_for(
             Pull(
                 session,

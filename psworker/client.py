@@ -145,7 +145,7 @@ class Client:
     @overload
     def pull(self, like: Params) -> Snapshot[Params]: ...
     def pull(self, like: Any = None) -> Snapshot[Any]:
-        """Return the newest snapshot.
+        """Return the newest snapshot, once it is this worker's turn if a policy paces.
 
         Args:
             like: A pytree of the form that `initialize` was given, or its
