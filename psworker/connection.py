@@ -108,9 +108,9 @@ class Connection:
         self._closed.set()
         self._replace_near(self._near, None)
         if self._is_paced:
-            self._is_paced = False
-            with suppress(ParameterServerError):  # Then others wait for a minute.
-                request = pb.LeaveRequest(session=self.session)
+            request = pb.LeaveRequest(session=self.session)
+            # If it fails others wait for a minute; gRPC's own error: closed before.
+            with suppress(ParameterServerError, ValueError):
                 self._remote.leave(request, _LEAVE_S)
         self._remote.close()
 
