@@ -28,7 +28,8 @@ class Pulled(Generic[Header]):
     Attributes:
         header: What comes before its body.
         layout: Of the body.
-        variables: What the body is made of; None: the caller has them already.
+        variables: What the body is made of; None: the caller has them already, or has
+            to wait for them.
     """
 
     header: Header
@@ -149,6 +150,10 @@ class Calls:
             lease=pb.ShardLease(index=lease.index, epoch=lease.epoch)
         )
 
+    def leave(self, request: pb.LeaveRequest) -> pb.LeaveReply:
+        self._store.leave(request.session, self._clock())
+        return pb.LeaveReply()
+
     def inspect(self, request: pb.InspectRequest) -> Pulled[pb.InspectHeader]:
         newest = self._store.inspect()
         layout = Layout.of(newest.params)
@@ -171,19 +176,23 @@ class Calls:
     ) -> PulledSnapshot:
         """Pull for one who holds the snapshot of a generation and step."""
         now = self._clock()
-        layout, snapshot = self._store.pull(session, now)
+        layout, snapshot, turn = self._store.pull_in_turn(session, now)
         same = generation == snapshot.generation
-        not_modified = same and step == snapshot.step
+        is_wait = turn.wait_s > 0
+        not_modified = same and step == snapshot.step and not is_wait
         header = pb.SnapshotHeader(
             generation=snapshot.generation,
             incarnation=self._store.incarnation,
             step=snapshot.step,
             not_modified=not_modified,
-            layout=None if same else layout.to_proto(),
+            layout=None if same or is_wait else layout.to_proto(),
             wire_dtype=encoding.wire_dtype_number,
             served_at=now,
+            wait_s=turn.wait_s,
+            waits_for=turn.waits_for,
+            paced=turn.is_paced,
         )
-        variables = None if not_modified else snapshot.params
+        variables = None if not_modified or is_wait else snapshot.params
         return Pulled(header, encoding.layout(layout), variables)
 
 

@@ -1,7 +1,8 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from psserver.changes import Applied, Change, Joined
@@ -9,6 +10,7 @@ from psserver.checkpoint import Checkpoint
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
 from psserver.model import Model, Push
+from psserver.pacing import Pacing, Turn
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
@@ -79,6 +81,7 @@ class Core:
         self.sessions = Sessions()
         self.counters = Counters()
         self.terms = terms
+        self._pacing = Pacing()
         self._keeps_changes = keeps_changes
         self._changes: list[Change] = []
         nothing = Snapshot(Body(Layout(()), ()), 0, generation)
@@ -147,6 +150,35 @@ class Core:
         if known is None or known.superseded:
             return False
         return not self.counters.is_silent(known.worker, now)
+
+    def judge_by(self, terms: Terms) -> None:
+        """Judge pushes by other terms from now on."""
+        if not (terms.policy.paces and self.terms.policy.paces):
+            self._pacing = Pacing()  # Nobody notes what is pulled meanwhile.
+        self.terms = terms
+
+    def turn(self, session: str, now: float) -> Turn:
+        """Grant a session's pull of the published step, or say which worker it awaits.
+
+        What was applied but is not kept yet may be undone, and then is pushed again. So
+        here it is neither a step nor judged, and its pull is in flight still.
+        """
+        is_here = partial(self.expects, now=now)
+        step = self.published.snapshot.step
+        turn = self._pacing.ask(session, step, self.terms, now, is_here)
+        self.counters.waited(self.sessions.get(session).worker, turn.waited_s)
+        if not turn.waits_for:
+            return turn
+        return replace(turn, waits_for=self.sessions.get(turn.waits_for).worker)
+
+    def leave(self, session: str) -> None:
+        """Have no pull wait for a session any more."""
+        self._pacing.leave(session)
+
+    def waiting(self, now: float) -> Set[str]:
+        """Return the workers that wait for their turn to pull."""
+        found = map(self.sessions.find, self._pacing.waiting(now))
+        return {known.worker for known in found if known and not known.superseded}
 
     def start(self, model: Model, state: State, step: int = 0) -> None:
         """Have variables from now on."""
@@ -320,6 +352,8 @@ class Core:
         if push:
             worker = push.before.worker
             self.counters.judge(worker, push.verdict, push.value, push.at)
+            if not push.verdict.duplicate:
+                self._pacing.judged(push.session, push.at)
         pending.is_settled = True
 
     def _pushes(self) -> list[Judged]:

@@ -70,6 +70,7 @@ class WorkerRow:
     longest_drops: int = 0
     loss: float | None = None
     staleness_sum: int = 0
+    waited_s: float = 0.0
     recently: int = 0
     """A bit for each of its last judged pushes, the newest lowest: it was dropped."""
     staleness_buckets: list[int] = field(
@@ -80,7 +81,8 @@ class WorkerRow:
         return WorkerRow(
             *(self.last_seen, self.tally.copy(), self.recent.copy()),
             *(self.consecutive_drops, self.longest_drops, self.loss),
-            *(self.staleness_sum, self.recently, self.staleness_buckets.copy()),
+            *(self.staleness_sum, self.waited_s),
+            *(self.recently, self.staleness_buckets.copy()),
         )
 
     def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
@@ -98,7 +100,7 @@ class WorkerRow:
         self.longest_drops = max(self.longest_drops, self.consecutive_drops)
 
     def freeze(
-        self, name: str, now: float, uptime_s: float, shard: str
+        self, name: str, now: float, uptime_s: float, shard: str, waiting: bool
     ) -> WorkerStatus:
         return WorkerStatus(
             name=name,
@@ -112,6 +114,8 @@ class WorkerRow:
             staleness_sum=self.staleness_sum,
             recent_drops=self.recently.bit_count(),
             shard=shard,
+            waiting=waiting,
+            waited_s=self.waited_s,
         )
 
 
@@ -130,6 +134,7 @@ class Counters:
         self.staleness_sum = 0
         self.withheld = 0.0
         self.dropped_variables = 0
+        self.waited_s = 0.0
         self.recent = Recent()
         self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
@@ -142,6 +147,7 @@ class Counters:
         copy.staleness_sum = self.staleness_sum
         copy.withheld = self.withheld
         copy.dropped_variables = self.dropped_variables
+        copy.waited_s = self.waited_s
         copy.recent = self.recent.copy()
         copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
@@ -192,6 +198,11 @@ class Counters:
         if row:  # None while another thread is just about to make or to forget it.
             row.last_seen = now
 
+    def waited(self, worker: str, seconds: float) -> None:
+        """Add to how long a joined worker's pulls have waited for their turns."""
+        self.waited_s += seconds
+        self.rows[worker].waited_s += seconds
+
     def reject(self, worker: str | None, error: ParameterServerError) -> None:
         """Count a push that got no verdict.
 
@@ -228,7 +239,11 @@ class Counters:
             row.judge(verdict, loss, now)
 
     def workers(
-        self, now: float, uptime_s: float, shards: Mapping[str, str] = {}
+        self,
+        now: float,
+        uptime_s: float,
+        shards: Mapping[str, str] = {},
+        waiting: Collection[str] = (),
     ) -> tuple[WorkerStatus, ...]:
         """Return every worker's row, by name.
 
@@ -236,9 +251,10 @@ class Counters:
             now: Seconds.
             uptime_s: Of the server, in seconds.
             shards: {worker: the part of the data that it has leased}.
+            waiting: The workers that wait for their turn to pull.
         """
         return tuple(
-            row.freeze(name, now, uptime_s, shards.get(name, ""))
+            row.freeze(name, now, uptime_s, shards.get(name, ""), name in waiting)
             for name, row in sorted(self.rows.items())
         )
 

@@ -100,6 +100,12 @@ class ParameterServer:
         with to_status(context):
             return self._calls.lease_shard(request)
 
+    def Leave(
+        self, request: pb.LeaveRequest, context: grpc.ServicerContext
+    ) -> pb.LeaveReply:
+        with to_status(context):
+            return self._calls.leave(request)
+
     def Inspect(
         self, request: pb.InspectRequest, context: grpc.ServicerContext
     ) -> Iterator[InspectPiece]:

@@ -18,6 +18,7 @@ from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Push
+from psserver.pacing import Turn
 from psserver.policies.terms import read_terms
 from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
@@ -97,9 +98,9 @@ class Store:
         self._keeper = keeper or KeepNothing()
         self._budget = budget or Budget(2**63)
 
-        # Guards the core. A pull takes no lock: it finds its session, then notes when
-        # it was seen, reads `model`, which is set once, then `published`, which is set
-        # before it and only ever replaced.
+        # Guards the core. Where no policy paces, a pull takes no lock: it finds its
+        # session, then notes when it was seen, reads `model`, which is set once, then
+        # `published`, which is set before it and only ever replaced.
         self._lock = threading.Lock()
         # Held while the rule is compiled for the first push of a kind, which takes
         # seconds; never taken while `_lock` is held.
@@ -234,6 +235,24 @@ class Store:
         layout = self._core.require_model().layout
         return layout, self._core.published.snapshot
 
+    def pull_in_turn(
+        self, session: str, now: float
+    ) -> tuple[Layout, Snapshot[Body], Turn]:
+        """Return the newest snapshot, and whether it is a session's turn to have it.
+
+        Args:
+            session: See `pull`; whoever never joined does not wait.
+            now: Seconds.
+
+        Raises:
+            ParameterServerError: As `pull` does.
+        """
+        if not (session and self._core.terms.policy.paces):
+            return *self.pull(session, now), Turn()
+        with self._lock:
+            layout, snapshot = self.pull(session, now)
+            return layout, snapshot, self._core.turn(session, now)
+
     def inspect(self) -> Snapshot[Arrays]:
         """Return all arrays of the newest step, named as in checkpoints.
 
@@ -314,6 +333,17 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
+    def leave(self, session: str, now: float) -> None:
+        """Have no pull wait for a session any more: it will push nothing.
+
+        Raises:
+            SessionUnknownError: It has not joined.
+            SessionSupersededError: A newer one has taken its worker's name over.
+        """
+        self._see(session, now)
+        with self._lock:
+            self._core.leave(session)
+
     def set(self, settings: Mapping[str, str]) -> Limits:
         """Change some of `SETTINGS`: all that are named or, on any error, none.
 
@@ -332,7 +362,7 @@ class Store:
                 terms = self._core.terms.changed(settings)
             except ValueError as error:
                 raise InvalidRequestError(str(error)) from error
-            self._core.terms = terms
+            self._core.judge_by(terms)
             self.limits = now = replace(
                 before,
                 max_staleness=terms.limit,
@@ -346,6 +376,7 @@ class Store:
         with self._lock:  # No longer than a copy takes: pushes wait.
             counters = self._core.counters.copy()
             step, limits, terms = self.lineage.step, self.limits, self._core.terms
+            waiting = self._core.waiting(now)
             parts = {
                 known.worker: part
                 for session, part in self._shards.held().items()
@@ -364,7 +395,7 @@ class Store:
             pushes_per_s=recent.pushes_per_s,
             counts=counters.total.freeze(),
             staleness=dict(sorted(counters.staleness.items())),
-            workers=counters.workers(now, uptime_s, parts),
+            workers=counters.workers(now, uptime_s, parts, waiting),
             unjoined=counters.unjoined.freeze(),
             steps_per_s=recent.steps_per_s,
             recent_drop_rate=recent.drop_rate,
@@ -374,6 +405,7 @@ class Store:
             policy_limit=terms.policy.limit(counters.recent_staleness),
             withheld=counters.withheld,
             dropped_variables=counters.dropped_variables,
+            waited_s=counters.waited_s,
             name=self._name,
         )
 

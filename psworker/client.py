@@ -24,6 +24,7 @@ from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
 from psworker.slots import slot_names, slot_of
 from psworker.task import Shard
+from psworker.turns import Wait
 from psworker.wire import Wire
 
 Params = TypeVar("Params")
@@ -159,7 +160,7 @@ class Client:
     @overload
     def pull(self, like: Params) -> Snapshot[Params]: ...
     def pull(self, like: Any = None) -> Snapshot[Any]:
-        """Return the newest snapshot.
+        """Return the newest snapshot, once it is this worker's turn if a policy paces.
 
         Args:
             like: A pytree of the form that `initialize` was given, or its
@@ -292,6 +293,8 @@ class Client:
         arrays = by_name(gradients)
         origin = Origin(snapshot.generation, snapshot.step, value)
         verdict, new = self._pushes.exchange(arrays, origin)
+        if isinstance(new, Wait):
+            new = self._connection.pull(snapshot, new)
         if new is None:
             return verdict, snapshot
         self._remember(new)

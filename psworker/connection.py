@@ -34,6 +34,7 @@ from psworker.remote import Remote
 from psworker.samehost import SameHost
 from psworker.task import Shard
 from psworker.transport import Transport
+from psworker.turns import Queueing, Wait
 
 _log = logging.getLogger("psworker")
 
@@ -45,6 +46,7 @@ Attempt = Callable[[Transport, float], Answer]
 
 _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
+_LEAVE_S = 1.0  # No longer than this does an end take that others are to know of.
 _MAX_REJOINS = 3  # During one call: a server may restart more than once.
 _COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
 
@@ -105,6 +107,7 @@ class Connection:
         self._rejoining = threading.Lock()  # Guards `_joins`, but for reading it.
         self._joins = 0
         self._leased: Shard | None = None
+        self._is_paced = False  # Others may wait for this session to push.
         self._incarnation = ""  # That this session has joined last.
         self._has_restarted = False  # Since then, a snapshot says.
 
@@ -112,6 +115,11 @@ class Connection:
         """End the connection; calls in flight are cancelled."""
         self._closed.set()
         self._replace_near(self._near, None)
+        if self._is_paced:
+            request = pb.LeaveRequest(session=self.session)
+            # If it fails others wait for a minute; gRPC's own error: closed before.
+            with suppress(ParameterServerError, ValueError):
+                self._remote.leave(request, _LEAVE_S)
         self._remote.close()
 
     def join(self) -> None:
@@ -163,11 +171,16 @@ class Connection:
             allowance,
         ).initialized
 
-    def pull(self, known: Known) -> Snapshot[Body] | None:
-        """Return the newest snapshot; None: it is the known one.
+    def pull(self, known: Known, wait: Wait | None = None) -> Snapshot[Body] | None:
+        """Return the newest snapshot, in turn; None: it is the known one.
+
+        Args:
+            known: What the caller holds already.
+            wait: For its turn, as an exchange has told; None: nothing has.
 
         Raises:
             NotInitializedError: There are no variables yet.
+            CallCancelledError: The connection was closed while it waited.
         """
         request = pb.PullRequest(
             session=self.session,
@@ -176,12 +189,21 @@ class Connection:
             wire_dtype=self.pull_encoding.wire_dtype_number,
         )
 
-        def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | None:
+        def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | Wait | None:
             layout = self.layout
             carried = carrier.pull(request, self._snapshot_nbytes(), timeout)
             return self._read_snapshot(carried, layout)
 
-        return self._call_in_session(attempt, self._snapshot_nbytes())
+        queueing = Queueing(self.worker)
+        while True:
+            if wait:
+                queueing.note(wait)
+                if self._closed.wait(wait.wait_s):
+                    raise CallCancelledError(f"{self.address}: closed")
+            pulled = self._call_in_session(attempt, self._snapshot_nbytes())
+            if not isinstance(pulled, Wait):
+                return pulled
+            wait = pulled
 
     def push(self, header: PushHeader, layout: Layout, arrays: Arrays) -> Verdict:
         """Offer gradients; a repeated attempt is the same push.
@@ -200,7 +222,7 @@ class Connection:
 
     def exchange(
         self, header: PushHeader, layout: Layout, arrays: Arrays
-    ) -> tuple[Verdict, Snapshot[Body] | None]:
+    ) -> tuple[Verdict, Snapshot[Body] | Wait | None]:
         """Push, then pull, in one call.
 
         Args:
@@ -210,7 +232,7 @@ class Connection:
 
         Returns:
             The verdict, and the newest snapshot; None: it is still the one that the
-            gradients were computed from.
+            gradients were computed from. A wait: it is to be pulled after that.
         """
         if self.layout is None:
             self.join()  # It may have come since we joined.
@@ -218,7 +240,7 @@ class Connection:
 
         def attempt(
             carrier: Transport, timeout: float
-        ) -> tuple[Verdict, Snapshot[Body] | None]:
+        ) -> tuple[Verdict, Snapshot[Body] | Wait | None]:
             known = self.layout
             push, pulled = carrier.exchange(
                 message, layout, arrays, self._snapshot_nbytes(), timeout
@@ -275,7 +297,7 @@ class Connection:
 
     def _read_snapshot(
         self, pieces: Iterator[PullPiece], layout: Layout | None
-    ) -> Snapshot[Body] | None:
+    ) -> Snapshot[Body] | Wait | None:
         """Put a snapshot together; its layout is this one unless it brings its own."""
         first = next(pieces, None)
         if first is None or first.header is None:
@@ -283,6 +305,9 @@ class Connection:
         header = first.header
         if self._incarnation not in ("", header.incarnation):
             self._has_restarted = True
+        self._is_paced = header.paced
+        if header.wait_s:
+            return Wait(header.wait_s, header.waits_for)
         if header.HasField("layout"):
             self.layout = layout = Layout.from_proto(header.layout)
         if header.not_modified:

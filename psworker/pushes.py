@@ -12,10 +12,11 @@ from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
 from psworker.drops import Advice
 from psworker.topk import TopK
+from psworker.turns import Wait
 from psworker.wire import Wire
 
-Exchanged = tuple[Verdict, Snapshot[Body] | None]
-"""A push's verdict, and the snapshot that came with it; None: none did."""
+Exchanged = tuple[Verdict, Snapshot[Body] | Wait | None]
+"""A push's verdict, and what came with it; None: the snapshot is still the same one."""
 
 _Call = Callable[[PushHeader, Layout, Arrays], Exchanged]
 

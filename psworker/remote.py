@@ -100,6 +100,9 @@ class Remote:
     ) -> pb.LeaseShardReply:
         return self._call(methods.LEASE_SHARD, request, timeout)
 
+    def leave(self, request: pb.LeaveRequest, timeout: float) -> pb.LeaveReply:
+        return self._call(methods.LEAVE, request, timeout)
+
     def inspect(
         self, request: pb.InspectRequest, timeout: float
     ) -> Iterator[InspectPiece]:

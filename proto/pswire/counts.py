@@ -99,6 +99,8 @@ class WorkerStatus:
         staleness_sum: The staleness of all of them, in steps.
         recent_drops: Dropped pushes among its last twenty judged ones.
         shard: The part of the data that it has leased, as `I/N`; empty: none.
+        waiting: Whether it waits for its turn to pull.
+        waited_s: How long it has done so since the server's start, in seconds.
     """
 
     name: str
@@ -112,6 +114,8 @@ class WorkerStatus:
     staleness_sum: int = 0
     recent_drops: int = 0
     shard: str = ""
+    waiting: bool = False
+    waited_s: float = 0.0
 
     @property
     def mean_staleness(self) -> float | None:
@@ -133,6 +137,8 @@ class WorkerStatus:
             staleness_sum=message.staleness_sum,
             recent_drops=message.recent_drops,
             shard=message.shard,
+            waiting=message.waiting,
+            waited_s=message.waited_s,
         )
 
     def to_proto(self) -> pb.WorkerStatus:
@@ -148,6 +154,8 @@ class WorkerStatus:
             staleness_sum=self.staleness_sum,
             recent_drops=self.recent_drops,
             shard=self.shard,
+            waiting=self.waiting,
+            waited_s=self.waited_s,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -158,6 +166,8 @@ class WorkerStatus:
             "consecutive_drops": self.consecutive_drops,
             "longest_drops": self.longest_drops,
             "recent_drops": self.recent_drops,
+            "waiting": self.waiting,
+            "waited_s": round(self.waited_s, 3),
             "last_seen_s": round(self.last_seen_s, 3),
             "pushes_per_s": round(self.pushes_per_s, 3),
             "loss": self.loss,

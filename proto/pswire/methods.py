@@ -105,6 +105,9 @@ EXCHANGE_STREAM: Method[PushPiece, Exchanged] = Method(
 LEASE_SHARD: Method[pb.LeaseShardRequest, pb.LeaseShardReply] = Method(
     "LeaseShard", _plain(pb.LeaseShardRequest), _plain(pb.LeaseShardReply)
 )
+LEAVE: Method[pb.LeaveRequest, pb.LeaveReply] = Method(
+    "Leave", _plain(pb.LeaveRequest), _plain(pb.LeaveReply)
+)
 INSPECT: Method[pb.InspectRequest, InspectPiece] = Method(
     "Inspect", _plain(pb.InspectRequest), _INSPECTED, streams_replies=True
 )
@@ -122,6 +125,7 @@ METHODS: tuple[Method[Any, Any], ...] = (
     EXCHANGE,
     EXCHANGE_STREAM,
     LEASE_SHARD,
+    LEAVE,
     INSPECT,
     STATUS,
 )

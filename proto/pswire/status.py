@@ -145,6 +145,8 @@ class Status:
         name: The server's, as its owner chose it.
         dropped_variables: How many variables applied pushes were applied without, being
             too stale for them, in sum.
+        waited_s: How long workers have waited for their turns to pull since the
+            server's start, in seconds, in sum.
     """
 
     generation: str
@@ -168,6 +170,7 @@ class Status:
     withheld: float = 0.0
     name: str = "asyncps"
     dropped_variables: int = 0
+    waited_s: float = 0.0
 
     @property
     def limit_now(self) -> int | None:
@@ -271,6 +274,7 @@ class Status:
             withheld=message.withheld,
             name=message.name,
             dropped_variables=message.dropped_variables,
+            waited_s=message.waited_s,
         )
 
     def to_proto(self) -> pb.StatusReply:
@@ -296,6 +300,7 @@ class Status:
             withheld=self.withheld,
             name=self.name,
             dropped_variables=self.dropped_variables,
+            waited_s=self.waited_s,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -319,6 +324,7 @@ class Status:
             **self.counts.to_json(),
             "withheld": self.withheld,
             "dropped_variables": self.dropped_variables,
+            "waited_s": round(self.waited_s, 3),
             "mean_staleness": self.mean_staleness,
             "staleness": {str(age): n for age, n in self.staleness.items()},
             "workers": [

@@ -113,8 +113,9 @@ def _read_config(
     metavar="NAME[:ARGUMENTS]",
     help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
     "exponential:a (their updates are scaled down, the more the staler), "
-    "adaptive:quantile,least,most (the limit follows the staleness that there is), or "
-    "groups:PATTERN=STEPS,... (some variables have a limit of their own). "
+    "adaptive:quantile,least,most (the limit follows the staleness that there is), "
+    "groups:PATTERN=STEPS,... (some variables have a limit of their own); ssp:s and "
+    "admission have workers wait for their turns to pull. "
     "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(

@@ -97,6 +97,11 @@ class _Figures(Collector):
             "Variables that applied pushes were applied without.",
             status.dropped_variables - self._first.dropped_variables,
         )
+        yield counter(
+            "asyncps_wait_seconds",
+            "How long pulls have waited for their workers' turns.",
+            status.waited_s,
+        )
         yield _staleness(counted)
         yield from self._workers.of(status, counted)
         yield from _kept(status.durability)

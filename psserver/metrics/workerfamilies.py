@@ -48,6 +48,7 @@ class WorkerFamilies:
         rows.setdefault(OTHERS, []).append(_without_a_row(counted))
         yield _pushes(rows)
         yield _staleness(rows)
+        yield _waits(rows)
         yield from _gauges(workers)
         yield _starved(workers, status)
 
@@ -69,6 +70,7 @@ def _without_a_row(status: Status) -> WorkerStatus:
     """Return what the totals have and no worker, as if it were another worker's."""
     rows = (worker.staleness_buckets for worker in status.workers)
     told = zip(status.staleness_buckets, *rows, strict=True)
+    waited_s = status.waited_s - sum(worker.waited_s for worker in status.workers)
     return WorkerStatus(
         name=OTHERS,
         counts=status.unjoined,
@@ -77,6 +79,7 @@ def _without_a_row(status: Status) -> WorkerStatus:
         staleness_buckets=tuple(total - sum(parts) for total, *parts in told),
         staleness_sum=status.staleness_sum
         - sum(worker.staleness_sum for worker in status.workers),
+        waited_s=max(0.0, waited_s),  # A sum of others is rounded otherwise.
     )
 
 
@@ -114,6 +117,17 @@ def _staleness(workers: _Workers) -> Metric:
         total = sum(worker.staleness_sum for worker in sharers)
         buckets = histogram(STALENESS_BOUNDS, [*map(sum, parts)], total)
         family.add_metric([label], *buckets)
+    return family
+
+
+def _waits(workers: _Workers) -> Metric:
+    family = CounterMetricFamily(
+        "asyncps_worker_wait_seconds",
+        "How long a worker's pulls have waited; the sums are asyncps_wait_seconds.",
+        labels=["worker"],
+    )
+    for label, sharers in workers.items():
+        family.add_metric([label], sum(worker.waited_s for worker in sharers))
     return family
 
 

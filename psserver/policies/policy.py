@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
+from psserver.policies.pull import Pull
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -11,12 +13,21 @@ class Policy:
 
     Attributes:
         name: What a SPEC begins with.
+        paces: Whether it has pulls wait.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
     """
 
     name: ClassVar[str] = "drop"
+    paces: ClassVar[bool] = False
+
+    def require_limit(self, limit: int | None) -> None:
+        """Check the hard limit that it stands beside.
+
+        Raises:
+            ValueError: It cannot work with that; the message begins with max_staleness.
+        """
 
     def factor(self, staleness: int) -> float:
         """Return what an applied push's update is multiplied by.
@@ -44,6 +55,10 @@ class Policy:
         Args:
             recent: The staleness of the last judged pushes, in steps.
         """
+        return None
+
+    def waits_for(self, pull: Pull) -> str | None:
+        """Return the session that a pull has to wait for; None: it is granted."""
         return None
 
     @property

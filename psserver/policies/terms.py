@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from types import EllipsisType
 
 from psserver.policies.adaptive import Adaptive
+from psserver.policies.admission import Admission
 from psserver.policies.groups import Groups
 from psserver.policies.policy import DROP, Policy
+from psserver.policies.ssp import Ssp
 from psserver.policies.weights import Exponential, Hinge, Inverse, Polynomial
 
 DEFAULT_LIMIT = 8
 POLICIES: Mapping[str, type[Policy]] = {
     kind.name: kind
-    for kind in (Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups)
+    for kind in (
+        *(Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups),
+        *(Ssp, Admission),
+    )
 }
 """By their names."""
 SETTINGS = ("max_staleness", "staleness_policy")
@@ -30,7 +35,8 @@ class Terms:
         policy: What becomes of the rest.
 
     Raises:
-        ValueError: The limit is no whole number of 64 bits.
+        ValueError: The limit is no whole number of 64 bits, or none that the policy
+            works with.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` counts staleness the
@@ -41,13 +47,14 @@ class Terms:
     policy: Policy = DROP
 
     def __post_init__(self) -> None:
-        if self.limit is None:
-            return
-        if type(self.limit) is not int or not -(2**63) <= self.limit < 2**63:
+        if self.limit is not None and (
+            type(self.limit) is not int or not -(2**63) <= self.limit < 2**63
+        ):
             raise ValueError(
                 "max_staleness: expected None or a whole number of steps of 64 bits, "
                 f"got {self.limit!r}"
             )
+        self.policy.require_limit(self.limit)
 
     def factor(self, staleness: int, recent: Sequence[int]) -> float | None:
         """Say what becomes of a push.

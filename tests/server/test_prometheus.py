@@ -109,6 +109,22 @@ def test_a_policy_s_doing_is_told(read_metrics: Read) -> None:
     assert scrape["asyncps_server_info", "none", "g", "i", "lab", "sgd"] == 1
 
 
+def test_the_waits_of_workers_add_up_to_those_of_all(read_metrics: Read) -> None:
+    """What forgotten workers have waited is among the others."""
+    fast, *others = STATUS.workers
+    workers = (replace(fast, waited_s=1.5), *others)
+    status = replace(STATUS, workers=workers, waited_s=4.0)
+
+    scrape = read_metrics(text_of(status))
+
+    assert scrape["asyncps_wait_seconds_total",] == 4.0
+    assert beginning(scrape, "asyncps_worker_wait_seconds_total") == {
+        ("(others)",): 2.5,
+        (fast.name,): 1.5,
+        **{(worker.name,): 0.0 for worker in others},
+    }
+
+
 def test_the_staleness_is_a_histogram(read_metrics: Read) -> None:
     """Each bucket with those before it, the sum in steps."""
     scrape = read_metrics(text_of(STATUS))

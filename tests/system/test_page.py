@@ -370,6 +370,29 @@ def test_a_policy_and_a_name_are_shown(
     assert browser.evaluate("document.querySelectorAll('.bar.over').length") == 0
 
 
+def test_who_waits_for_its_turn_is_shown(
+    browser: Browser, serve: Serve, join: Join
+) -> None:
+    """Where nothing worse is the matter."""
+    server = serve()
+    join(server, "one")(0, loss=1.0)
+    visit(browser, server)
+
+    told = browser.evaluate(
+        """fetch("status.json").then((answer) => answer.json()).then((status) => {
+            const [one] = status.workers;
+            status.workers = ["active", "starved"].map(
+                (state) => ({ ...one, name: state, waiting: true, state }));
+            view.show(status, { time: [], recentDropRate: [], dropRate: [],
+                stepRate: [], loss: [] });
+            return [...document.querySelectorAll("#workers td:nth-child(2)")]
+                .map((state) => state.textContent);
+        })"""
+    )
+
+    assert told == ["starved", "waiting"]
+
+
 def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None:
     """More than a function takes arguments."""
     visit(browser, serve())

@@ -157,6 +157,24 @@ def test_what_was_left_out_of_pushes_is_told() -> None:
     assert told == [*lines(status), "left out of applied pushes: 5 variables"]
 
 
+def test_who_waits_for_its_turn_is_told_and_how_long_all_have() -> None:
+    """Whoever is gone does not wait."""
+    workers = (
+        WorkerStatus("ann", Counts(), 0, 0.0, waiting=True),
+        WorkerStatus("bob", Counts(), 0, 61.0, waiting=True),
+        WorkerStatus("cleo", Counts(), 0, 0.0),
+    )
+
+    told = lines(replace(QUIET, uptime_s=99.0, workers=workers, waited_s=75.0))
+
+    assert told[4] == "pulls have waited 1 min for their turns"
+    assert [line.split()[:2] for line in told[-3:]] == [
+        ["ann", "waiting"],
+        ["bob", "silent"],
+        ["cleo", "active"],
+    ]
+
+
 def test_a_limit_that_has_changed_parts_no_bars() -> None:
     """Under it there may be drops of an earlier one, and above it applied pushes."""
     status = replace(QUIET, staleness={1: 5, 3: 4}, counts=Counts(7, 2))

@@ -437,6 +437,10 @@ SENT: dict[str, tuple[Any, Any, Any, Any]] = {
         *(pb.LeaseShardRequest(count=3), pb.LeaseShardRequest(count=3)),
         *(pb.LeaseShardReply(), pb.LeaseShardReply()),
     ),
+    "Leave": (
+        *(pb.LeaveRequest(session="s"), pb.LeaveRequest(session="s")),
+        *(pb.LeaveReply(), pb.LeaveReply()),
+    ),
     "Inspect": (
         *(pb.InspectRequest(names=["w"]), pb.InspectRequest(names=["w"])),
         *(INSPECTED, written(pb.InspectReply, INSPECTED)),

@@ -36,6 +36,8 @@ WORKERS = (
         staleness_sum=1000,
         shard="3/16",
         recent_drops=2,
+        waiting=True,
+        waited_s=1.23456,
     ),
     WorkerStatus(name="b", counts=Counts(), consecutive_drops=0, last_seen_s=2.0),
 )
@@ -64,6 +66,7 @@ BUSY = Status(
     withheld=1.5,
     name="lab",
     dropped_variables=7,
+    waited_s=2.34567,
 )
 
 
@@ -224,6 +227,7 @@ def test_a_status_is_json() -> None:
         **counts,
         "withheld": 1.5,
         "dropped_variables": 7,
+        "waited_s": 2.346,
         "mean_staleness": 2.0,
         "staleness": {"0": 4, "3": 2, "5": 2},
         "workers": [
@@ -235,6 +239,8 @@ def test_a_status_is_json() -> None:
                 "consecutive_drops": 2,
                 "longest_drops": 3,
                 "recent_drops": 2,
+                "waiting": True,
+                "waited_s": 1.235,
                 "last_seen_s": 0.123,
                 "pushes_per_s": 0.667,
                 "loss": 0.25,
@@ -249,6 +255,8 @@ def test_a_status_is_json() -> None:
                 "consecutive_drops": 0,
                 "longest_drops": 0,
                 "recent_drops": 0,
+                "waiting": False,
+                "waited_s": 0.0,
                 "last_seen_s": 2.0,
                 "pushes_per_s": 0.0,
                 "loss": None,

@@ -152,7 +152,7 @@ class PullReply(_message.Message):
     def __init__(self, header: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype", "served_at")
+    __slots__ = ("generation", "incarnation", "step", "not_modified", "layout", "wire_dtype", "served_at", "wait_s", "waits_for", "paced")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,9 @@ class SnapshotHeader(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     SERVED_AT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    PACED_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -167,7 +170,10 @@ class SnapshotHeader(_message.Message):
     layout: Layout
     wire_dtype: DType
     served_at: float
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ...) -> None: ...
+    wait_s: float
+    waits_for: str
+    paced: bool
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., not_modified: bool = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., wait_s: _Optional[float] = ..., waits_for: _Optional[str] = ..., paced: bool = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -267,6 +273,16 @@ class ShardLease(_message.Message):
     epoch: int
     def __init__(self, index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class LeaveRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class InspectRequest(_message.Message):
     __slots__ = ("names",)
     NAMES_FIELD_NUMBER: _ClassVar[int]
@@ -298,7 +314,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name", "dropped_variables")
+    __slots__ = ("generation", "incarnation", "step", "limits", "rule", "initialized", "uptime_s", "pushes_per_s", "counts", "staleness", "workers", "steps_per_s", "recent_drop_rate", "loss", "unjoined", "staleness_sum", "durability", "policy_limit", "withheld", "name", "dropped_variables", "waited_s")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +343,7 @@ class StatusReply(_message.Message):
     WITHHELD_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     generation: str
     incarnation: str
     step: int
@@ -348,7 +365,8 @@ class StatusReply(_message.Message):
     withheld: float
     name: str
     dropped_variables: int
-    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, generation: _Optional[str] = ..., incarnation: _Optional[str] = ..., step: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., rule: _Optional[str] = ..., initialized: bool = ..., uptime_s: _Optional[float] = ..., pushes_per_s: _Optional[float] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., steps_per_s: _Optional[float] = ..., recent_drop_rate: _Optional[float] = ..., loss: _Optional[float] = ..., unjoined: _Optional[_Union[Counts, _Mapping]] = ..., staleness_sum: _Optional[int] = ..., durability: _Optional[_Union[Durability, _Mapping]] = ..., policy_limit: _Optional[int] = ..., withheld: _Optional[float] = ..., name: _Optional[str] = ..., dropped_variables: _Optional[int] = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class Durability(_message.Message):
     __slots__ = ("mode", "saved_step", "saved_s", "saves", "failures", "log_nbytes", "log_syncs", "corrupt")
@@ -390,7 +408,7 @@ class Counts(_message.Message):
     def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops", "shard")
+    __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops", "shard", "waiting", "waited_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +420,8 @@ class WorkerStatus(_message.Message):
     STALENESS_SUM_FIELD_NUMBER: _ClassVar[int]
     RECENT_DROPS_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     counts: Counts
     consecutive_drops: int
@@ -413,7 +433,9 @@ class WorkerStatus(_message.Message):
     staleness_sum: int
     recent_drops: int
     shard: str
-    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ..., recent_drops: _Optional[int] = ..., shard: _Optional[str] = ...) -> None: ...
+    waiting: bool
+    waited_s: float
+    def __init__(self, name: _Optional[str] = ..., counts: _Optional[_Union[Counts, _Mapping]] = ..., consecutive_drops: _Optional[int] = ..., last_seen_s: _Optional[float] = ..., longest_drops: _Optional[int] = ..., pushes_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., staleness_buckets: _Optional[_Iterable[int]] = ..., staleness_sum: _Optional[int] = ..., recent_drops: _Optional[int] = ..., shard: _Optional[str] = ..., waiting: bool = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

@@ -84,6 +84,11 @@ class ParameterServerStub(object):
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
                 response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/ps.v1.ParameterServer/Leave',
+                request_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaveReply.FromString,
+                _registered_method=True)
         self.Inspect = channel.unary_stream(
                 '/ps.v1.ParameterServer/Inspect',
                 request_serializer=pswire_dot___generated_dot_parameter__server__pb2.InspectRequest.SerializeToString,
@@ -120,7 +125,7 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Returns one consistent snapshot.
+        """Returns one consistent snapshot or, under a policy that paces, says to a session when to ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +168,14 @@ class ParameterServerServicer(object):
         that it has finished it, or asks for one of another count, and no longer than the session is its worker's newest
         and has called in the last minute. Where there are more sessions than parts, some share one. Leases end with the
         server: who rides through its end says to the next one what it holds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Says that a session will push nothing more, so that no pull waits for it. Without this word it is waited for until
+        it has not called for a minute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -235,6 +248,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.LeaseShard,
                     request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.FromString,
                     response_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=pswire_dot___generated_dot_parameter__server__pb2.LeaveRequest.FromString,
+                    response_serializer=pswire_dot___generated_dot_parameter__server__pb2.LeaveReply.SerializeToString,
             ),
             'Inspect': grpc.unary_stream_rpc_method_handler(
                     servicer.Inspect,
@@ -517,6 +535,33 @@ class ParameterServer(object):
             '/ps.v1.ParameterServer/LeaseShard',
             pswire_dot___generated_dot_parameter__server__pb2.LeaseShardRequest.SerializeToString,
             pswire_dot___generated_dot_parameter__server__pb2.LeaseShardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ps.v1.ParameterServer/Leave',
+            pswire_dot___generated_dot_parameter__server__pb2.LeaveRequest.SerializeToString,
+            pswire_dot___generated_dot_parameter__server__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,

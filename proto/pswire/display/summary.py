@@ -102,6 +102,8 @@ def _headline(status: Status) -> Text:
         lines.append(
             f"left out of applied pushes: {status.dropped_variables} variables"
         )
+    if status.waited_s:
+        lines.append(f"pulls have waited {span(status.waited_s)} for their turns")
     if status.durability.mode != "none":
         lines.append(Text("kept: ") + kept(status))
     return Text("\n").join(Text() + line for line in lines)

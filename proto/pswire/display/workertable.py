@@ -1,6 +1,6 @@
 """A line for every worker."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -11,7 +11,10 @@ from rich.text import Text
 from pswire.counts import WorkerStatus
 from pswire.status import Status, WorkerState
 
-_STYLES = {WorkerState.STARVED: "bold red", WorkerState.SILENT: "dim"}
+_STYLES: Mapping[str, str] = {
+    WorkerState.STARVED: "bold red",
+    WorkerState.SILENT: "dim",
+}
 _GAP = 2
 _LEAST_NAME = 12
 _LONGEST = "longest\nrun"
@@ -50,7 +53,7 @@ def draw(
     """
     names = [worker.name for worker in workers]
     columns = {
-        "state": [str(status.state(worker)) for worker in workers],
+        "state": [_state(status, worker) for worker in workers],
         **{
             head: [cell(worker) for worker in workers]
             for head, cell in _FIGURES.items()
@@ -67,9 +70,14 @@ def draw(
         justify: JustifyMethod = "right" if head in _FIGURES else "left"
         table.add_column(head, justify=justify, vertical="bottom", overflow="fold")
     for name, *cells in zip(names, *columns.values(), strict=True):
-        style = _STYLES.get(WorkerState(cells[0]))
-        table.add_row(Text(name), *cells, style=style)
+        table.add_row(Text(name), *cells, style=_STYLES.get(cells[0]))
     return table
+
+
+def _state(status: Status, worker: WorkerStatus) -> str:
+    state = status.state(worker)
+    is_waiting = worker.waiting and state is WorkerState.ACTIVE
+    return "waiting" if is_waiting else str(state)
 
 
 def _make_room(columns: dict[str, list[str]], width: int, least: int) -> int:

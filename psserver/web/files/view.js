@@ -107,7 +107,7 @@ const view = (() => {
 
   const columns = [
     (worker) => worker.name,
-    (worker) => worker.state,
+    (worker) => (worker.waiting && worker.state === "active" ? "waiting" : worker.state),
     (worker) => format.percent(worker.applied + worker.dropped ? worker.drop_rate : null),
     (worker) => format.count(worker.consecutive_drops),
     (worker) => format.count(worker.longest_drops),
