@@ -13,7 +13,7 @@ from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
 from pswire.body import Body
-from pswire.errors import NotInitializedError
+from pswire.errors import NotInitializedError, VariableMismatchError
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 
@@ -167,7 +167,9 @@ class Core:
             )
         return self.model
 
-    def decide(self, header: PushHeader) -> Verdict:
+    def decide(
+        self, header: PushHeader, amiss: VariableMismatchError | None
+    ) -> Verdict:
         """Return the verdict that a push gets now; see `decision.decide`."""
         newest = self._newest.snapshot
         trainable = self.require_model().layout.trainable
@@ -179,7 +181,7 @@ class Core:
             recent=self.counters.recent_staleness,
             drops=self.counters.rows[session.worker].consecutive_drops,
         )
-        return decide(header, session, present, self.terms)
+        return decide(header, session, present, self.terms, amiss)
 
     def left_out(self, header: PushHeader, verdict: Verdict) -> Set[str]:
         """Return the names of the variables that a push is to be applied without.

@@ -11,7 +11,7 @@ from psserver import gradients as checks
 from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
-from psserver.decision import superseded
+from psserver.decision import mismatch, superseded
 from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_limits
@@ -378,16 +378,17 @@ class Store:
         is_wanted: Callable[[], bool],
     ) -> Verdict:
         core = self._core
+        model = core.require_model()
+        amiss = mismatch(header, model.layout.trainable)
         timing.ask()
         with self._lock:
             timing.enter()
-            verdict = core.decide(header)
+            verdict = core.decide(header, amiss)
             is_told = verdict.duplicate or not verdict.applied
             if not (is_told and core.is_kept):
                 self._commits.require_room()
             if is_told:
                 return self._settle(header, verdict, timing)
-        model = core.require_model()
         layout = model.wire_layout(header)
         received = Body.gather(layout, receive(layout))
         push = model.push(header, received)
@@ -396,7 +397,7 @@ class Store:
             timing.ask()
             with self._lock:
                 timing.enter()
-                verdict = core.decide(header)
+                verdict = core.decide(header, amiss)
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
                 without = core.left_out(header, verdict)

@@ -231,14 +231,12 @@ class Layout:
             raise VariableMismatchError(
                 f"layout: expected one or more of {_some(self)}, got none"
             )
-        for spec in got:
-            expected, _ = self.places.get(spec.name, (None, 0))
+        for name, (spec, _) in got.places.items():
+            expected, _ = self.places.get(name, (None, 0))
             if expected is None:
                 raise self._unknown(spec)
             if spec != expected:
-                raise VariableMismatchError(
-                    f"{spec.name}: expected {expected}, got {spec}"
-                )
+                raise VariableMismatchError(f"{name}: expected {expected}, got {spec}")
 
     def describes(self, arrays: Mapping[str, HasShape]) -> bool:
         """Say whether arrays have just this layout, in their mapping's order."""
