@@ -1,6 +1,6 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -182,18 +182,6 @@ class Core:
             drops=self.counters.rows[session.worker].consecutive_drops,
         )
         return decide(header, session, present, self.terms, amiss)
-
-    def left_out(self, header: PushHeader, verdict: Verdict) -> Set[str]:
-        """Return the names of the variables that a push is to be applied without.
-
-        Args:
-            header: Of the push.
-            verdict: From `decide`, just now.
-        """
-        if not verdict.dropped_variables:
-            return frozenset()
-        brought = header.layout or self.require_model().layout.trainable
-        return self.terms.policy.left_out(verdict.staleness, brought.places)
 
     def apply(self, push: Push, verdict: Verdict) -> None:
         """Make the next step, wholly or not at all.

@@ -149,6 +149,7 @@ def decide(
         step=present.step + 1,
         factor=factor,
         dropped_variables=len(left_out),
+        left_out=tuple(filter(left_out.__contains__, brought)) if left_out else (),
     )
 
 

@@ -400,7 +400,7 @@ class Store:
                 verdict = core.decide(header, amiss)
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
-                without = core.left_out(header, verdict)
+                without = frozenset(verdict.left_out)
                 kind = {
                     "weighed": verdict.factor != 1.0,
                     "some": bool(without) or model.present(header) is not None,
