@@ -85,6 +85,23 @@ def test_a_slot_is_found_by_its_name_and_its_variable(
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["w" * 1024, "\\" * 1024, "\u200b" * 341, "\U000e0001" * 256, "\"'" * 512],
+    ids=["letters", "backslashes", "unseen", "rare", "quotes"],
+)
+def test_a_variable_may_have_the_longest_name_that_there_is(
+    start_server: StartServer, connect: Connect, name: str
+) -> None:
+    """Its slots have longer ones, as they quote it."""
+    server = start_server(optax.adam(0.1))
+    client = connect(server.address)
+    client.initialize({name: np.ones(2, np.float32)})
+
+    assert client.slot("slots[0].mu", name).tolist() == [0, 0]
+    assert len(admin.inspect(server.address).layout.arrays) == 4
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["w"], "w: expected one of variables/n, .*, got another name"),
