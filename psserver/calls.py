@@ -160,9 +160,9 @@ class Calls:
         require_message(request)
         return self._store.status(self._clock()).to_proto()
 
-    def set(self, request: pb.SetRequest) -> pb.SetReply:
+    def set(self, request: pb.SetRequest, peer: str) -> pb.SetReply:
         require_message(request)
-        limits = self._store.set(request.settings)
+        limits = self._store.set(request.settings, peer)
         return pb.SetReply(limits=limits.to_proto())
 
     def _pull(

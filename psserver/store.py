@@ -14,7 +14,7 @@ from psserver.core import Core
 from psserver.decision import mismatch, superseded
 from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
-from psserver.limitnews import tell_limits
+from psserver.limitnews import tell_idle, tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Push
 from psserver.policies.terms import read_terms
@@ -294,11 +294,12 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
-    def set(self, settings: Mapping[str, str]) -> Limits:
+    def set(self, settings: Mapping[str, str], peer: str = "") -> Limits:
         """Change some of `SETTINGS`: all that are named or, on any error, none.
 
         Args:
             settings: By their names, as text.
+            peer: Who asks, for the log.
 
         Returns:
             What is accepted from now on.
@@ -318,7 +319,9 @@ class Store:
                 max_staleness=terms.limit,
                 staleness_policy=terms.policy.spec,
             )
-        tell_limits(now, before)
+        tell_limits(now, before, peer)
+        if self._core.model and "staleness_policy" in settings:
+            tell_idle(terms.policy, self._core.model.layout)
         return now
 
     def status(self, now: float) -> Status:

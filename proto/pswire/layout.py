@@ -1,10 +1,10 @@
 """What a run of bytes holds: the arrays' names, types, shapes and places."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import prod
 from typing import Any, Protocol, Self
 
@@ -213,7 +213,7 @@ class Layout:
         for name in names:
             if name not in self.places:
                 raise VariableMismatchError(
-                    f"{name[:MAX_NAME_NBYTES]}: expected one of {_some(self)}, "
+                    f"{name[:MAX_NAME_NBYTES]}: expected one of {some(self.places)}, "
                     "got another name"
                 )
             if name in chosen:
@@ -251,7 +251,7 @@ class Layout:
         """
         if not got.arrays:
             raise VariableMismatchError(
-                f"layout: expected one or more of {_some(self)}, got none"
+                f"layout: expected one or more of {some(self.places)}, got none"
             )
         for name, (spec, _) in got.places.items():
             expected, _ = self.places.get(name, (None, 0))
@@ -269,7 +269,8 @@ class Layout:
 
     def _unknown(self, spec: ArraySpec) -> VariableMismatchError:
         return VariableMismatchError(
-            f"{spec.name}: expected one of {_some(self)}, got {spec} of another name"
+            f"{spec.name}: expected one of {some(self.places)}, "
+            f"got {spec} of another name"
         )
 
     def __iter__(self) -> Iterator[ArraySpec]:
@@ -334,7 +335,7 @@ def _checked(spec: ArraySpec, max_name_nbytes: int) -> ArraySpec:
     return spec
 
 
-def _some(layout: Layout, count: int = 5) -> str:
-    names = [spec.name for spec in layout.arrays]
+def some(names: Collection[str], count: int = 5) -> str:
+    """Return the first of names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(islice(names, count)) + more

@@ -1,6 +1,6 @@
 """The policy by which some variables bear less staleness than others."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -21,9 +21,8 @@ class Groups(Policy):
 
     Attributes:
         limits: (pattern, limit) of each group, 64 at most. A pattern is a name, or has
-            `*`, `?` and `[...]` as in names of files; the limit is the largest
-            staleness applied, in steps, inclusive, and a negative one leaves the group
-            as it is.
+            `*` for any letters and `?` for one; the limit is the largest staleness
+            applied, in steps, inclusive, and a negative one leaves the group as it is.
 
     Raises:
         ValueError: There is no group or too many, or a pattern is empty or there twice,
@@ -57,11 +56,16 @@ class Groups(Policy):
             return frozenset()
         return frozenset(name for name in names if self._is_over(staleness, name))
 
+    def idle(self, names: Iterable[str]) -> list[str]:
+        used = set(map(self._group, names))
+        return [group[0] for group in self.limits if group not in used]
+
     def _is_over(self, staleness: int, name: str) -> bool:
-        for pattern, limit in self.limits:
-            if fits(pattern, name):
-                return staleness > limit
-        return False
+        group = self._group(name)
+        return group is not None and staleness > group[1]
+
+    def _group(self, name: str) -> tuple[str, int] | None:
+        return next((group for group in self.limits if fits(group[0], name)), None)
 
     @property
     def spec(self) -> str:
