@@ -235,6 +235,27 @@ def test_the_command_tells_what_one_array_s_numbers_are_like(
         **{"min": 0.0, "max": 2.0, "mean": 1.0, "norm": 5**0.5},
         **{"nan": 0.0, "zero": 1 / 3},
     }
+    there = {"PSSERVER_ADDRESS": adam.address}
+    for name in ("variables/n", "slots[0].count"):
+        named = CliRunner().invoke(main, ["inspect", name], env=there)
+        assert named.output == _inspect(adam.address, name)
     result = CliRunner().invoke(main, ["inspect", adam.address, "w"])
     assert result.exit_code == 1
     assert "w: expected one of variables/n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["w"], "expected HOST:PORT, or the name of an array .*, got 'w'"),
+        (["variables/w", "127.0.0.1:7070"], "expected one NAME, got 2"),
+    ],
+)
+def test_what_is_neither_an_address_nor_a_name_is_a_usage_error(
+    arguments: list[str], message: str
+) -> None:
+    """No server is asked."""
+    result = CliRunner().invoke(main, ["inspect", *arguments])
+
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))
