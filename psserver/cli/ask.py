@@ -45,7 +45,7 @@ def inspect(what: tuple[str, ...], address: str, as_json: bool) -> None:
     With the NAME of one of them, as it is in that list, print what its numbers are
     like: variables/w, say, or "slots[0].mu['w']".
     """
-    if what and not what[0].startswith(("variables/", "slots")):
+    if what and not what[0].startswith(("variables/", "slots[", "slots.")):
         address, what = what[0], what[1:]
         if ":" not in address:
             raise click.UsageError(
