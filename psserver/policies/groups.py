@@ -27,6 +27,9 @@ class Groups(Policy):
     Raises:
         ValueError: There is no group or too many, or a pattern is empty or there twice,
             or is no text to be shown.
+
+    References:
+        None: it is this project's own.
     """
 
     name: ClassVar[str] = "groups"
