@@ -14,6 +14,8 @@ function is told each drop's verdict, and returns True for at once."""
 
 UNLEARNED = "batches never learned from"
 """How a worker's last line ends, behind the number: who launched it reads that."""
+NO_PUSH = "no push"
+"""The last line of a worker that has made none."""
 
 _KNOWN = ("skip", "retry", "requeue")
 _MANY = 20
