@@ -61,6 +61,13 @@ class Drops:
         """Say whether to compute a batch again later; see `retries`."""
         return self.on_drop == "requeue" and tries < self.max_retries
 
+    def recovers(self, tries: int) -> bool:
+        """Say whether to compute a batch again whose push was lost with its history.
+
+        A function is not asked: there is no verdict.
+        """
+        return self.on_drop in ("retry", "requeue") and tries < self.max_retries
+
 
 def require_no_retry(on_drop: OnDrop, *, prefetch: bool, background_push: bool) -> None:
     """Check that no batch is to be retried at once where calls overlap with computing.
