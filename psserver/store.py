@@ -294,12 +294,12 @@ class Store:
             is_here = partial(self._core.expects, now=now)
             return self._shards.lease(session, count, held, is_here, finished=finished)
 
-    def set(self, settings: Mapping[str, str], peer: str = "") -> Limits:
+    def set(self, settings: Mapping[str, str], peer: str | None = None) -> Limits:
         """Change some of `SETTINGS`: all that are named or, on any error, none.
 
         Args:
             settings: By their names, as text.
-            peer: Who asks, for the log.
+            peer: Who asks, for the log; None: nobody from outside.
 
         Returns:
             What is accepted from now on.

@@ -100,9 +100,9 @@ class Advice:
         self._is_told = True
         _log.warning(
             "the last %d pushes were all dropped, the last one %d steps old: nothing "
-            "is learned from these batches; raise the server's --max-staleness, or what "
-            "its --staleness-policy allows (as it runs, psserver set does), or make the "
-            "batches smaller; if all workers have the same data, it does no harm",
+            "is learned from these batches; raise the server's --max-staleness or what "
+            "its --staleness-policy allows, as psserver set does, or make the batches "
+            "smaller; if all workers have the same data, it does no harm",
             verdict.consecutive_drops,
             verdict.staleness,
         )

@@ -231,9 +231,10 @@ class _Run:
     def _told(self, name: str) -> "_Told":
         """Sum up over a worker's lives; each goes through its data anew."""
         begins = self._lives[name]
-        log = self._children.log(name).read_bytes() if begins else b""
+        log = self._children.log(name)
+        text = log.read_bytes() if log.exists() else b""  # It may be gone.
         lives = [
-            log[begin:end].decode(errors="replace")
+            text[begin:end].decode(errors="replace")
             for begin, end in zip(begins, [*begins[1:], None], strict=True)
         ]
         ended = [life for life in lives if _LAST.search(life)]
