@@ -13,7 +13,7 @@ from pswire._generated import parameter_server_pb2 as pb
 from pswire.body import Arrays, Body
 from pswire.encoding import Encoding
 from pswire.errors import InvalidRequestError, ParameterServerError
-from pswire.layout import Layout
+from pswire.layout import MAX_KEPT_NAME_NBYTES, Layout
 from pswire.methods import InitializePiece, PushPiece
 from pswire.pieces import Header, Piece
 from pswire.values import PushHeader, Verdict
@@ -156,7 +156,7 @@ class Calls:
 
     def inspect(self, request: pb.InspectRequest) -> Pulled[pb.InspectHeader]:
         newest = self._store.inspect()
-        layout = Layout.of(newest.params)
+        layout = Layout.of(newest.params, max_name_nbytes=MAX_KEPT_NAME_NBYTES)
         header = pb.InspectHeader(
             generation=newest.generation, step=newest.step, layout=layout.to_proto()
         )
@@ -166,9 +166,9 @@ class Calls:
         require_message(request)
         return self._store.status(self._clock()).to_proto()
 
-    def set(self, request: pb.SetRequest) -> pb.SetReply:
+    def set(self, request: pb.SetRequest, peer: str) -> pb.SetReply:
         require_message(request)
-        limits = self._store.set(request.settings)
+        limits = self._store.set(request.settings, peer)
         return pb.SetReply(limits=limits.to_proto())
 
     def _pull(

@@ -49,7 +49,7 @@ class Commands(rpc.AdminServicer):
 
     def Set(self, request: pb.SetRequest, context: grpc.ServicerContext) -> pb.SetReply:
         with to_status(context):
-            return self._calls.set(request)
+            return self._calls.set(request, context.peer())
 
     def SaveCheckpoint(
         self, request: pb.SaveCheckpointRequest, context: grpc.ServicerContext

@@ -1,6 +1,6 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
 from pswire.body import Body
-from pswire.errors import NotInitializedError
+from pswire.errors import NotInitializedError, VariableMismatchError
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 
@@ -199,7 +199,9 @@ class Core:
             )
         return self.model
 
-    def decide(self, header: PushHeader) -> Verdict:
+    def decide(
+        self, header: PushHeader, amiss: VariableMismatchError | None = None
+    ) -> Verdict:
         """Return the verdict that a push gets now; see `decision.decide`."""
         newest = self._newest.snapshot
         trainable = self.require_model().layout.trainable
@@ -211,19 +213,7 @@ class Core:
             recent=self.counters.recent_staleness,
             drops=self.counters.rows[session.worker].consecutive_drops,
         )
-        return decide(header, session, present, self.terms)
-
-    def left_out(self, header: PushHeader, verdict: Verdict) -> Set[str]:
-        """Return the names of the variables that a push is to be applied without.
-
-        Args:
-            header: Of the push.
-            verdict: From `decide`, just now.
-        """
-        if not verdict.dropped_variables:
-            return frozenset()
-        brought = header.layout or self.require_model().layout.trainable
-        return self.terms.policy.left_out(verdict.staleness, brought.places)
+        return decide(header, session, present, self.terms, amiss)
 
     def apply(self, push: Push, verdict: Verdict) -> None:
         """Make the next step, wholly or not at all.

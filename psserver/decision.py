@@ -55,14 +55,49 @@ class Present:
     drops: int = 0
 
 
+def mismatch(header: PushHeader, layout: Layout) -> VariableMismatchError | None:
+    """Return what is amiss with the arrays that a push announces; None: nothing.
+
+    Beside a model of thousands this takes longer than all of `decide`, and what is
+    expected never changes: so it is found out once, by whoever decides later.
+
+    Args:
+        header: The push's.
+        layout: What it may bring.
+    """
+    brought = header.layout or layout
+    try:
+        if header.layout is not None:
+            layout.require_some(header.layout)
+        expected = header.encoding.layout(brought).nbytes
+    except VariableMismatchError as error:
+        return error
+    if header.nbytes != expected:
+        return VariableMismatchError(
+            f"nbytes: expected {expected} bytes, got {header.nbytes}"
+        )
+    return None
+
+
 def decide(
-    header: PushHeader, session: Session, present: Present, terms: Terms
+    header: PushHeader,
+    session: Session,
+    present: Present,
+    terms: Terms,
+    amiss: VariableMismatchError | None = None,
 ) -> Verdict:
     """Return the verdict that a push gets if its gradients are sound.
 
     The order matters. A duplicate is known before its staleness is looked at: a push
     that was applied has aged by its own step when its retry comes. What is invalid
     is an error, never a drop, so staleness comes last.
+
+    Args:
+        header: The push's.
+        session: Who pushes.
+        present: What the server is now.
+        terms: By what pushes are judged.
+        amiss: From `mismatch`.
 
     Raises:
         SessionSupersededError: A newer session has taken the worker's name over.
@@ -94,7 +129,8 @@ def decide(
             f"{header.session} joined again, got {header.step_read}; what it pushed "
             "before is not known any more"
         )
-    _require_layout(header, present.layout)
+    if amiss:
+        raise amiss
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
     brought = (header.layout or present.layout).places
@@ -113,6 +149,7 @@ def decide(
         step=present.step + 1,
         factor=factor,
         dropped_variables=len(left_out),
+        left_out=tuple(filter(left_out.__contains__, brought)) if left_out else (),
     )
 
 
@@ -122,13 +159,3 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
         f"session: expected the newest of worker {worker}, got {session}; another "
         "process has joined under that name"
     )
-
-
-def _require_layout(header: PushHeader, layout: Layout) -> None:
-    if header.layout is not None:
-        layout.require_some(header.layout)
-    expected = header.encoding.layout(header.layout or layout).nbytes
-    if header.nbytes != expected:
-        raise VariableMismatchError(
-            f"nbytes: expected {expected} bytes, got {header.nbytes}"
-        )

@@ -8,6 +8,7 @@ from psserver import gradients as checks
 from psserver.commits import Commits
 from psserver.core import Core
 from psserver.keeper import Keeper
+from psserver.limitnews import tell_idle
 from psserver.lineage import Lineage
 from psserver.model import Model
 from psserver.rules import State
@@ -104,6 +105,7 @@ class FirstModel:
                 "nbytes": variables.layout.nbytes,
             },
         )
+        tell_idle(self._core.terms.policy, variables.layout)
 
     def _keep(self, session: str, variables: Body) -> tuple[Model, State]:
         model, state, first = self._lineage.first(variables, session)

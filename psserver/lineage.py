@@ -9,7 +9,7 @@ from psserver.commits import Commits
 from psserver.core import Core, Cut
 from psserver.counters import Counters
 from psserver.decision import Session
-from psserver.limitnews import tell_limits
+from psserver.limitnews import tell_idle, tell_limits
 from psserver.model import Model, start
 from psserver.rules import CompiledRule, State
 from pswire.body import Body
@@ -128,6 +128,7 @@ class Lineage:
         self._core.recover(kept, *started)
         self._core.counters.go_on(self._since)
         tell_limits(self._limits(), kept)
+        tell_idle(self._core.terms.policy, kept.variables.layout)
 
     def replay(self, changes: Iterable[Change], now: float) -> None:
         """Do what another server had done after that; nobody may call yet.

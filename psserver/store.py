@@ -12,10 +12,10 @@ from psserver.budget import Budget
 from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
 from psserver.core import Core
-from psserver.decision import superseded
+from psserver.decision import mismatch, superseded
 from psserver.firstmodel import FirstModel, Receive
 from psserver.keeper import Keeper, KeepNothing
-from psserver.limitnews import tell_limits
+from psserver.limitnews import tell_idle, tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Push
 from psserver.pacing import Turn
@@ -344,11 +344,12 @@ class Store:
         with self._lock:
             self._core.leave(session)
 
-    def set(self, settings: Mapping[str, str]) -> Limits:
+    def set(self, settings: Mapping[str, str], peer: str | None = None) -> Limits:
         """Change some of `SETTINGS`: all that are named or, on any error, none.
 
         Args:
             settings: By their names, as text.
+            peer: Who asks, for the log; None: nobody from outside.
 
         Returns:
             What is accepted from now on.
@@ -368,7 +369,9 @@ class Store:
                 max_staleness=terms.limit,
                 staleness_policy=terms.policy.spec,
             )
-        tell_limits(now, before)
+        tell_limits(now, before, peer)
+        if self._core.model and "staleness_policy" in settings:
+            tell_idle(terms.policy, self._core.model.layout)
         return now
 
     def status(self, now: float) -> Status:
@@ -430,10 +433,12 @@ class Store:
         is_wanted: Callable[[], bool],
     ) -> Verdict:
         core = self._core
+        model = core.require_model()
+        amiss = mismatch(header, model.layout.trainable)
         timing.ask()
         with self._lock:
             timing.enter()
-            verdict = core.decide(header)
+            verdict = core.decide(header, amiss)
             is_told = verdict.duplicate or not verdict.applied
             if not (is_told and core.is_kept):
                 self._commits.require_room()
@@ -463,7 +468,7 @@ class Store:
                 verdict = core.decide(header)
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
-                without = core.left_out(header, verdict)
+                without = frozenset(verdict.left_out)
                 kind = {
                     "weighed": verdict.factor != 1.0,
                     "some": bool(without) or model.present(header) is not None,

@@ -19,7 +19,8 @@ class Accumulator:
 
     The mean is judged by the oldest step that any of them was computed from. It has a
     variable's gradient if one of them has; the others count as zeros then. With `with`,
-    what is left at the end is pushed there, unless the block fails.
+    what is left at the end is pushed there, unless the block fails; `verdict` tells
+    what became of it.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Accumulator:
         self._pushes = pushes
         self._newest = generation
         self._count = count
+        self.verdict: Verdict | None = None
+        """The last push's; None: there has been none."""
         self._empty()
 
     def add(
@@ -96,7 +99,7 @@ class Accumulator:
         mean = {
             name: (array / number).astype(dtypes[name]) for name, array in sums.items()
         }
-        return self._pushes.push(
+        self.verdict = self._pushes.push(
             mean,
             Origin(
                 origins[0].generation,
@@ -104,6 +107,7 @@ class Accumulator:
                 sum(values) / number if len(values) == number else None,
             ),
         )
+        return self.verdict
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import numpy as np
 
 from pswire import trees
 from pswire.errors import VariableMismatchError
-from pswire.layout import Layout
+from pswire.layout import Layout, some
 from pswire.patterns import fits
 
 
@@ -16,7 +16,7 @@ def chosen(variables: Any, layout: Layout) -> frozenset[str]:
     """Return the names of the variables that are meant.
 
     Args:
-        variables: A name, or a pattern as of `fnmatch`; some of them; or a pytree of
+        variables: A name, or a pattern, see `fits`; some of them; or a pytree of
             bools like the params. None: all that can be trained.
         layout: Of the params.
 
@@ -34,7 +34,7 @@ def chosen(variables: Any, layout: Layout) -> frozenset[str]:
         names = {name for each in patterns for name in _fitting(each, trainable)}
     if not names:
         raise VariableMismatchError(
-            f"variables: expected one at least of {', '.join(trainable)}, got none"
+            f"variables: expected one at least of {some(trainable)}, got none"
         )
     return frozenset(names)
 
@@ -54,8 +54,7 @@ def _fitting(pattern: str, names: AbstractSet[str]) -> list[str]:
     found = [name for name in names if fits(pattern, name)]
     if not found:
         raise VariableMismatchError(
-            f"variables: expected names or patterns of {', '.join(names)}, "
-            f"got {pattern!r}"
+            f"variables: expected names or patterns of {some(names)}, got {pattern!r}"
         )
     return found
 

@@ -16,7 +16,7 @@ from pswire.credentials import Credentials
 from pswire.heap import keep_freed_memory
 from pswire.options import with_credentials
 from pswire.signals import interruptible
-from psworker.drops import UNLEARNED, require_no_retry
+from psworker.drops import NO_PUSH, UNLEARNED, require_no_retry
 from psworker.task import Leased, Shard, Task, load_task, parse_shard
 from psworker.wire import Wire
 
@@ -178,7 +178,11 @@ def run(
         except KeyboardInterrupt:
             log.info("stopped")
             is_stopped = True
-    click.echo(_line(latest) if latest else "no push")
+        finally:  # Whoever launched it reads it, however it ends.
+            if latest:
+                click.echo(_line(latest))
+    if not latest:
+        click.echo(NO_PUSH)
     if is_stopped:
         _leave()
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.credentials import ANONYMOUS, Credentials
+from pswire.errors import GenerationError
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
@@ -324,8 +325,9 @@ class Client:
             rng: See there.
             has_aux: See there.
             on_drop: "skip" returns the verdict of a dropped push; "retry" pulls and
-                computes the same batch again, at most `max_retries` times. A function
-                takes the verdict of each drop and says which: True to try again.
+                computes the same batch again, at most `max_retries` times, also where
+                the server has begun another history. A function takes the verdict of
+                each drop and says which: True to try again.
             max_retries: See there.
 
         Returns:
@@ -348,7 +350,12 @@ class Client:
                 rng=rng,
                 has_aux=has_aux,
             )
-            verdict = self.push(gradients)
+            try:
+                verdict = self.push(gradients)
+            except GenerationError:
+                if drops.recovers(tries):
+                    continue
+                raise
             if verdict.applied or not drops.retries(verdict, tries):
                 break
         return verdict, gradients.result

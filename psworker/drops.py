@@ -14,6 +14,8 @@ function is told each drop's verdict, and returns True for at once."""
 
 UNLEARNED = "batches never learned from"
 """How a worker's last line ends, behind the number: who launched it reads that."""
+NO_PUSH = "no push"
+"""The last line of a worker that has made none."""
 
 _KNOWN = ("skip", "retry", "requeue")
 _MANY = 20
@@ -59,6 +61,13 @@ class Drops:
         """Say whether to compute a batch again later; see `retries`."""
         return self.on_drop == "requeue" and tries < self.max_retries
 
+    def recovers(self, tries: int) -> bool:
+        """Say whether to compute a batch again whose push was lost with its history.
+
+        A function is not asked: there is no verdict.
+        """
+        return self.on_drop in ("retry", "requeue") and tries < self.max_retries
+
 
 def require_no_retry(on_drop: OnDrop, *, prefetch: bool, background_push: bool) -> None:
     """Check that no batch is to be retried at once where calls overlap with computing.
@@ -91,8 +100,9 @@ class Advice:
         self._is_told = True
         _log.warning(
             "the last %d pushes were all dropped, the last one %d steps old: nothing "
-            "is learned from these batches; raise the server's --max-staleness or make "
-            "the batches smaller; if all workers have the same data, it does no harm",
+            "is learned from these batches; raise the server's --max-staleness or what "
+            "its --staleness-policy allows, as psserver set does, or make the batches "
+            "smaller; if all workers have the same data, it does no harm",
             verdict.consecutive_drops,
             verdict.staleness,
         )

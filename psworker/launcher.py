@@ -4,7 +4,7 @@ import re
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pswire.errors import ParameterServerError
 from pswire.status import Status
 from psworker.children import Children
 from psworker.connection import Connection
-from psworker.drops import UNLEARNED
+from psworker.drops import NO_PUSH, UNLEARNED
 
 _PROGRESS_S = 2.0
 _USAGE_ERROR = 2  # What click exits with: to try again would change nothing.
@@ -23,6 +23,8 @@ _SERVER = "server"
 _EVALUATE = "evaluate"
 _LISTENING = "listening on "
 _METRICS = "metrics on "
+_LAST = re.compile(rf"^(?:step .* (\d+) {UNLEARNED}|{NO_PUSH})$", re.MULTILINE)
+_NEWS = re.compile(rf" (\d+) {UNLEARNED}$", re.MULTILINE)
 
 Say = Callable[[str], None]
 
@@ -110,6 +112,8 @@ class _Run:
         self._say = say
         self._restarts: Counter[str] = Counter()
         self._began = time.monotonic()
+        self._lives: dict[str, list[int]] = defaultdict(list)
+        """Where the log of each life of a worker begins, in bytes."""
         self._names = [f"{plan.name}-{index}" for index in range(plan.workers)]
         self._before = self._last = self._status()
 
@@ -180,6 +184,8 @@ class _Run:
 
     def _start_worker(self, name: str) -> None:
         index = self._names.index(name)
+        log = self._children.log(name)
+        self._lives[name].append(log.stat().st_size if log.exists() else 0)
         self._children.start(
             name,
             "psworker",
@@ -232,24 +238,24 @@ class _Run:
         )
 
     def _unlearned(self) -> str:
-        """Say what the workers' last lives told of themselves, the most first."""
-        told = {name: self._last_told(name) for name in self._names}
-        known = {name: number for name, number in told.items() if number is not None}
-        whose = [
-            f"{number} of {name}"
-            for name, number in sorted(known.items(), key=lambda pair: -pair[1])
-            if number
-        ]
-        whose += [f"not known of {name}" for name in told if name not in known]
-        return f"{sum(known.values())}" + (f" ({', '.join(whose)})" if whose else "")
+        """Say what the workers told of themselves, the most first."""
+        told = sorted(map(self._told, self._names), key=lambda told: -told.number)
+        whose = ", ".join(filter(None, map(str, told)))
+        return f"{sum(each.number for each in told)}" + (f" ({whose})" if whose else "")
 
-    def _last_told(self, name: str) -> int | None:
+    def _told(self, name: str) -> "_Told":
+        """Sum up over a worker's lives; each goes through its data anew."""
+        begins = self._lives[name]
         log = self._children.log(name)
-        if not log.exists():
-            return None  # It was stopped before it began.
-        text = log.read_text(errors="replace")
-        told = re.findall(rf"(\d+) {UNLEARNED}$", text, re.MULTILINE)
-        return int(told[-1]) if told else None
+        text = log.read_bytes() if log.exists() else b""  # It may be gone.
+        lives = [
+            text[begin:end].decode(errors="replace")
+            for begin, end in zip(begins, [*begins[1:], None], strict=True)
+        ]
+        ended = [life for life in lives if _LAST.search(life)]
+        numbers = [(_LAST if life in ended else _NEWS).findall(life) for life in lives]
+        number = sum(int(each[-1] or 0) for each in numbers if each)
+        return _Told(name, number, is_all=bool(lives) and ended == lives)
 
     def _judged(self, status: Status) -> int:
         ours = (worker for worker in status.workers if worker.name in self._names)
@@ -284,6 +290,26 @@ class _Run:
             return None
         finally:
             connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a worker told of the batches that it has never learned from.
+
+    Attributes:
+        name: The worker.
+        number: How many there were.
+        is_all: Whether each of its lives came to tell its last.
+    """
+
+    name: str
+    number: int
+    is_all: bool
+
+    def __str__(self) -> str:
+        if not self.number:
+            return "" if self.is_all else f"not known of {self.name}"
+        return f"{self.number}{'' if self.is_all else ' or more'} of {self.name}"
 
 
 def _start_server(children: Children, plan: Plan, say: Say) -> str:

@@ -80,8 +80,9 @@ def train(
         on_drop: "skip" goes on with the next batch after a drop, "retry" computes the
             same batch again from fresh variables, at most `max_retries` times. With
             "requeue" it comes again, as often, after the others of its part, or once
-            16 wait. A function takes the verdict of each drop, and says which: True to
-            retry. None: as the task says.
+            16 wait. Both do so too after a push that was lost as the server restarted.
+            A function takes the verdict of each drop, and says which: True to retry.
+            None: as the task says.
         max_retries: See there.
         prefetch: Whether to pull the next variables while a gradient is computed. They
             are older by what all workers push in one cycle of this one.
@@ -150,9 +151,10 @@ class _Training:
 
     def due(self, has_part_ended: bool) -> Batch | None:
         """Return a batch that is to come again now, if there is one."""
-        if has_part_ended and self._drops.on_drop == "requeue" and not self._waiting:
+        requeues = self._drops.on_drop == "requeue"
+        if has_part_ended and requeues and not self._waiting:
             self.settle()  # What is in flight may be the last one.
-        room = 0 if has_part_ended else _MAX_WAITING - 1
+        room = _MAX_WAITING - 1 if requeues and not has_part_ended else 0
         return self._waiting.popleft() if len(self._waiting) > room else None
 
     def reaches(self, steps: int | None) -> bool:
@@ -183,7 +185,8 @@ class _Training:
             while self._in_flight:
                 batch = self._in_flight.popleft()
                 self.progress = self.progress.missed(batch)
-                self._requeue(batch)
+                if self._drops.recovers(batch.tries):
+                    self._requeue(batch)
             self._compute, self._snapshot = self._start(has_lost_all)
             self._go_on_at(self._snapshot.step)
 
@@ -210,10 +213,10 @@ class _Training:
         self._report(self.progress)
         if judged.verdict.applied:
             return None
-        self._requeue(batch)
+        if self._drops.requeues(batch.tries):
+            self._requeue(batch)
         is_wanted = self._drops.retries(judged.verdict, batch.tries)
         return replace(batch, tries=batch.tries + 1) if is_wanted else None
 
     def _requeue(self, batch: Batch) -> None:
-        if self._drops.requeues(batch.tries):
-            self._waiting.append(replace(batch, tries=batch.tries + 1))
+        self._waiting.append(replace(batch, tries=batch.tries + 1))

@@ -107,7 +107,7 @@ class Pushes:
             self._advice.heed(verdict)
             # Of a push that was dropped, nothing has arrived: all is as it was.
             if self._top_k and choice and verdict.applied:
-                self._top_k.keep(choice, wire)
+                self._top_k.keep(choice, wire, verdict.left_out)
             return verdict, new
 
     def _usual(self) -> Layout | None:

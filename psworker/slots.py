@@ -1,10 +1,13 @@
 """What a rule remembers of each variable, told by the arrays' names."""
 
+import re
 from collections.abc import Mapping
 
 from pswire.errors import VariableMismatchError
 from pswire.inspection import VARIABLES
 from pswire.layout import Layout
+
+_KEY = re.compile(r"""\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")  # As repr quotes.
 
 
 def slot_names(layout: Layout) -> tuple[str, ...]:
@@ -38,7 +41,7 @@ def slot_of(layout: Layout, slot: str, variable: str) -> str:
 
 def _slots(layout: Layout) -> Mapping[tuple[str, str], str]:
     """Return {(slot, variable): the array's name}."""
-    keys = {
+    variables = {
         f"[{variable!r}]": variable
         for name in layout.places
         if (variable := name.removeprefix(VARIABLES)) != name
@@ -47,11 +50,9 @@ def _slots(layout: Layout) -> Mapping[tuple[str, str], str]:
     for name in layout.places:
         if name.startswith(VARIABLES):
             continue
-        # A rule may have labels like names, further to the left, and a name may hold
-        # another one's key: the key that ends last is the variable's.
-        ends = {name.rfind(key) + len(key): key for key in keys if key in name}
-        if ends:
-            end = max(ends)
-            key = ends[end]
-            slots[name[: end - len(key)] + name[end:], keys[key]] = name
+        # A rule may have labels like names: the last key is the variable's.
+        keys = [key for key in _KEY.finditer(name) if key.group() in variables]
+        for key in keys[-1:]:
+            slot = name[: key.start()] + name[key.end() :]
+            slots[slot, variables[key.group()]] = name
     return slots

@@ -1,5 +1,6 @@
 """The largest elements of gradients, sent; the others, kept for later pushes."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -40,7 +41,8 @@ class TopK:
     until the sum is among the largest. Nothing is lost, but it comes late: the
     staleness that the server judges is that of the newest part alone.
     A push that is not applied leaves all that is kept as it was, and so does one whose
-    outcome nobody learns: if it was applied after all, its elements are sent twice.
+    outcome nobody learns: if it was applied after all, its elements are sent twice. One
+    that is applied without some variables leaves what is kept of these.
 
     References:
         Stich, Cordonnier, Jaggi, "Sparsified SGD with Memory" (2018).
@@ -78,16 +80,26 @@ class TopK:
             whole[spec.name] = array
         return Choice(whole, indices, counts, generation)
 
-    def keep(self, choice: Choice, wire: Layout) -> None:
-        """Remember what a push has not sent, once it has been applied."""
-        for name, where in choice.indices.items():
+    def keep(
+        self, choice: Choice, wire: Layout, left_out: Collection[str] = ()
+    ) -> None:
+        """Remember what a push has not sent, once it has been applied.
+
+        Args:
+            choice: What it has sent.
+            wire: As for `choose`.
+            left_out: The names of the variables that it was applied without.
+        """
+        arrived = choice.indices.keys() - left_out
+        for name in arrived:
+            where = choice.indices[name]
             spec, _ = wire.places[name]
             flat = choice.arrays[name].reshape(-1)
             flat[where] -= flat[where].astype(spec.dtype).astype(flat.dtype)
         if self._generation != choice.generation:
             self._kept, self._generation = {}, choice.generation
         # Of variables that were no part of it, what has been kept stays.
-        self._kept |= {name: choice.arrays[name] for name in choice.indices}
+        self._kept |= {name: choice.arrays[name] for name in arrived}
 
     def _count(self, spec: ArraySpec) -> int:
         size = prod(spec.shape)

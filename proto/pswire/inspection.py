@@ -8,7 +8,7 @@ from typing import Self
 from pswire import body
 from pswire.body import Body
 from pswire.errors import InternalError
-from pswire.layout import Layout
+from pswire.layout import MAX_KEPT_NAME_NBYTES, Layout
 from pswire.methods import InspectPiece
 
 VARIABLES = "variables/"
@@ -47,7 +47,7 @@ class Inspection:
         if first is None or first.header is None:
             raise InternalError("inspection: expected a header, got none")
         header = first.header
-        layout = Layout.from_proto(header.layout)
+        layout = Layout.from_proto(header.layout, max_name_nbytes=MAX_KEPT_NAME_NBYTES)
         assembly = body.Assembly(layout.chosen(names))
         for piece in chain((first,), pieces):
             assembly.add(piece.offset, piece.data)

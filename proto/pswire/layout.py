@@ -1,10 +1,10 @@
 """What a run of bytes holds: the arrays' names, types, shapes and places."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import prod
 from typing import Any, Protocol, Self
 
@@ -18,7 +18,12 @@ from pswire.errors import VariableMismatchError
 ALIGNMENT = 64
 """Every array starts at a multiple of so many bytes."""
 
-_MAX_NAME_NBYTES = 1024
+MAX_NAME_NBYTES = 1024
+"""Of a variable's name."""
+MAX_KEPT_NAME_NBYTES = 8192
+"""Of the name of an array of an inspection: it may quote a variable's, behind others,
+and quoted, what cannot be printed takes up to two and a half times as many bytes."""
+
 _MAX_NBYTES = 2**62
 _MAX_RANK = 64  # numpy's own
 
@@ -84,24 +89,41 @@ class Layout:
     arrays: tuple[ArraySpec, ...]
 
     @classmethod
-    def of(cls, arrays: Mapping[str, HasShape]) -> Self:
+    def of(
+        cls,
+        arrays: Mapping[str, HasShape],
+        *,
+        max_name_nbytes: int = MAX_NAME_NBYTES,
+    ) -> Self:
         """Lay out arrays in the mapping's order.
+
+        Args:
+            arrays: By their names.
+            max_name_nbytes: How long a name may be, in bytes of UTF-8.
 
         Raises:
             VariableMismatchError: A name cannot travel, or a dtype is none of float16,
                 bfloat16, float32, float64, (u)int8 to (u)int64 and bool.
         """
-        return cls(tuple(_spec(name, array) for name, array in arrays.items()))
+        specs = (_spec(name, array) for name, array in arrays.items())
+        return cls(tuple(_checked(spec, max_name_nbytes) for spec in specs))
 
     @classmethod
-    def from_proto(cls, message: pb.Layout) -> Self:
+    def from_proto(
+        cls, message: pb.Layout, *, max_name_nbytes: int = MAX_NAME_NBYTES
+    ) -> Self:
         """Read a layout from anyone at all: it is checked here.
+
+        Args:
+            message: It.
+            max_name_nbytes: See `of`.
 
         Raises:
             VariableMismatchError: A name is empty, too long or used twice, a dtype
                 unknown, a dimension negative, or the whole over 2^62 bytes.
         """
-        arrays = tuple(_read_spec(spec) for spec in message.arrays)
+        specs = map(_read_spec, message.arrays)
+        arrays = tuple(_checked(spec, max_name_nbytes) for spec in specs)
         names: set[str] = set()
         for spec in arrays:
             # Names that look the same would be told apart by nobody who reads them.
@@ -191,7 +213,7 @@ class Layout:
         for name in names:
             if name not in self.places:
                 raise VariableMismatchError(
-                    f"{name[:_MAX_NAME_NBYTES]}: expected one of {_some(self)}, "
+                    f"{name[:MAX_NAME_NBYTES]}: expected one of {some(self.places)}, "
                     "got another name"
                 )
             if name in chosen:
@@ -229,16 +251,14 @@ class Layout:
         """
         if not got.arrays:
             raise VariableMismatchError(
-                f"layout: expected one or more of {_some(self)}, got none"
+                f"layout: expected one or more of {some(self.places)}, got none"
             )
-        for spec in got:
-            expected, _ = self.places.get(spec.name, (None, 0))
+        for name, (spec, _) in got.places.items():
+            expected, _ = self.places.get(name, (None, 0))
             if expected is None:
                 raise self._unknown(spec)
             if spec != expected:
-                raise VariableMismatchError(
-                    f"{spec.name}: expected {expected}, got {spec}"
-                )
+                raise VariableMismatchError(f"{name}: expected {expected}, got {spec}")
 
     def describes(self, arrays: Mapping[str, HasShape]) -> bool:
         """Say whether arrays have just this layout, in their mapping's order."""
@@ -249,7 +269,8 @@ class Layout:
 
     def _unknown(self, spec: ArraySpec) -> VariableMismatchError:
         return VariableMismatchError(
-            f"{spec.name}: expected one of {_some(self)}, got {spec} of another name"
+            f"{spec.name}: expected one of {some(self.places)}, "
+            f"got {spec} of another name"
         )
 
     def __iter__(self) -> Iterator[ArraySpec]:
@@ -269,29 +290,29 @@ def _spec(name: str, array: HasShape) -> ArraySpec:
     if dtype not in _NUMBERS:
         known = ", ".join(known.name for known in _NUMBERS)
         raise VariableMismatchError(f"{name}: expected one of {known}, got {dtype}")
-    return _checked(ArraySpec(name, dtype, tuple(array.shape)))
+    return ArraySpec(name, dtype, tuple(array.shape))
 
 
 def _read_spec(message: pb.ArraySpec) -> ArraySpec:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise VariableMismatchError(
-            f"{message.name[:_MAX_NAME_NBYTES]}: expected a known dtype, "
+            f"{message.name[:MAX_NAME_NBYTES]}: expected a known dtype, "
             f"got number {message.dtype}"
         )
-    return _checked(ArraySpec(message.name, dtype, tuple(message.shape)))
+    return ArraySpec(message.name, dtype, tuple(message.shape))
 
 
-def _checked(spec: ArraySpec) -> ArraySpec:
+def _checked(spec: ArraySpec, max_name_nbytes: int) -> ArraySpec:
     try:
         nbytes = len(spec.name.encode())
     except UnicodeEncodeError as error:
         raise VariableMismatchError(
             f"{spec.name!r}: expected a name of Unicode characters, got {error.reason}"
         ) from None
-    if not 0 < nbytes <= _MAX_NAME_NBYTES:
+    if not 0 < nbytes <= max_name_nbytes:
         raise VariableMismatchError(
-            f"name: expected 1 to {_MAX_NAME_NBYTES} bytes, got {nbytes}"
+            f"name: expected 1 to {max_name_nbytes} bytes, got {nbytes}"
         )
     if any(unicodedata.category(letter) == "Cc" for letter in spec.name):
         raise VariableMismatchError(
@@ -314,7 +335,7 @@ def _checked(spec: ArraySpec) -> ArraySpec:
     return spec
 
 
-def _some(layout: Layout, count: int = 5) -> str:
-    names = [spec.name for spec in layout.arrays]
+def some(names: Collection[str], count: int = 5) -> str:
+    """Return the first of names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(islice(names, count)) + more

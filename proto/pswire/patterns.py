@@ -4,8 +4,9 @@ from fnmatch import fnmatchcase
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Say whether a pattern, with `*`, `?` and `[...]` as for files, means a name.
+    """Say whether a pattern means a name.
 
-    A name also means itself: it may have letters that mean something else in a pattern.
+    `*` stands for any letters or none, slashes too, and `?` for one; every other letter
+    stands for itself, so that a name such as `a[0]` means no other.
     """
-    return name == pattern or fnmatchcase(name, pattern)
+    return fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -55,6 +55,9 @@ class Verdict:
             verdicts are equal whatever it is.
         dropped_variables: How many of its variables it was applied without, being too
             stale for them.
+        left_out: The names of these, in the push's order. A server that goes on where
+            another had been remembers but how many they were, so verdicts are equal
+            whatever they are.
     """
 
     applied: bool
@@ -65,6 +68,7 @@ class Verdict:
     factor: float = 1.0
     consecutive_drops: int = field(default=0, compare=False)
     dropped_variables: int = 0
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
     def repeated(self) -> Self:
         """Return the verdict for a retry of the same push."""
@@ -81,6 +85,7 @@ class Verdict:
             factor=message.factor if message.HasField("factor") else 1.0,
             consecutive_drops=message.consecutive_drops,
             dropped_variables=message.dropped_variables,
+            left_out=tuple(message.left_out),
         )
 
     def to_proto(self) -> pb.PushReply:
@@ -93,6 +98,7 @@ class Verdict:
             factor=None if self.factor == 1.0 else self.factor,
             consecutive_drops=self.consecutive_drops,
             dropped_variables=self.dropped_variables,
+            left_out=self.left_out,
         )
 
 

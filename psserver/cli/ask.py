@@ -41,22 +41,33 @@ def status(address: str, as_json: bool, live: bool, credentials: Credentials) ->
 
 
 @click.command()
-@click.argument("address", default=_ADDRESS, envvar="PSSERVER_ADDRESS")
-@click.argument("name", required=False)
+@click.argument("what", nargs=-1, metavar="[ADDRESS] [NAME]")
+# What cannot be told from a name by its place: it is there for the variable.
+@click.option("--address", default=_ADDRESS, envvar="PSSERVER_ADDRESS", hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @_credentials
 def inspect(
-    address: str, name: str | None, as_json: bool, credentials: Credentials
+    what: tuple[str, ...], address: str, as_json: bool, credentials: Credentials
 ) -> None:
     """Print the variables, and what the rule remembers of them.
 
-    With the NAME of one of them, print what its numbers are like.
+    With the NAME of one of them, as it is in that list, print what its numbers are
+    like: variables/w, say, or "slots[0].mu['w']".
     """
+    if what and not what[0].startswith(("variables/", "slots[", "slots.")):
+        address, what = what[0], what[1:]
+        if ":" not in address:
+            raise click.UsageError(
+                "expected HOST:PORT, or the name of an array as psserver inspect lists "
+                f"it (variables/w, slots[0].mu['w']), got {address!r}"
+            )
+    if len(what) > 1:
+        raise click.UsageError(f"expected one NAME, got {len(what)}")
     from psserver import admin, arrays
     from pswire.display import summary
 
     with _clear_errors():
-        found = admin.inspect(address, [name] if name else [], credentials)
+        found = admin.inspect(address, what, credentials)
     if as_json:
         click.echo(json.dumps(arrays.to_json(found), indent=2))
     else:

@@ -28,7 +28,10 @@ from pswire.encoding import PLAIN
 from pswire.layout import Layout
 from pswire.values import PushHeader
 
-_FORMAT = 1
+_FORMAT = 2
+"""Rises when an older program cannot read what a newer one writes: since 2 a push may
+have been applied with less than all that there are variables of."""
+_READABLE = (1, _FORMAT)
 _VERSION = struct.Struct("<I")
 _LESSENED = struct.Struct("<dI")
 
@@ -114,10 +117,11 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
 
 def _start(header: bytes, mark: bytes) -> Start:
     if len(header) < _VERSION.size:
-        raise ValueError(f"format: expected {_FORMAT}, got none")
+        raise ValueError("format: expected a number, got none")
     (version,) = _VERSION.unpack_from(header)
-    if version != _FORMAT:
-        raise ValueError(f"format: expected {_FORMAT}, got {version}")
+    if version not in _READABLE:
+        known = " or ".join(map(str, _READABLE))
+        raise ValueError(f"format: expected {known}, got {version}, of another asyncps")
     if len(mark) != MARK_NBYTES:
         raise ValueError(f"mark: expected {MARK_NBYTES} bytes, got {len(mark)}")
     return Start(header[_VERSION.size :].decode(), mark)

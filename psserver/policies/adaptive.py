@@ -23,6 +23,9 @@ class Adaptive(Policy):
 
     Raises:
         ValueError: One of them is something else.
+
+    References:
+        None: it is this project's own.
     """
 
     name: ClassVar[str] = "adaptive"

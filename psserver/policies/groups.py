@@ -1,7 +1,8 @@
 """The policy by which some variables bear less staleness than others."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Self
 
 from psserver.policies.policy import Policy
@@ -9,6 +10,8 @@ from pswire.patterns import fits
 
 _MOST = 64  # Groups: every push may be held against each.
 _MOST_LETTERS = 1024
+
+_Group = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +24,20 @@ class Groups(Policy):
 
     Attributes:
         limits: (pattern, limit) of each group, 64 at most. A pattern is a name, or has
-            `*`, `?` and `[...]` as in names of files; the limit is the largest
-            staleness applied, in steps, inclusive, and a negative one leaves the group
-            as it is.
+            `*` for any letters and `?` for one; the limit is the largest staleness
+            applied, in steps, inclusive, and a negative one leaves the group as it is.
 
     Raises:
         ValueError: There is no group or too many, or a pattern is empty or there twice,
             or is no text to be shown.
+
+    References:
+        None: it is this project's own.
     """
 
     name: ClassVar[str] = "groups"
 
-    limits: tuple[tuple[str, int], ...]
+    limits: tuple[_Group, ...]
 
     def __post_init__(self) -> None:
         if not 0 < len(self.limits) <= _MOST:
@@ -55,13 +60,14 @@ class Groups(Policy):
     def left_out(self, staleness: int, names: Collection[str]) -> frozenset[str]:
         if staleness <= min(limit for _, limit in self.limits):
             return frozenset()
-        return frozenset(name for name in names if self._is_over(staleness, name))
+        groups = _by_name(self.limits)
+        return frozenset(
+            name for name in names if (of := groups[name]) and staleness > of[1]
+        )
 
-    def _is_over(self, staleness: int, name: str) -> bool:
-        for pattern, limit in self.limits:
-            if fits(pattern, name):
-                return staleness > limit
-        return False
+    def idle(self, names: Iterable[str]) -> list[str]:
+        used = set(map(_by_name(self.limits).__getitem__, names))
+        return [group[0] for group in self.limits if group not in used]
 
     @property
     def spec(self) -> str:
@@ -77,7 +83,26 @@ class Groups(Policy):
         return cls(tuple(map(_group, arguments)))
 
 
-def _group(text: str) -> tuple[str, int]:
+class _ByName(dict[str, _Group | None]):
+    """The group of each variable; None: it is of none."""
+
+    def __init__(self, groups: Sequence[_Group]) -> None:
+        super().__init__()
+        self._groups = groups
+
+    def __missing__(self, name: str) -> _Group | None:
+        group = next((group for group in self._groups if fits(group[0], name)), None)
+        self[name] = group
+        return group
+
+
+@lru_cache(maxsize=8)
+def _by_name(groups: tuple[_Group, ...]) -> _ByName:
+    """Return what finds a name's group; it remembers each: thousands take long."""
+    return _ByName(groups)
+
+
+def _group(text: str) -> _Group:
     pattern, _, limit = text.rpartition("=")  # A name may have one of its own.
     try:
         return pattern.strip(), int(limit)

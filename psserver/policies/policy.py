@@ -1,6 +1,6 @@
 """What every staleness policy answers, and the one that changes nothing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -48,6 +48,14 @@ class Policy:
             names: Of the variables that it brings.
         """
         return frozenset()
+
+    def idle(self, names: Iterable[str]) -> list[str]:
+        """Return the patterns that no variable goes by.
+
+        Args:
+            names: Of all variables that have gradients.
+        """
+        return []
 
     def limit(self, recent: Sequence[int]) -> int | None:
         """Return the largest staleness that it would apply now; None: any.

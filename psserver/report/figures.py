@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from psserver.report.samples import Moment
-from psserver.report.starts import Start, told
+from psserver.report.starts import Start, Terms, told
 from psserver.report.sums import add_counts, add_tables, mean_staleness, middle
 from psserver.report.targets import levels, reached
 from psserver.report.workers import BUCKETS, workers
@@ -28,6 +28,7 @@ def figures(starts: Sequence[Start], targets: Sequence[float]) -> dict[str, Any]
         "best_loss": min(losses, default=None),
         "last_loss": losses[-1] if losses else None,
         "curves": _curves(starts, began),
+        "terms": _terms(starts, began),
         "buckets": BUCKETS,
         "workers": workers(starts),
         "unjoined": add_counts(start.counted.unjoined for start in starts).to_json(),
@@ -51,6 +52,7 @@ def _start(start: Start, began_s: float) -> dict[str, Any]:
         "incarnation": start.last.incarnation,
         "rule": start.last.rule,
         "limit": start.last.limit,
+        "policy": start.last.policy,
         "time": start.first.time - start.first.uptime_s,
         "began_s": began_s,
         "uptime_s": start.last.uptime_s,
@@ -88,6 +90,28 @@ def _curves(starts: Sequence[Start], began: Sequence[float]) -> dict[str, list[A
         steps += start.own_steps
     names = ("seconds", "steps", "drop_rate", "steps_per_s", "loss", "staleness")
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def _terms(starts: Sequence[Start], began: Sequence[float]) -> list[dict[str, Any]]:
+    """Return by what pushes were judged, on the curves' time line: each change."""
+    rows: list[dict[str, Any]] = []
+    before: Terms | None = None
+    steps = 0
+    for start, began_s in zip(starts, began, strict=True):
+        for terms in start.terms:
+            if before and terms.are_like(before):
+                continue
+            before = terms
+            rows.append(
+                {
+                    "seconds": began_s + terms.uptime_s,
+                    "step": steps - start.first_step + terms.step,
+                    "limit": terms.limit,
+                    "policy": terms.policy,
+                }
+            )
+        steps += start.own_steps
+    return rows
 
 
 def _staleness(moments: Sequence[Moment]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Moment:
     incarnation: str
     step: int
     limit: int | None
+    policy: str
     rule: str
     uptime_s: float
     loss: float | None
@@ -78,6 +79,7 @@ class Moment:
             incarnation=str(table["incarnation"]),
             step=_count(table["step"]),
             limit=_limit(table["limit"]),
+            policy=str(table.get("staleness_policy", "drop")),  # Old files name none.
             rule=str(table["rule"]),
             uptime_s=_seconds(table["uptime_s"]),
             loss=_loss(table["loss"]),

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from psserver.metrics.since import since
 from psserver.report.samples import Moment
@@ -35,6 +36,31 @@ class Point:
     staleness: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """By what pushes are judged from some time on.
+
+    Attributes:
+        uptime_s: Since when, in seconds since the server's start.
+        step: Likewise, in steps.
+        limit: The hard limit, in steps; None: off.
+        policy: What becomes of the pushes that it admits.
+    """
+
+    uptime_s: float
+    step: int
+    limit: int | None
+    policy: str
+
+    @classmethod
+    def of(cls, moment: Moment) -> Self:
+        return cls(moment.uptime_s, moment.step, moment.limit, moment.policy)
+
+    def are_like(self, other: "Terms") -> bool:
+        """Say whether pushes are judged alike by both."""
+        return (self.limit, self.policy) == (other.limit, other.policy)
+
+
 @dataclass(slots=True)
 class Start:
     """One start of the server, which may have gone on from where another had ended.
@@ -49,6 +75,7 @@ class Start:
         dropped: Those among them that were dropped.
         ages: The sum of their staleness, in steps.
         losses: The recent loss then, if one was told.
+        terms: By what pushes were judged, where that was something else than before.
         starved_s: How long each worker was starved, in seconds.
     """
 
@@ -61,6 +88,7 @@ class Start:
     dropped: list[int] = field(default_factory=list)
     ages: list[int] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)
     starved_s: defaultdict[str, float] = field(
         default_factory=lambda: defaultdict(float)
     )
@@ -98,6 +126,9 @@ class Start:
         self.dropped.append(moment.counts.dropped)
         self.ages.append(moment.staleness_sum)
         self.losses.append(moment.loss)
+        terms = Terms.of(moment)
+        if not (self.terms and terms.are_like(self.terms[-1])):
+            self.terms.append(terms)
 
     def points(self, every: int) -> list[Point]:
         """Return a point for every so many samples, and one for the last."""

@@ -12,7 +12,7 @@ from pswire.errors import ParameterServerError, code, to_status
 
 _READ = ("Pull", "PullStream", "Inspect", "Status")
 _WORK = (
-    *("Join", "Initialize", "InitializeStream", "LeaseShard"),
+    *("Join", "Leave", "Initialize", "InitializeStream", "LeaseShard"),
     *("Push", "PushStream", "Exchange", "ExchangeStream"),
 )
 ROLES: Mapping[str, Role | None] = {

@@ -188,6 +188,21 @@ def test_other_limits_than_those_of_the_checkpoint_are_told(
     ]
     names = ("limit", "limit_before", "max_grad_norm", "max_grad_norm_before")
     assert [told[2][name] for name in names] == [None, 2, None, 0.5]
+    assert told[2]["peer"] is None
+
+
+def test_a_group_that_no_kept_variable_is_of_is_warned_of(
+    keep: Keep, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start: nobody brings variables any more."""
+    with keep() as server, psworker.connect(server.address) as client:
+        client.initialize({"w": np.ones(2, np.float32)})
+
+    keep(staleness_policy="groups:w=4,v=1")
+
+    assert [vars(r)["patterns"] for r in caplog.records if "event" in vars(r)] == [
+        ["v"]
+    ]
 
 
 def test_a_worker_of_another_model_is_told_what_differs(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psserver.decision import Present, Session, decide
+from psserver import decision
+from psserver.decision import Present, Session
 from psserver.policies.groups import Groups
 from psserver.policies.terms import Terms
 from psserver.policies.weights import Inverse
@@ -33,6 +34,14 @@ _HEADER = PushHeader("s", 6, "g", 100, _LAYOUT.nbytes)
 _SESSION = Session("ann", 5, Verdict(applied=True, staleness=0, step=90))
 _STALE = Reason.STALE
 _INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+def decide(
+    header: PushHeader, session: Session, present: Present, terms: Terms
+) -> Verdict:
+    """Decide as the store does, on what it has found amiss before."""
+    amiss = decision.mismatch(header, present.layout)
+    return decision.decide(header, session, present, terms, amiss)
 
 
 def _push_of(*specs: ArraySpec, **changes: Any) -> PushHeader:

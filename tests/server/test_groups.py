@@ -58,12 +58,21 @@ def test_a_group_s_limit_is_that_of_a_policy_of_it_alone(
         assert (name in left_out) == (judged.factor(staleness, ()) is None)
 
 
-def test_a_name_is_a_pattern_of_itself_whatever_letters_it_has() -> None:
-    """Also where these mean something in a pattern; blanks beside it are left out."""
-    policy = read_terms("groups:a[0]=1, b*=1", None).policy
+def test_brackets_are_letters_as_names_have_them() -> None:
+    """A list's second array is no other; blanks beside a pattern are left out."""
+    policy = read_terms("groups:a[0]=1, b[*=1,c[!d]=1", None).policy
 
-    assert policy.left_out(2, ["a[0]", "a1", "b", "c"]) == {"a[0]", "b"}
-    assert policy.spec == "groups:a[0]=1,b*=1"
+    names = ["a[0]", "a0", "b[1]", "b1", "c[!d]", "ce", "c["]
+    assert policy.left_out(2, names) == {"a[0]", "b[1]", "c[!d]"}
+    assert policy.spec == "groups:a[0]=1,b[*=1,c[!d]=1"
+
+
+def test_a_pattern_is_idle_if_no_variable_is_of_its_group() -> None:
+    """None has such a name, or an earlier group has them all."""
+    policy = read_terms("groups:emb/*=8,hed/*=2,emb/in=1,head/?=2", None).policy
+
+    assert policy.idle(_NAMES) == ["hed/*", "emb/in"]
+    assert read_terms("inverse").policy.idle(_NAMES) == []
 
 
 def test_a_negative_limit_freezes_a_group() -> None:

@@ -140,6 +140,20 @@ def test_what_came_after_a_step_is_read(after: int, files: Files) -> None:
     assert facts(got) == facts(wanted)
 
 
+def test_a_log_of_the_format_before_is_read(files: Files) -> None:
+    """It has no kind of record that this one has not; a server goes on in another."""
+    data = files[LAST_NAME]
+    header = b"\1\0\0\0" + GENERATION.encode()
+    start = b"".join(
+        framed(Kind.START, header, [mark_of(data)], step=STEP, place=Place())
+    )
+
+    got = replayed(disk_of({**files, LAST_NAME: start + data[len(start) :]}), STEP)
+
+    assert records(data)[0] != start
+    assert facts(got) == told(NEW)
+
+
 def test_what_a_checkpoint_covers_is_not_looked_at(files: Files) -> None:
     """Neither damage there, nor other files."""
     disk = disk_of({**files, FIRST_NAME: b"damaged", "probe": b"", "2.log": b""})
@@ -525,8 +539,8 @@ def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
 @pytest.mark.parametrize(
     ("kind", "header", "body", "text"),
     [
-        (Kind.START, b"\2\0\0\0g", b"", "format: expected 1, got 2"),
-        (Kind.START, b"\1\0", b"", "format: expected 1, got none"),
+        (Kind.START, b"\3\0\0\0g", b"", "format: expected 1 or 2, got 3, of another"),
+        (Kind.START, b"\1\0", b"", "format: expected a number, got none"),
         (Kind.START, b"\1\0\0\0g", b"123", "mark: expected 16 bytes, got 3"),
         (9, b"", b"", "kind: expected one of 1, 2, 3, 4, got 9"),
         (Kind.JOINED, b"\xff", b"", "Error parsing message"),

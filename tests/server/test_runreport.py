@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import psworker
 from psserver.cli import main
 from psserver.metrics.jsonlines import JsonLines
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
+from pswire.status import Limits
 
 MakeSample = Callable[..., dict[str, Any]]
 StartServer = Callable[..., psserver.Server]
@@ -311,6 +313,46 @@ def test_a_point_tells_of_the_last_ten_seconds(
         "loss": [None, None, 2.0, 1.5, None],
         "staleness": [None, 2.0, 2.0, 1009.0, None],
     }
+
+
+def test_a_report_says_by_what_pushes_were_judged_and_when_that_changed(
+    report: Report, make_sample: MakeSample
+) -> None:
+    """On the time line of all starts; one that goes on alike is no change."""
+    limits, others = Limits(8, None, 0, 0, "drop"), Limits(8, None, 0, 0, "inverse")
+    open_end = replace(others, max_staleness=None)
+    first = dict.fromkeys((0.0, 1.0, 2.0), limits) | {3.0: others, 4.0: others}
+    second = {0.0: others, 1.0: open_end, 2.0: open_end}
+    samples = [
+        make_sample(
+            at,
+            time=began + at,
+            incarnation=name,
+            limits=each,
+            counts=Counts(10 * int(at), 0),
+        )
+        for name, began, start in (("a", 1000.0, first), ("b", 1010.0, second))
+        for at, each in start.items()
+    ]
+
+    data = report(samples)
+
+    assert [start["policy"] for start in data["starts"]] == ["inverse"] * 2
+    assert data["terms"] == [
+        {"seconds": 0.0, "step": 0, "limit": 8, "policy": "drop"},
+        {"seconds": 3.0, "step": 30, "limit": 8, "policy": "inverse"},
+        {"seconds": 11.0, "step": 50, "limit": None, "policy": "inverse"},
+    ]
+
+
+def test_a_file_that_names_no_policy_is_of_a_server_that_had_none(
+    report: Report, make_sample: MakeSample
+) -> None:
+    """It left all to the limit."""
+    sample = make_sample(1.0)
+    del sample["staleness_policy"]
+
+    assert [row["policy"] for row in report([sample])["terms"]] == ["drop"]
 
 
 def test_curves_are_parted_where_the_server_was_restarted(
@@ -633,7 +675,8 @@ def test_a_report_can_go_into_a_pipe(
 
 @pytest.fixture
 def hostile(report: Report, make_sample: MakeSample) -> None:
-    """Report a run of two starts, in which a name and a rule are out for mischief."""
+    """Report a run of two starts, whose names and settings are out for mischief."""
+    policies = {1: "drop", 2: "drop", 3: _HOSTILE}
     counts = Counts(applied=5, dropped=1, rejected={_HOSTILE: 1})
     buckets = _buckets(upto_2=5, more=1)
     worker = _worker(_HOSTILE, counts, staleness_buckets=buckets)
@@ -643,6 +686,7 @@ def hostile(report: Report, make_sample: MakeSample) -> None:
                 float(second),
                 incarnation=start,
                 rule=_HOSTILE,
+                limits=Limits(8, None, 0, 0, policies[second]),
                 counts=counts,
                 staleness={2: 5, 200: 1},
                 workers=(worker,),
@@ -691,6 +735,6 @@ def test_a_browser_draws_the_page_without_a_complaint(
     assert "CONSOLE" not in done.stderr
     drawn = done.stdout.partition("<script")[0]
     assert drawn.count("<canvas") == 6
-    assert drawn.count("<table") == 4
+    assert drawn.count("<table") == 5
     assert "&lt;img src=http://127.0.0.1/x&gt;</th>" in drawn
     assert "<img" not in drawn

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from click.testing import Result
 
 import psserver
+import psworker
 from psserver import admin
 from pswire.errors import InvalidRequestError
 
@@ -155,11 +157,37 @@ def test_a_change_is_told_in_the_log_once(
         if getattr(record, "event", "") == "limits_changed"
     )
     assert told["message"] == (
-        "going on with other limits: limit off, was 4 steps; policy inverse, was drop"
+        f"going on with other limits, as {told['peer']} has asked: "
+        "limit off, was 4 steps; policy inverse, was drop"
     )
+    assert told["peer"].startswith("ipv4:127.0.0.1:")
     assert (told["limit"], told["limit_before"]) == (None, 4)
     names = ("staleness_policy", "staleness_policy_before")
     assert [told[name] for name in names] == ["inverse", "drop"]
+
+
+def test_patterns_that_no_variable_goes_by_are_warned_of(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When the variables come, and when the policy is set; not of what else is."""
+    server = start_server(staleness_policy="groups:hed=1,head=2,n=3")
+    before = list(caplog.messages)
+    with psworker.connect(server.address) as client:
+        client.initialize({"head": np.ones(2, np.float32), "n": np.arange(3)})
+    for policy in ("groups:*=4,head=2", "groups:head=1"):
+        admin.change(server.address, {"staleness_policy": policy})
+    admin.change(server.address, {"max_staleness": "1"})
+
+    assert not before
+    assert caplog.messages == [
+        f"staleness_policy: no variable is of {patterns}: none has such a name, or "
+        "each is of an earlier group"
+        for patterns in ("hed, n", "head")
+    ]
+    assert [vars(record)["patterns"] for record in caplog.records] == [
+        ["hed", "n"],
+        ["head"],
+    ]
 
 
 def test_a_request_that_names_nothing_is_refused(start_server: StartServer) -> None:

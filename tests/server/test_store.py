@@ -839,6 +839,34 @@ def test_others_do_not_wait_while_the_rule_is_compiled() -> None:
     assert worker.store.status(102.0).initialized
 
 
+def test_others_do_not_wait_while_a_layout_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of thousands of arrays that takes longer than to judge; so it is done once."""
+    ann = _start()
+    bob = _Worker(ann.store, "bob", "t")
+    comparing, leave = threading.Event(), threading.Event()
+    compare, compared = Layout.require_some, []
+
+    def wait(layout: Layout, got: Layout) -> None:
+        compared.append(got)
+        if len(got.arrays) == 1:
+            comparing.set()
+            assert leave.wait(_TIMEOUT_S)
+        compare(layout, got)
+
+    monkeypatch.setattr(Layout, "require_some", wait)
+    with ThreadPoolExecutor() as pool:
+        pushed = pool.submit(ann.push, {"w": _model()["w"]})
+        assert comparing.wait(_TIMEOUT_S)
+        others = pool.submit(bob.push, _model()).result(_TIMEOUT_S)
+        leave.set()
+        verdict = pushed.result(_TIMEOUT_S)
+
+    assert (others.step, verdict.step) == (1, 2)
+    assert [len(layout.arrays) for layout in compared] == [1, 2]
+
+
 @pytest.mark.parametrize(("value", "is_taken"), [(np.nan, False), (np.inf, True)])
 def test_first_variables_may_be_infinite_but_not_nan(
     value: float, is_taken: bool

@@ -1,4 +1,4 @@
-"""Run one seed, and tell all that happens."""
+"""Run one seed, with policies unless `drop` is said, and tell all that happens."""
 
 import sys
 
@@ -7,7 +7,7 @@ from simulation.test_simulation import EVENTS
 from simulation.world import World
 
 with simulated():
-    world = World(int(sys.argv[1]))
+    world = World(int(sys.argv[1]), has_policies="drop" not in sys.argv[2:])
     try:
         world.run(EVENTS)
     finally:

@@ -102,7 +102,7 @@ class Asking:
             if refusal:
                 return refusal
         if isinstance(request, Push):
-            return model.push(request)
+            return model.push(request, server.recent)
         if isinstance(request, Pull):
             return Snapshot if model.initializer else NotInitializedError
         model.candidates.add(request.session)

@@ -94,7 +94,7 @@ class Damage:
         with self._faults.on_a_copy() as disk:
             reader, kind = _read(disk)
             is_needed = self._witness.promise.good[1] < self._witness.promise.step
-            if kind is Kind.APPLIED and is_needed:
+            if kind in (Kind.APPLIED, Kind.LESSENED) and is_needed:
                 path = _newest_segment(disk)
                 data = disk.read(path, 0, reader.end - 1)
                 _replace(disk, path, data)

@@ -10,6 +10,9 @@ from pswire.errors import NonFiniteError, ParameterServerError
 from pswire.layout import Layout
 from pswire.values import PushHeader
 
+NAMES = ("A", "C")
+"""Of the variables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Join:

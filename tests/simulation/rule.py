@@ -1,6 +1,6 @@
 """A rule in plain numpy, which starts in no time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ class NumpyRule:
 
     def __init__(self, rule: object, layout: Layout) -> None:
         spec, start = layout.places["A"]
-        self._nbytes = layout.nbytes
-        self._decay = np.full(self._nbytes // 4, MOMENTUM)
+        self._decay = np.full(layout.nbytes // 4, MOMENTUM)
         self._decay[start // 4 : start // 4 + spec.shape[0]] = 0
+        self._layout = layout
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
         trace = slots.arrays[_SLOT] if slots else np.zeros_like(self._decay)
@@ -39,10 +39,19 @@ class NumpyRule:
         gradients: Body,
         value: float | None,
         factor: float,
-        present: None,
+        present: Set[str] | None,
     ) -> State:
         trace = self._decay * state.slots + _floats(gradients)
-        return State((state.variables[0] - np.float32(factor) * trace,), trace)
+        after = state.variables[0] - np.float32(factor) * trace
+        for name, (spec, start) in self._layout.places.items():
+            if present is not None and name not in present:
+                absent = slice(start // 4, (start + spec.nbytes) // 4)
+                trace[absent] = state.slots[absent]
+                after[absent] = state.variables[0][absent]
+        return State((after,), trace)
+
+    def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
+        pass
 
     def is_prepared(self, *, weighed: bool, some: bool) -> bool:
         return True

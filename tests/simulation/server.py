@@ -1,7 +1,7 @@
 """One start of a server: a real store, and all that keeps it, but for its threads."""
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from psserver.durability.every import Every
 from psserver.durability.logwatch import LogWatch
 from psserver.durability.place import require_own
 from psserver.durability.saver import Saver
+from psserver.policies.terms import Terms, read_terms
 from psserver.store import Store
 from pswire.status import Limits
 from simulation.clock import CLOCK
@@ -75,11 +76,18 @@ class Settings:
         mode: Its durability.
         limit: The largest staleness applied, in steps; None: any.
         keep: How many checkpoints stay.
+        policy: What becomes of the pushes that the limit admits.
     """
 
     mode: str
     limit: int | None
     keep: int
+    policy: str = "drop"
+
+    @property
+    def terms(self) -> Terms:
+        """By what it judges pushes."""
+        return read_terms(self.policy, self.limit)
 
 
 class Server:
@@ -114,7 +122,7 @@ class Server:
         self._store = Store(
             optax.identity(),
             rule_name="simulated",
-            limits=Limits(settings.limit, None, 2**20, 2**20),
+            limits=Limits(settings.limit, None, 2**20, 2**20, settings.policy),
             generation=generation,
             incarnation=generation,
             now=CLOCK.now,
@@ -154,6 +162,16 @@ class Server:
     def busy(self) -> Collection[str]:
         """The sessions whose pushes wait."""
         return {push.session for push in self._store._core._pushes()}
+
+    @property
+    def recent(self) -> Sequence[int]:
+        """The staleness of the last judged pushes, in steps."""
+        return tuple(self._store._core.counters.recent_staleness)
+
+    def set(self, settings: Mapping[str, str]) -> Terms:
+        """Change by what it judges pushes, and return what it says that it is."""
+        limits = self._store.set(settings)
+        return read_terms(limits.staleness_policy, limits.max_staleness)
 
     def checkpoint(self) -> Checkpoint | None:
         return self._store.lineage.checkpoint()

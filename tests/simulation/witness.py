@@ -1,11 +1,13 @@
 """Who starts servers, and checks all that they say and keep against the model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from psserver.checkpoint import Checkpoint
 from psserver.durability.errors import DataDirectoryError
+from psserver.policies.terms import Terms
 from pswire.errors import NotInitializedError, ServerUnavailableError
 from simulation.asking import Answers, Asking
 from simulation.clock import CLOCK
@@ -47,7 +49,7 @@ class Witness:
 
     def __init__(self, faults: Faults, random: Random, width: int) -> None:
         self.server: Server | None = None
-        self.model = self._kept = Model("", None, width)
+        self.model = self._kept = Model("", Terms(None), width)
         self.promise = Promise()
         self._faults = faults
         self._random = random
@@ -105,6 +107,12 @@ class Witness:
             before = model.shown, model.members.joinings(), bool(model.initializer)
             self._saving.append(_Saving(server.save(), *before))
 
+    def set(self, settings: Mapping[str, str]) -> None:
+        """Let a server judge pushes by other terms from now on."""
+        if self.server:
+            self.model.terms = self.model.terms.changed(settings)
+            assert self.server.set(settings) == self.model.terms
+
     def look_after_disk(self) -> None:
         """Let a server look whether its disk answers, and has room again."""
         server = self.server
@@ -147,7 +155,7 @@ class Witness:
 
     def wipe(self) -> None:
         """Let there be nothing on the disk, between two servers."""
-        self.model = self._kept = Model("", None, self._width)
+        self.model = self._kept = Model("", Terms(None), self._width)
         self.promise = Promise()
         self._faults.wipe()
 
@@ -193,14 +201,14 @@ class Witness:
     def _go_on(self, server: Server) -> None:
         # What was dropped may be forgotten, and be judged anew.
         self._told = {push: True for push, applied in self._told.items() if applied}
-        kept, limit = server.checkpoint(), server.settings.limit
+        kept, terms = server.checkpoint(), server.settings.terms
         if self._mode != "none":
             self.promise.require(kept, self.model, self._mode)
         if kept is None:
-            self.model = Model(server.generation, limit, self._width)
+            self.model = Model(server.generation, terms, self._width)
         else:
             _require_sums(kept)
-            self.model.restart(kept, limit, CLOCK.now)
+            self.model.restart(kept, terms, CLOCK.now)
             self.promise.keep(self._mode, kept.step)
         if self._mode != "none":
             self._kept = self.model

@@ -21,6 +21,10 @@ Event = Callable[[], object]
 
 _MODES = ("log",) * 4 + ("checkpoint",) * 3 + ("none",)
 _LIMITS = (0, 1, 3, 8, None)
+_POLICIES = (
+    *("drop", "inverse", "hinge:0.5,1", "adaptive:0.5,0,4"),
+    *("groups:A=0,C=3", "groups:C=1"),
+)
 _NAMES = ("ann", "bob", "cleo", "dora")
 _RETRIES = 0.15
 _AHEAD = (3, 20, 60)  # Operations.
@@ -36,8 +40,15 @@ class World:
         trace: What has happened so far: events, and requests with their answers.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, has_policies: bool = True) -> None:
+        """Let nothing have happened yet.
+
+        Args:
+            seed: Chooses all that will.
+            has_policies: Whether pushes are judged by more than a limit.
+        """
         self.trace: list[tuple[Any, ...]] = []
+        self._terms = Random(seed) if has_policies else None
         self._random = Random(seed)
         self._width = self._random.choice((16, 400))
         self._faults = Faults(self._random)
@@ -64,6 +75,8 @@ class World:
                 self._sleep: 0.1,
             }
         )
+        if self._terms:
+            self._up[self._set] = 1
         self._down: dict[Event, float] = {
             self._start: 6,
             self._deliver: 2,
@@ -181,13 +194,27 @@ class World:
         limit, keep = self._random.choice(_LIMITS), self._random.choice((2, 3))
         if self._random.random() < 0.3:
             self._arm()
-        self._start_as(Settings(mode, limit, keep))
+        policy = self._terms.choice(_POLICIES) if self._terms else "drop"
+        self._start_as(Settings(mode, limit, keep, policy))
         if self._random.random() < 0.5:
             self._faults.disarm()
 
     def _start_as(self, settings: Settings) -> None:
         self.trace.append((settings,))
         self._witness.start(settings, f"g{self._next()}")
+
+    def _set(self) -> None:
+        """Judge by another limit, another policy, or both."""
+        assert self._terms
+        limit = self._terms.choice(_LIMITS)
+        settings = {
+            "max_staleness": "off" if limit is None else str(limit),
+            "staleness_policy": self._terms.choice(_POLICIES),
+        }
+        chosen = self._terms.choice(([*settings], *([name] for name in settings)))
+        settings = {name: settings[name] for name in chosen}
+        self.trace.append((settings,))
+        self._witness.set(settings)
 
     def _wipe(self) -> None:
         """Begin with another data directory."""
@@ -210,14 +237,14 @@ class World:
             assert worker.is_over or worker.answers > before[worker], worker
 
 
-def play(seed: int, events: int) -> None:
-    """Run a world.
+def play(seed: int, events: int, *, has_policies: bool = True) -> None:
+    """Run a world; see there.
 
     Raises:
         AssertionError: Something is not as it must be; the message tells the seed.
     """
     try:
-        World(seed).run(events)
+        World(seed, has_policies=has_policies).run(events)
     except Exception as error:
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
 

@@ -13,6 +13,7 @@ import psworker
 from psserver import admin
 from psserver.durability.errors import DataDirectoryError
 from pswire.errors import GenerationError, StepReadError
+from pswire.values import Verdict
 
 StartServer = Callable[..., psserver.Server]
 ConnectNear = Callable[..., psworker.Client]
@@ -235,6 +236,51 @@ def test_checkpoints_that_were_killed_begin_a_history_for_the_log_that_follows(
 
     final = client.pull()
     assert (final.step, final.generation) == (SAVED + 1, generation)
+
+
+@pytest.mark.parametrize(("retries", "expected"), [(0, SAVED), (1, SAVED + 1)])
+def test_a_retry_goes_on_in_the_history_that_has_begun(
+    start_server: StartServer,
+    connect_near: ConnectNear,
+    succeed: Succeed,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+    retries: int,
+    expected: int,
+) -> None:
+    """The server is killed between the gradient and its push: it is computed again."""
+    server = start_server(**kept("checkpoint"))
+    client = connect_near(server.address)
+    client.initialize(ZEROS)
+    push(client, SAVED)
+    admin.save_checkpoint(server.address)
+    push(client, LAST - SAVED)
+    seen = []
+
+    def kill_and_push(gradients: Any) -> Verdict:
+        seen.append(gradients.step_read)
+        if len(seen) == 1:
+            succeed(server, "killed", **kept("checkpoint"))
+        return psworker.Client.push(client, gradients)
+
+    monkeypatch.setattr(client, "push", kill_and_push)
+
+    def minimize() -> Verdict:
+        return client.minimize(
+            lambda params, batch: batch * params["w"].sum(),
+            1.0,
+            like=ZEROS,
+            on_drop="retry",
+            max_retries=retries,
+        )[0]
+
+    if retries:
+        assert minimize() == Verdict(applied=True, staleness=0, step=expected)
+    else:
+        with pytest.raises(GenerationError, match=r"^generation: expected"):
+            minimize()
+    assert seen == [LAST, SAVED][: retries + 1]
+    assert client.pull().step == expected
 
 
 @pytest.mark.parametrize(

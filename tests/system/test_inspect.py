@@ -85,6 +85,23 @@ def test_a_slot_is_found_by_its_name_and_its_variable(
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["w" * 1024, "\\" * 1024, "\u200b" * 341, "\U000e0001" * 256, "\"'" * 512],
+    ids=["letters", "backslashes", "unseen", "rare", "quotes"],
+)
+def test_a_variable_may_have_the_longest_name_that_there_is(
+    start_server: StartServer, connect: Connect, name: str
+) -> None:
+    """Its slots have longer ones, as they quote it."""
+    server = start_server(optax.adam(0.1))
+    client = connect(server.address)
+    client.initialize({name: np.ones(2, np.float32)})
+
+    assert client.slot("slots[0].mu", name).tolist() == [0, 0]
+    assert len(admin.inspect(server.address).layout.arrays) == 4
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["w"], "w: expected one of variables/n, .*, got another name"),
@@ -218,6 +235,27 @@ def test_the_command_tells_what_one_array_s_numbers_are_like(
         **{"min": 0.0, "max": 2.0, "mean": 1.0, "norm": 5**0.5},
         **{"nan": 0.0, "zero": 1 / 3},
     }
+    there = {"PSSERVER_ADDRESS": adam.address}
+    for name in ("variables/n", "slots[0].count"):
+        named = CliRunner().invoke(main, ["inspect", name], env=there)
+        assert named.output == _inspect(adam.address, name)
     result = CliRunner().invoke(main, ["inspect", adam.address, "w"])
     assert result.exit_code == 1
     assert "w: expected one of variables/n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["w"], "expected HOST:PORT, or the name of an array .*, got 'w'"),
+        (["variables/w", "127.0.0.1:7070"], "expected one NAME, got 2"),
+    ],
+)
+def test_what_is_neither_an_address_nor_a_name_is_a_usage_error(
+    arguments: list[str], message: str
+) -> None:
+    """No server is asked."""
+    result = CliRunner().invoke(main, ["inspect", *arguments])
+
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))

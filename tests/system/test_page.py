@@ -393,6 +393,19 @@ def test_who_waits_for_its_turn_is_shown(
     assert told == ["starved", "waiting"]
 
 
+def test_what_is_dropped_for_its_groups_is_told_so(
+    browser: Browser, serve: Serve, join: Join
+) -> None:
+    """No limit has changed."""
+    server = serve(max_staleness=30, staleness_policy="groups:*=4")
+    train(server, join)
+    visit(browser, server)
+
+    told = " ".join(texts(browser, "#charts"))
+
+    assert re.search(r"pushes applied, \d+ dropped at the limits of groups; ", told)
+
+
 def test_any_number_of_ages_can_be_drawn(browser: Browser, serve: Serve) -> None:
     """More than a function takes arguments."""
     visit(browser, serve())
@@ -705,8 +718,11 @@ def test_bars_add_up_and_none_crosses_the_limit(browser: Browser, serve: Serve) 
     faults = browser.evaluate(
         """(() => {
             const faults = [];
-            for (const worst of [0, 1, 5, 22, 23, 24, 47, 100, 1000]) {
-                for (const limit of [null, -1, 0, 1, 2, 8, 23, 24, 99, 100, 5000]) {
+            const limits = [null, -1, 0, 1, 2, 8, 23, 24, 99, 100, 999]
+                .map((limit) => [limit, limit]);
+            limits.push([1000, 1009], [1204, 1209], [5009, 5009], [12345, 12399]);
+            for (const worst of [0, 1, 5, 22, 23, 24, 47, 100, 1000, 1990, 56700]) {
+                for (const [limit, end] of limits) {
                     const staleness = Object.fromEntries(
                         [0, worst >> 1, worst].map((steps) => [steps, 1 + steps]));
                     const pushes = Object.values(staleness).reduce((a, b) => a + b);
@@ -717,7 +733,7 @@ def test_bars_add_up_and_none_crosses_the_limit(browser: Browser, serve: Serve) 
                         && bars.every(({ first, last }, i) => first <= last
                             && (i === 0 || first === bars[i - 1].last + 1))
                         && bars.every(({ first, last, over }) => limit === null
-                            ? !over : over ? first > limit : last <= limit);
+                            ? !over : over ? first > limit : last <= end);
                     if (!right) faults.push([worst, limit, bars]);
                 }
             }
@@ -726,3 +742,43 @@ def test_bars_add_up_and_none_crosses_the_limit(browser: Browser, serve: Serve) 
     )
 
     assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "dropped", "parts"),
+    [
+        *((999, 7, True), (999, 6, False)),
+        *((1204, n, 2 <= n <= 6) for n in range(1, 8)),
+        *((1209, 2, True), (1209, 3, False)),
+    ],
+)
+def test_a_limit_of_very_many_steps_parts_pushes_as_far_as_is_known(
+    browser: Browser, serve: Serve, limit: int, dropped: int, parts: bool
+) -> None:
+    """Of 1,000 steps on the server keeps three digits, so 1200 may be over 1204."""
+    visit(browser, serve())
+    staleness = {"3": 5, "1000": 1, "1200": 4, "1210": 2}
+
+    found = browser.evaluate(
+        f"charts.parting({json.dumps(staleness)}, {limit}, {dropped})"
+    )
+
+    assert found == (limit if parts else None)
+
+
+def test_bars_hold_what_their_labels_say(browser: Browser, serve: Serve) -> None:
+    """Also where what is counted has lost its last digits."""
+    visit(browser, serve())
+
+    misplaced = browser.evaluate(
+        """(() => {
+            const ages = Array.from({ length: 250 },
+                (_, n) => (n < 100 ? 9 * n : 10 * n));
+            const staleness = Object.fromEntries(ages.map((age) => [age, 1]));
+            return charts.gather(staleness, 8).filter((bar) => bar.pushes
+                !== ages.filter((age) => age >= bar.first
+                    && age + (age < 1000 ? 0 : 9) <= bar.last).length);
+        })()"""
+    )
+
+    assert misplaced == []

@@ -229,3 +229,25 @@ def test_a_push_of_nothing_but_what_it_is_too_stale_for_is_dropped(
         Verdict(applied=True, staleness=1, step=2, dropped_variables=1),
     ]
     assert (client.pull().params["w"] == 1).all()
+
+
+def test_top_k_sends_later_what_was_not_sent_of_a_variable_that_was_absent(
+    start_server: StartServer, connect: Connect
+) -> None:
+    """Of one that was left out too: but what came with that push is dropped."""
+    server = start_server(optax.sgd(1.0), staleness_policy="groups:w=0")
+    client = connect(server.address, compression="topk:0.01")
+    client.initialize({name: np.zeros_like(array) for name, array in VARIABLES.items()})
+    first = client.pull()
+    ramp = {"w": np.arange(150, dtype=np.float32).reshape(30, 5)}
+
+    verdicts = [client.push(gradients, first) for gradients in (ramp, B, ramp | B)]
+    sent = np.count_nonzero(client.pull().params["w"])
+    for _ in range(74):  # Two of 150 come at a time.
+        client.push({"w": np.zeros((30, 5), np.float32)}, client.pull())
+
+    assert [verdict.left_out for verdict in verdicts] == [(), (), ("w",)]
+    assert sent == 2
+    variables = client.pull().params
+    np.testing.assert_array_equal(variables["w"], -ramp["w"])
+    assert variables["b"] == -4

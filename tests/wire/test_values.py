@@ -79,7 +79,7 @@ BUSY = Status(
         Verdict(applied=True, staleness=3, step=9, factor=1 / 3),
         Verdict(False, 9, 9, Reason.STALE, consecutive_drops=2**63),
         Verdict(applied=True, staleness=3, step=9, factor=0.0),
-        Verdict(applied=True, staleness=3, step=9, dropped_variables=2),
+        Verdict(True, 3, 9, dropped_variables=2, left_out=("w", "b")),
         PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
         PushHeader(
             session="s",

@@ -82,9 +82,11 @@ def test_what_is_left_is_pushed_at_the_end(offline: Any) -> None:
         accumulator.add(of(1, 1), at(0))
         accumulator.add(of(3, 3), at(0))
         assert recorder.sent == []
+        assert accumulator.verdict is None
     again = accumulator.flush()
 
     assert [sent["a"].tolist() for sent in recorder.sent] == [[2, 2]]
+    assert accumulator.verdict == Verdict(applied=True, staleness=0, step=1)
     assert again is None
 
 

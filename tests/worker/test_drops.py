@@ -41,5 +41,5 @@ def test_a_worker_is_told_once_that_all_it_does_is_dropped(
     assert when == told
     if told:
         assert message.startswith("the last 20 pushes were all dropped, the last one")
-        for advice in ("--max-staleness", "smaller", "the same data"):
+        for advice in ("--max-staleness", "psserver set", "smaller", "the same data"):
             assert advice in message

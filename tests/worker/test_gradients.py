@@ -95,7 +95,7 @@ def test_without_a_template_gradients_come_by_name(offline: Any) -> None:
         ("head/w", ["head/w"]),
         ("head/*", ["head/b", "head/w"]),
         (["body/?", "head/b"], ["body/0", "head/b"]),
-        ({"head/[bw]"}, ["head/b", "head/w"]),
+        ({"head/?"}, ["head/b", "head/w"]),
         (
             {"head": {"w": True, "b": False}, "body": [True], "steps": True},
             ["body/0", "head/w"],
@@ -150,6 +150,18 @@ def test_a_variable_that_is_not_chosen_is_a_constant_to_jax(offline: Any) -> Non
     assert numbers(gradients.tree) == {"w": [2.0, 2.0], "frozen": None}
     with pytest.raises(AssertionError, match="expected no gradient here"):
         client.compute_gradients(loss, None)
+
+
+def test_a_choice_that_fits_none_of_very_many_variables_names_a_few(
+    offline: Any,
+) -> None:
+    """The message is read by people."""
+    client, _ = offline({f"w{number}": np.ones(()) for number in range(1000)})
+
+    for variables, said in (("v", "names or patterns"), ([], "one at least")):
+        message = f"variables: expected {said} of w0, w1, w10, .* and 995 more, got"
+        with pytest.raises(VariableMismatchError, match=message):
+            client.compute_gradients(loss, None, variables=variables)
 
 
 @pytest.mark.parametrize(

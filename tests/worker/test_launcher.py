@@ -40,6 +40,8 @@ def meet(*words):
     for line in lines:
         if line == "crash\\n":
             os._exit(3)
+        if line == "fail\\n":
+            raise ValueError("no such batch")
         yield line
 
 if os.environ.get("STOP_AT_IMPORT"):
@@ -282,6 +284,33 @@ def test_a_launch_says_whose_batches_were_never_learned_from(
     assert code == 0
     assert "pushes: 0 applied, 12 dropped," in out
     whose = r"3 \(2 of worker-2, 1 of worker-0\)"
+    assert re.search(rf"^{UNLEARNED}: {whose}$", out, re.MULTILINE)
+
+
+def test_what_a_worker_lost_in_all_its_lives_is_summed_up(
+    psworker: Callable[..., Command], meet: Meet
+) -> None:
+    """The one that crashed may have lost more than it came to say."""
+    command = psworker(
+        *("launch", "quick:task", "--workers", "2"),
+        *(*LOCAL, "--max-staleness", "-1"),
+    )
+    workers = meet(2)
+    workers["training 0"].tell("batch", "batch", "batch", "fail")
+    command.until_it_says(r"worker-0: restart 1 of 3$")
+    workers["training 1"].tell("batch", "crash")
+    command.until_it_says(r"worker-1: restart 1 of 3$")
+    for partner in workers.values():
+        partner.lines.close()
+    workers = meet(2)
+    workers["training 1"].tell("batch")
+    for partner in workers.values():
+        partner.lines.close()
+
+    code, out, _ = command.end()
+
+    assert code == 0
+    whose = r"5 \(3 of worker-0, 2 or more of worker-1\)"
     assert re.search(rf"^{UNLEARNED}: {whose}$", out, re.MULTILINE)
 
 
@@ -652,6 +681,20 @@ def test_a_worker_that_finds_all_done_says_at_which_step(
     code, out, _ = command.end()
 
     assert (code, out) == (0, f"step 0, loss none, 0 applied, 0 dropped, {NONE_LEFT}\n")
+
+
+def test_a_worker_that_fails_says_what_it_has_done(
+    psworker: Callable[..., Command], meet: Meet, start_server: Any
+) -> None:
+    """As at any other end; what it failed of is said as ever."""
+    command = psworker("run", "quick:task", "--server", start_server().address)
+    meet(1)["training 0"].tell("batch", "batch", "fail")
+
+    code, out, err = command.end()
+
+    assert code == 1
+    assert re.fullmatch(rf"step 2, loss .*, 2 applied, 0 dropped, {NONE_LEFT}\n", out)
+    assert "ValueError: no such batch" in err
 
 
 def test_a_worker_stops_while_it_still_loads_its_task(

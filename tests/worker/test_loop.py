@@ -401,11 +401,14 @@ def test_a_retry_computes_from_the_variables_of_the_exchange() -> None:
 @pytest.mark.parametrize(
     "failure", [GenerationError("cut"), NotInitializedError("empty")]
 )
-@pytest.mark.parametrize("on_drop", ["skip", "retry"])
+@pytest.mark.parametrize("on_drop", ["skip", lambda verdict: True])
 def test_a_server_that_has_restarted_is_given_the_variables_again(
     failure: ParameterServerError, on_drop: Any
 ) -> None:
-    """The batch is lost with its history, and the numbers go on from the new step."""
+    """The batch is lost with its history, and the numbers go on from the new step.
+
+    There is no verdict that a function could be asked about.
+    """
     client = FakeClient(answers=["apply", "apply", failure])
 
     progress = train(client, make_task(floats(1, 2, 3, 4)), Shard(), on_drop=on_drop)
@@ -415,6 +418,38 @@ def test_a_server_that_has_restarted_is_given_the_variables_again(
     assert client.read[-2:] == [("first", 2), ("second", 0)]
     assert client.pushed[-1] == [4, 4]
     assert progress == Progress(1, applied=3, dropped=0, loss=12.0, unlearned=1)
+
+
+@pytest.mark.parametrize(
+    "failure", [GenerationError("cut"), NotInitializedError("empty")]
+)
+@pytest.mark.parametrize(
+    ("answers", "pushed", "unlearned"),
+    [
+        (["apply", "lose"], [1, 2, 2, 3], 0),
+        (["apply", "drop", "lose"], [1, 2, 2, 2, 3], 0),
+        (["apply", "lose", "lose", "lose"], [1, 2, 2, 2, 3], 1),
+        (["apply", "drop", "drop", "lose"], [1, 2, 2, 2, 3], 1),
+    ],
+)
+def test_a_batch_that_is_lost_at_a_restart_is_retried_at_once(
+    failure: ParameterServerError, answers: list[Any], pushed: list[int], unlearned: int
+) -> None:
+    """From the new variables, and as often as after a drop, of which it is one."""
+    script = [failure if answer == "lose" else answer for answer in answers]
+    client = FakeClient(answers=script)
+
+    progress = train(
+        client,
+        make_task(floats(1, 2, 3)),
+        Shard(),
+        on_drop="retry",
+        max_retries=2,
+    )
+
+    assert [number for number, _ in client.pushed] == pushed
+    assert client.read[-1][0] == "second"
+    assert progress.unlearned == unlearned
 
 
 @pytest.mark.parametrize(

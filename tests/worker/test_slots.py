@@ -6,6 +6,8 @@ import pytest
 from pswire.layout import Layout
 from psworker.slots import slot_names, slot_of
 
+QUOTES = "a'b\"]['w']\\"
+
 
 def _layout(*names: str) -> Layout:
     return Layout.of(dict.fromkeys(names, np.zeros(2, np.float32)))
@@ -21,13 +23,15 @@ def _layout(*names: str) -> Layout:
         ("slots[0].mu['a/b']", "slots[0].mu", "a/b"),
         ('slots[0].mu["it\'s"]', "slots[0].mu", "it's"),
         ("slots[0].mu[\"x['w']\"]", "slots[0].mu", "x['w']"),
+        (f"slots[0].mu[{QUOTES!r}].row", "slots[0].mu.row", QUOTES),
+        (f"slots[{QUOTES!r}].mu['w']", f"slots[{QUOTES!r}].mu", "w"),
     ],
 )
 def test_a_slot_is_what_is_left_of_a_name_without_its_variable(
     array: str, slot: str, variable: str
 ) -> None:
     """Whatever labels a rule has, and whatever is in the variables' names."""
-    variables = ("w", "b", "a/b", "it's", "x['w']")
+    variables = ("w", "b", "a/b", "it's", "x['w']", QUOTES)
     layout = _layout(*(f"variables/{name}" for name in variables), array)
 
     assert slot_of(layout, slot, variable) == array

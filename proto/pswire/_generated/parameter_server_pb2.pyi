@@ -214,7 +214,7 @@ class PushHeader(_message.Message):
     def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
 
 class PushReply(_message.Message):
-    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops", "dropped_variables")
+    __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops", "dropped_variables", "left_out")
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +223,7 @@ class PushReply(_message.Message):
     FACTOR_FIELD_NUMBER: _ClassVar[int]
     CONSECUTIVE_DROPS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     applied: bool
     staleness: int
     step: int
@@ -231,7 +232,8 @@ class PushReply(_message.Message):
     factor: float
     consecutive_drops: int
     dropped_variables: int
-    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., consecutive_drops: _Optional[int] = ..., dropped_variables: _Optional[int] = ...) -> None: ...
+    left_out: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, applied: bool = ..., staleness: _Optional[int] = ..., step: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., duplicate: bool = ..., factor: _Optional[float] = ..., consecutive_drops: _Optional[int] = ..., dropped_variables: _Optional[int] = ..., left_out: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("push",)

@@ -178,15 +178,27 @@ const charts = (() => {
     };
   }
 
+  /** Return the first and the last of the steps that count as one: of 1,000 on, three digits tell. */
+  function alike(steps) {
+    let unit = 1;
+    while (steps >= 1000 * unit) unit *= 10;
+    const first = steps - (steps % unit);
+    return { first, last: first + unit - 1 };
+  }
+
   /** Return the limit, if it parts all judged pushes into applied and dropped ones; else null. */
   function parting(staleness, limit, dropped) {
     if (limit === null) return null;
-    const over = Object.entries(staleness).filter(([steps]) => Number(steps) > limit);
-    return over.reduce((sum, [, n]) => sum + n, 0) === dropped ? limit : null;
+    const { first, last } = alike(limit);
+    const over = Object.entries(staleness).filter(([steps]) => Number(steps) > last)
+      .reduce((sum, [, n]) => sum + n, 0);
+    const unclear = limit < last ? staleness[first] ?? 0 : 0;
+    return over <= dropped && dropped <= over + unclear ? limit : null;
   }
 
   /**
-   * Gather a staleness histogram into at most `most` bars, none of which crosses the limit.
+   * Gather a staleness histogram into at most `most` bars, none of which crosses the limit,
+   * or the last of the steps that count as the limit does.
    *
    * @param staleness - {steps: pushes}.
    * @param limit - In steps, inclusive; null: off.
@@ -198,11 +210,13 @@ const charts = (() => {
     const worst = highest(Object.keys(staleness));
     const fine = worst < most;
     const width = fine ? 1 : Math.ceil((worst + 1) / (most - 1));
-    const cut = limit === null || limit < 0 ? 0 : (limit + 1) % width;
+    const end = limit === null ? null : alike(limit).last;
+    const cut = end === null || end < 0 ? 0 : (end + 1) % width;
     const edges = [0];
-    for (let edge = cut || width; edge <= worst; edge += width) edges.push(edge);
-    const bars = edges.map((first, i) => ({ first, last: (edges[i + 1] ?? first + width) - 1,
-      pushes: 0, over: limit !== null && first > limit }));
+    for (let edge = cut || width; edge <= worst; edge += width) edges.push(alike(edge).first);
+    edges.push(Math.max(edges.at(-1) + width, alike(worst).last + 1));
+    const bars = edges.slice(0, -1).map((first, i) => ({ first, last: edges[i + 1] - 1,
+      pushes: 0, over: end !== null && first > end }));
     for (const [steps, n] of counts) bars.findLast((bar) => bar.first <= steps).pushes += n;
     return bars;
   }

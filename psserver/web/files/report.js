@@ -5,14 +5,15 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { element, format } = charts;
-  const { starts, total, curves, workers, targets, staleness, unjoined } = data;
+  const { starts, total, curves, workers, targets, staleness, unjoined, terms } = data;
   const many = starts.length > 1;
   const last = starts.at(-1);
   workers.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   const place = (id) => document.getElementById(id);
   const plural = (n, word) => `${format.count(n)} ${word}${n === 1 ? "" : "s"}`;
   const steps = (value) => (value === null ? "–" : format.rate(value));
-  const limit = (start) => (start.limit === null ? "off" : plural(start.limit, "step"));
+  const limit = (row) => (row.limit === null ? "off" : plural(row.limit, "step"));
+  const policy = (row) => (row.policy === "drop" ? "" : `, policy ${row.policy}`);
   const dashed = (text) => text.replace("-", "–");
   const day = (time) => format.clock(time, { dateStyle: "medium", timeStyle: "short" });
   const rejected = (counts) => Object.values(counts.rejected).reduce((sum, n) => sum + n, 0);
@@ -46,7 +47,7 @@
     place("title").textContent = `Run ${data.file}`;
     place("about").textContent = [
       last.rule,
-      `limit ${limit(last)}`,
+      `limit ${limit(last)}${policy(last)}`,
       day(starts[0].time),
       plural(total.samples, "sample"),
       ...(many ? [`${starts.length} starts of the server`] : []),
@@ -146,9 +147,10 @@
     const parting = charts.parting(staleness.counts, last.limit, total.dropped);
     const one = last.limit === null ? !total.dropped : parting !== null;
     const bars = charts.gather(staleness.counts, parting);
+    const otherwise = last.policy.startsWith("groups:") ? "by group" : "changed";
     const mean = steps(staleness.mean), median = format.count(staleness.median);
     charts.histogram(place("staleness"), { title: "Judged pushes by staleness, in steps" })
-      .show(bars, bars.length ? `Mean ${mean}, median ${median} steps; limit ${one ? limit(last) : "changed"}.`
+      .show(bars, bars.length ? `Mean ${mean}, median ${median} steps; limit ${one ? limit(last) : otherwise}.`
         : "No push was judged.");
     if (!workers.length) return;
     const made = table(place("staleness-workers"), {
@@ -163,7 +165,23 @@
       rows: workers,
     });
     shade(made, parting);
-    note(place("staleness-workers"), "Columns beyond the limit hold dropped pushes.");
+    if (one) note(place("staleness-workers"), "Columns beyond the limit hold dropped pushes.");
+  }
+
+  function judging() {
+    if (terms.length < 2) return;
+    const MOST = 50;
+    table(place("terms"), {
+      caption: "By what pushes were judged, and since when",
+      columns: [
+        ["since", (row) => format.duration(row.seconds)],
+        ["steps", (row) => format.count(row.step)],
+        ["limit", limit],
+        ["policy", (row) => row.policy],
+      ],
+      rows: terms.slice(-MOST),
+    });
+    if (terms.length > MOST) note(place("terms"), `${plural(terms.length - MOST, "earlier change")} left out.`);
   }
 
   function part(worker, bucket) {
@@ -233,7 +251,7 @@
         ["duplicate", (row) => format.count(row.duplicate)],
         ["rejected", (row) => format.count(rejected(row)) + (rejected(row) ? ` (${why(row)})` : "")],
         ...(many ? [["rule", (row) => row.rule ?? ""],
-          ["limit", (row) => (row === total ? "" : limit(row))]] : []),
+          ["limit", (row) => (row === total ? "" : limit(row) + policy(row))]] : []),
       ],
       rows: starts,
       foot: many ? [total] : [],
@@ -248,6 +266,7 @@
   draw();
   reached();
   ages();
+  judging();
   everyone();
   outcomes();
 })();

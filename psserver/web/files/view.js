@@ -95,7 +95,8 @@ const view = (() => {
   function drawStaleness(status) {
     const judged = status.applied + status.dropped;
     const parting = charts.parting(status.staleness, status.limit_now, status.dropped);
-    const limit = parting === null && status.dropped ? "limits that have changed" : `a limit of ${limitOf(status)}`;
+    const limit = parting !== null || !status.dropped ? `a limit of ${limitOf(status)}`
+      : status.staleness_policy.startsWith("groups:") ? "the limits of groups" : "limits that have changed";
     const factor = status.withheld
       ? `, at a mean factor of ${format.short(1 - status.withheld / status.applied)}` : "";
     staleness.show(charts.gather(status.staleness, parting), judged
