@@ -28,8 +28,8 @@ class Applied:
     Attributes:
         step: The step after it, in steps.
         header: Of the push.
-        body: Its gradients as they travelled: in the layout that the header's encoding
-            makes of theirs.
+        body: Its gradients as they travelled, or were compensated: in the layout that
+            the header's encoding makes of theirs.
         factor: What its update was multiplied by.
         dropped_variables: How many more it brought, and was applied without.
     """

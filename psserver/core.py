@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from psserver.changes import Applied, Change, Joined
 from psserver.checkpoint import Checkpoint
+from psserver.compensation import Compensation, Parts
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
 from psserver.model import Model, Push
+from psserver.policies.compensation import DelayCompensation
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
@@ -79,6 +81,8 @@ class Core:
         self.sessions = Sessions()
         self.counters = Counters()
         self.terms = terms
+        self.compensation: Compensation | None = None
+        """None: by these terms no gradient is changed, or there are no variables."""
         self._keeps_changes = keeps_changes
         self._changes: list[Change] = []
         nothing = Snapshot(Body(Layout(()), ()), 0, generation)
@@ -154,6 +158,12 @@ class Core:
         snapshot = Snapshot(model.body(state), step, self.generation)
         self.published = self._taken = self._newest = Cut(snapshot, state)
         self.model = model
+        self._begin_compensation()
+
+    def judge_by(self, terms: Terms) -> None:
+        """Judge pushes by other terms from now on."""
+        self.terms = terms
+        self._begin_compensation()
 
     def require_model(self) -> Model:
         """Return what there is once there are variables.
@@ -178,6 +188,7 @@ class Core:
             trainable,
             recent=self.counters.recent_staleness,
             drops=self.counters.rows[session.worker].consecutive_drops,
+            oldest=self.compensation.oldest if self.compensation else 0,
         )
         return decide(header, session, present, self.terms)
 
@@ -203,6 +214,13 @@ class Core:
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
+        squares = None
+        if self.compensation:
+            now = self._newest.state.variables
+            push, squares = self.compensation.compensate(push, now)
+        self._step(push, verdict, squares)
+
+    def _step(self, push: Push, verdict: Verdict, squares: Parts | None = None) -> None:
         model, header = self.require_model(), push.header
         state = model.rule.apply(
             *(self._newest.state, push.gradients, header.value, verdict.factor),
@@ -213,6 +231,8 @@ class Core:
         self._newest = Cut(snapshot, state)
         left = verdict.dropped_variables
         self._note(Applied(verdict.step, header, push.received, verdict.factor, left))
+        if self.compensation:
+            self.compensation.stepped(verdict.step, state.variables, squares)
         model.rule.let_go()
 
     def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
@@ -272,6 +292,9 @@ class Core:
         ]
         self._being_kept, self._waiting, self._is_keeping = [], [], False
         self._taken = self._newest = self.published
+        if self.compensation:
+            snapshot, state = self.published
+            self.compensation.roll_back(snapshot.step, state.variables)
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
@@ -310,10 +333,18 @@ class Core:
                 factor=change.factor,
                 dropped_variables=change.dropped_variables,
             )
-            self.apply(push, verdict)
+            self._step(push, verdict)
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
+
+    def _begin_compensation(self) -> None:
+        policy, limit = self.terms.policy, self.terms.limit
+        before, self.compensation = self.compensation, None
+        if self.model and isinstance(policy, DelayCompensation) and limit is not None:
+            snapshot, state = self._newest
+            kept = before.kept if before else {snapshot.step: state.variables}
+            self.compensation = Compensation(policy, limit, self.model, kept)
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged

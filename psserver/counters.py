@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from psserver.policies.adaptive import WINDOW
@@ -12,7 +12,7 @@ from psserver.recent import Recent
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
 from pswire.status import SILENT_S
-from pswire.values import Verdict
+from pswire.values import Reason, Verdict
 
 _EXACT = 1000  # Steps.
 _LAST_TWENTY = 2**20 - 1
@@ -28,9 +28,10 @@ class Tally:
     dropped: int = 0
     duplicate: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    snapshot_gone: int = 0
 
     def copy(self) -> "Tally":
-        return Tally(self.applied, self.dropped, self.duplicate, self.rejected.copy())
+        return replace(self, rejected=self.rejected.copy())
 
     def add(self, outcome: Verdict | ParameterServerError) -> None:
         if isinstance(outcome, ParameterServerError):
@@ -42,11 +43,13 @@ class Tally:
             self.applied += 1
         else:
             self.dropped += 1
+            self.snapshot_gone += outcome.reason is Reason.SNAPSHOT_GONE
 
     def merge(self, other: "Tally") -> None:
         self.applied += other.applied
         self.dropped += other.dropped
         self.duplicate += other.duplicate
+        self.snapshot_gone += other.snapshot_gone
         for why, pushes in other.rejected.items():
             self.rejected[why] = self.rejected.get(why, 0) + pushes
 
@@ -56,6 +59,7 @@ class Tally:
             dropped=self.dropped,
             duplicate=self.duplicate,
             rejected=dict(sorted(self.rejected.items())),
+            snapshot_gone=self.snapshot_gone,
         )
 
 

@@ -46,6 +46,7 @@ class Present:
         layout: What a push may bring.
         recent: The staleness of the last judged pushes, in steps.
         drops: How many pushes of the worker were dropped since its last applied one.
+        oldest: The oldest step whose snapshot there is, if the policy needs it; else 0.
     """
 
     generation: str
@@ -53,6 +54,7 @@ class Present:
     layout: Layout
     recent: Sequence[int] = ()
     drops: int = 0
+    oldest: int = 0
 
 
 def decide(
@@ -99,12 +101,17 @@ def decide(
     factor = terms.factor(staleness, present.recent)
     brought = (header.layout or present.layout).places
     left_out = terms.policy.left_out(staleness, brought)
+    reason = None
     if factor is None or len(left_out) == len(brought):
+        reason = Reason.STALE
+    elif header.step_read < present.oldest:
+        reason = Reason.SNAPSHOT_GONE
+    if factor is None or reason:
         return Verdict(
             applied=False,
             staleness=staleness,
             step=present.step,
-            reason=Reason.STALE,
+            reason=reason,
             consecutive_drops=present.drops + 1,
         )
     return Verdict(

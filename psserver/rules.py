@@ -22,7 +22,7 @@ from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
-from pswire.segments import segments
+from pswire.segments import Segment, segments
 
 _SMALL = 2**14  # Elements: so few are sooner looked through by numpy.
 
@@ -91,7 +91,7 @@ class CompiledRule:
         flat = {
             i: jax.ShapeDtypeStruct((s.size,), s.dtype) for i, s in enumerate(whole)
         }
-        with self._precision():
+        with self.precision():
             self.needs_value = _needs_value(rule, trainable)
             self._elementwise = is_elementwise(rule.init, self._step, trainable, flat)
             self._update = jax.jit(self._traced_update)
@@ -103,6 +103,11 @@ class CompiledRule:
         # The kinds, as `prepare` takes them.
         self._prepared = {(False, False)}
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts of the variables that are one array each in a `State`."""
+        return self._segments
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
         """Take over variables, without a copy.
@@ -120,7 +125,7 @@ class CompiledRule:
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
-        with self._precision():
+        with self.precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):
                 tree = self._rule.init(self._tree(arrays))
@@ -146,7 +151,7 @@ class CompiledRule:
         """
         if self.is_prepared(weighed=weighed, some=some):
             return
-        with self._precision():
+        with self.precision():
             self._compile(
                 state,
                 0.5 if weighed else 1.0,
@@ -185,7 +190,7 @@ class CompiledRule:
         """
         loss = self._loss(value)
         masks = None if present is None else self._presence.masks(present)
-        with self._precision():
+        with self.precision():
             try:
                 parts = tuple(self.parts(gradients))
                 new, sound = self._update(
@@ -323,7 +328,8 @@ class CompiledRule:
         cuts = (segment.cut(np.asarray(part)) for segment, part in pairs)
         return {name: array for cut in cuts for name, array in cut.items()}
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """Let JAX compute as the variables need it, meanwhile."""
         now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         if now == self._x64:
             return nullcontext()

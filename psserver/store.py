@@ -312,7 +312,7 @@ class Store:
                 terms = self._core.terms.changed(settings)
             except ValueError as error:
                 raise InvalidRequestError(str(error)) from error
-            self._core.terms = terms
+            self._core.judge_by(terms)
             self.limits = now = replace(
                 before,
                 max_staleness=terms.limit,
@@ -400,11 +400,14 @@ class Store:
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
                 without = core.left_out(header, verdict)
-                kind = {
-                    "weighed": verdict.factor != 1.0,
-                    "some": bool(without) or model.present(header) is not None,
-                }
-                if push.without == without and model.rule.is_prepared(**kind):
+                some = bool(without) or model.present(header) is not None
+                weighed = verdict.factor != 1.0
+                compensation = core.compensation
+                if (
+                    push.without == without
+                    and model.rule.is_prepared(weighed=weighed, some=some)
+                    and (not compensation or compensation.is_prepared(some=some))
+                ):
                     self._commits.require_room()
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
@@ -414,7 +417,9 @@ class Store:
             # It takes long, so others go on meanwhile; then it may be judged otherwise.
             push = model.push(header, received, without)
             with self._compiling:
-                model.rule.prepare(state, **kind)
+                model.rule.prepare(state, weighed=weighed, some=some)
+                if compensation:
+                    compensation.prepare(state, some=some)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         pending = self._core.settle(header, verdict, timing.judged_at)

@@ -107,8 +107,10 @@ def _read_config(
     metavar="NAME[:ARGUMENTS]",
     help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
     "exponential:a (their updates are scaled down, the more the staler), "
-    "adaptive:quantile,least,most (the limit follows the staleness that there is), or "
-    "groups:PATTERN=STEPS,... (some variables have a limit of their own). "
+    "adaptive:quantile,least,most (the limit follows the staleness that there is), "
+    "groups:PATTERN=STEPS,... (some variables have a limit of their own), or "
+    "delay-compensation:lambda[,adaptive] (gradients are corrected for what has "
+    "changed since). "
     "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(

@@ -10,9 +10,10 @@
 A START is the first record of every file, and no other; what its mark is for says
 `frame`. The step of an APPLIED or LESSENED is one more than that of the record before
 it, that of a JOINED the same. Of a PushHeader `served_at`, `held_s` and
-`snapshot_wire_dtype` are left out. What a LESSENED counts less in has 12 bytes,
-little-endian: its factor, a double, and how many variables it was applied without,
-which are neither in its header nor in its body.
+`snapshot_wire_dtype` are left out; a push that was compensated is kept as it was then,
+unencoded. What a LESSENED counts less in has 12 bytes, little-endian: its factor, a
+double, and how many variables it was applied without, which are neither in its header
+nor in its body.
 """
 
 import enum

@@ -146,7 +146,9 @@ def _totals(status: Status) -> Iterator[Metric]:
         labels=["outcome", "reason"],
     )
     pushes.add_metric(["applied", ""], counts.applied)
-    pushes.add_metric(["dropped", "STALE"], counts.dropped)
+    gone = counts.snapshot_gone
+    pushes.add_metric(["dropped", "STALE"], counts.dropped - gone)
+    pushes.add_metric(["dropped", "SNAPSHOT_GONE"], gone)
     pushes.add_metric(["duplicate", ""], counts.duplicate)
     for reason, number in counts.rejected.items():
         pushes.add_metric(["rejected", reason], number)

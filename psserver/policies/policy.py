@@ -11,12 +11,14 @@ class Policy:
 
     Attributes:
         name: What a SPEC begins with.
+        needs_limit: Whether there has to be a hard limit beside it.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
     """
 
     name: ClassVar[str] = "drop"
+    needs_limit: ClassVar[bool] = False
 
     def factor(self, staleness: int) -> float:
         """Return what an applied push's update is multiplied by.

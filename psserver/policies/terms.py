@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import EllipsisType
 
 from psserver.policies.adaptive import Adaptive
+from psserver.policies.compensation import DelayCompensation
 from psserver.policies.groups import Groups
 from psserver.policies.policy import DROP, Policy
 from psserver.policies.weights import Exponential, Hinge, Inverse, Polynomial
@@ -12,7 +13,10 @@ from psserver.policies.weights import Exponential, Hinge, Inverse, Polynomial
 DEFAULT_LIMIT = 8
 POLICIES: Mapping[str, type[Policy]] = {
     kind.name: kind
-    for kind in (Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups)
+    for kind in (
+        *(Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups),
+        DelayCompensation,
+    )
 }
 """By their names."""
 SETTINGS = ("max_staleness", "staleness_policy")
@@ -30,7 +34,8 @@ class Terms:
         policy: What becomes of the rest.
 
     Raises:
-        ValueError: The limit is no whole number of 64 bits.
+        ValueError: The limit is no whole number of 64 bits, or there is none and the
+            policy needs one.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` counts staleness the
@@ -42,6 +47,11 @@ class Terms:
 
     def __post_init__(self) -> None:
         if self.limit is None:
+            if self.policy.needs_limit:
+                raise ValueError(
+                    "max_staleness: expected a whole number of steps beside "
+                    f"{self.policy.name}, which needs a limit, got off"
+                )
             return
         if type(self.limit) is not int or not -(2**63) <= self.limit < 2**63:
             raise ValueError(

@@ -71,6 +71,7 @@ def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
     assert beginning(scrape, "asyncps_pushes_total") == {
         ("applied", ""): 20,
         ("dropped", "STALE"): 12,
+        ("dropped", "SNAPSHOT_GONE"): 0,
         ("duplicate", ""): 1,
         ("rejected", "NON_FINITE"): 2,
         ("rejected", "SESSION_UNKNOWN"): 3,
