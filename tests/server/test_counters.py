@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -21,10 +22,12 @@ from pswire.values import Reason, Verdict
 
 _APPLIED = Verdict(applied=True, staleness=0, step=1)
 _DROPPED = Verdict(applied=False, staleness=3, step=1, reason=Reason.STALE)
+_GONE = replace(_DROPPED, reason=Reason.SNAPSHOT_GONE)
 _NAN = NonFiniteError("w: expected finite gradients, got nan")
 _OUTCOMES: list[Verdict | ParameterServerError] = [
     _APPLIED,
     _DROPPED,
+    _GONE,
     _APPLIED.repeated(),
     _DROPPED.repeated(),
     _NAN,
@@ -63,9 +66,10 @@ def test_every_outcome_is_counted_as_what_it_is() -> None:
 
     assert counters.total.freeze() == Counts(
         applied=1,
-        dropped=1,
+        dropped=2,
         duplicate=2,
         rejected={"GENERATION": 1, "NON_FINITE": 1},
+        snapshot_gone=1,
     )
 
 
