@@ -152,9 +152,7 @@ class Compensation:
     def _replaced(self, push: Push, parts: Parts) -> Push:
         """Return a push with other gradients; what it has not brought is zero there."""
         trainable = self._model.layout.trainable
-        pairs = zip(self._model.rule.segments, parts, strict=True)
-        runs = [(s.gradient_start, s.bytes_of(np.asarray(part))) for s, part in pairs]
-        gradients = Body(trainable, runs)
+        gradients = self._model.rule.gradients(map(np.asarray, parts))
         layout = push.header.layout or trainable
         sent = gradients if layout == trainable else Body.gather(layout, gradients)
         header = replace(push.header, encoding=PLAIN, nbytes=layout.nbytes)

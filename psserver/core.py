@@ -1,7 +1,7 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from psserver.changes import Applied, Change, Joined
@@ -9,12 +9,15 @@ from psserver.checkpoint import Checkpoint
 from psserver.compensation import Compensation, Parts
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
+from psserver.gradients import require_finite
 from psserver.model import Model, Push
+from psserver.policies.backup import mean
 from psserver.policies.compensation import DelayCompensation
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
 from pswire.body import Body
+from pswire.encoding import PLAIN
 from pswire.errors import NotInitializedError
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
@@ -218,19 +221,48 @@ class Core:
         if self.compensation:
             now = self._newest.state.variables
             push, squares = self.compensation.compensate(push, now)
-        self._step(push, verdict, squares)
+        self._step(push, verdict, squares=squares)
 
-    def _step(self, push: Push, verdict: Verdict, squares: Parts | None = None) -> None:
+    def apply_mean(self, pushes: Sequence[Push], verdict: Verdict) -> None:
+        """Make the next step of the mean of pushes, wholly or not at all.
+
+        Args:
+            pushes: Of all variables, in the order in which they have come.
+            verdict: What each of them gets.
+
+        Raises:
+            ParameterServerError: The rule cannot; nothing has changed.
+        """
+        model = self.require_model()
+        parts = zip(*(model.rule.parts(push.gradients) for push in pushes), strict=True)
+        gradients = model.rule.gradients(map(mean, parts))
+        require_finite(gradients)
+        header, *others = (push.header for push in pushes)
+        nbytes = gradients.layout.nbytes
+        header = replace(header, layout=None, encoding=PLAIN, nbytes=nbytes)
+        self._step(Push(header, gradients, gradients), verdict, others)
+
+    def _step(
+        self,
+        push: Push,
+        verdict: Verdict,
+        others: Sequence[PushHeader] = (),
+        squares: Parts | None = None,
+    ) -> None:
         model, header = self.require_model(), push.header
         state = model.rule.apply(
-            *(self._newest.state, push.gradients, header.value, verdict.factor),
-            model.present(header),
+            *(self._newest.state, push.gradients, _value((header, *others))),
+            *(verdict.factor, model.present(header)),
         )
         snapshot = Snapshot(model.body(state), verdict.step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._newest = Cut(snapshot, state)
-        left = verdict.dropped_variables
-        self._note(Applied(verdict.step, header, push.received, verdict.factor, left))
+        self._note(
+            Applied(
+                *(verdict.step, header, push.received, verdict.factor),
+                *(verdict.dropped_variables, tuple(others)),
+            )
+        )
         if self.compensation:
             self.compensation.stepped(verdict.step, state.variables, squares)
         model.rule.let_go()
@@ -333,8 +365,9 @@ class Core:
                 factor=change.factor,
                 dropped_variables=change.dropped_variables,
             )
-            self._step(push, verdict)
-            self.settle(change.header, verdict, now)
+            self._step(push, verdict, change.others)
+            for header in (change.header, *change.others):
+                self.settle(header, verdict, now)
         self.take()
         self.publish()
 
@@ -367,3 +400,11 @@ class Core:
     def _note(self, change: Change) -> None:
         if self._keeps_changes:
             self._changes.append(change)
+
+
+def _value(headers: Sequence[PushHeader]) -> float | None:
+    """Return the mean loss of the pushes that make a step; None: one told none."""
+    values = [header.value for header in headers if header.value is not None]
+    if len(values) < len(headers):
+        return None
+    return values[0] if len(values) == 1 else sum(values) / len(values)

@@ -89,7 +89,7 @@ class WorkerRow:
 
     def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
         """Note a verdict that is no duplicate."""
-        self.recent.add(verdict.applied, loss, now)
+        self.recent.add(verdict.applied, loss, now, makes_step=verdict.applied)
         self.staleness_buckets[bisect_left(STALENESS_BOUNDS, verdict.staleness)] += 1
         self.staleness_sum += verdict.staleness
         self.recently = (self.recently << 1 | (not verdict.applied)) & _LAST_TWENTY
@@ -134,6 +134,7 @@ class Counters:
         self.staleness_sum = 0
         self.withheld = 0.0
         self.dropped_variables = 0
+        self._step = 0  # The newest that was told of here.
         self.recent = Recent()
         self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
@@ -146,6 +147,7 @@ class Counters:
         copy.staleness_sum = self.staleness_sum
         copy.withheld = self.withheld
         copy.dropped_variables = self.dropped_variables
+        copy._step = self._step
         copy.recent = self.recent.copy()
         copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
@@ -228,7 +230,10 @@ class Counters:
             self.withheld += 1.0 - verdict.factor
             self.dropped_variables += verdict.dropped_variables
             self.recent_staleness.append(verdict.staleness)
-            self.recent.add(verdict.applied, loss, now)
+            # Of pushes that make a step together, the first one counts for it.
+            makes_step = verdict.applied and verdict.step > self._step
+            self._step = verdict.step if makes_step else self._step
+            self.recent.add(verdict.applied, loss, now, makes_step=makes_step)
             row.judge(verdict, loss, now)
 
     def workers(

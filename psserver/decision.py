@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from psserver.policies.terms import Terms
 from pswire.errors import (
     GenerationError,
+    InvalidRequestError,
     SequenceError,
     SessionSupersededError,
     StepReadError,
@@ -73,6 +74,7 @@ def decide(
             one whose pushes of the session are forgotten.
         StepReadError: step_read is negative or ahead of the step.
         VariableMismatchError: The gradients are not those of variables.
+        InvalidRequestError: They are some, where the policy takes none but all.
     """
     if session.superseded:
         raise superseded(session.worker, header.session)
@@ -97,6 +99,8 @@ def decide(
             "before is not known any more"
         )
     _require_layout(header, present.layout)
+    if terms.policy.pushes_a_step > 1:
+        _require_all(header, present.layout, terms.policy.spec)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
     brought = (header.layout or present.layout).places
@@ -138,4 +142,13 @@ def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.nbytes != expected:
         raise VariableMismatchError(
             f"nbytes: expected {expected} bytes, got {header.nbytes}"
+        )
+
+
+def _require_all(header: PushHeader, layout: Layout, spec: str) -> None:
+    brought = (header.layout or layout).arrays
+    if len(brought) < len(layout.arrays):
+        raise InvalidRequestError(
+            f"layout: expected all {len(layout.arrays)} trainable variables, as {spec} "
+            f"takes the mean of whole pushes, got {len(brought)}"
         )

@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -188,7 +188,7 @@ class CompiledRule:
             NonFiniteError: The rule would make a finite number NaN or infinite.
             InternalError: The rule failed.
         """
-        loss = self._loss(value)
+        loss = self.loss(value)
         masks = None if present is None else self._presence.masks(present)
         with self.precision():
             try:
@@ -220,6 +220,12 @@ class CompiledRule:
         """Yield the gradients of each segment, as one array, without a copy."""
         return (segment.of_gradients(gradients) for segment in self._segments)
 
+    def gradients(self, parts: Iterable[npt.NDArray[Any]]) -> Body:
+        """Return the gradients that `parts` makes these of, without a copy."""
+        pairs = zip(self._segments, parts, strict=True)
+        runs = [(s.gradient_start, s.bytes_of(part)) for s, part in pairs]
+        return Body(self._trainable, runs)
+
     def runs(self, state: State) -> Iterator[tuple[int, Bytes]]:
         """Yield the trainable variables as runs of the variables' body."""
         for segment, array in zip(self._segments, state.variables, strict=True):
@@ -229,7 +235,15 @@ class CompiledRule:
         """Return what the rule remembers, without a copy."""
         return self._names.take(state.slots)
 
-    def _loss(self, value: float | None) -> np.float32 | None:
+    def loss(self, value: float | None) -> np.float32 | None:
+        """Return the loss as the rule takes it; None: it needs none.
+
+        Args:
+            value: It, as a push has told it.
+
+        Raises:
+            InvalidRequestError: The rule needs it, and there is none.
+        """
         if not self.needs_value:
             return None
         with np.errstate(over="ignore"):
@@ -261,9 +275,7 @@ class CompiledRule:
             before = state
             # Waited for: two results at once would be one more than ever needed.
             state, _ = jax.block_until_ready(
-                self._update(
-                    before, zeros, self._loss(1.0), self._factor(factor), masks
-                )
+                self._update(before, zeros, self.loss(1.0), self._factor(factor), masks)
             )
             if _types(state) == _types(before):
                 break

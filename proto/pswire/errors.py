@@ -72,6 +72,10 @@ class ServerUnavailableError(ParameterServerError):
     """The server cannot be reached, or takes no calls now: call again later."""
 
 
+class TooFewPushesError(ParameterServerError):
+    """The step needs more pushes than have come: call again, with the same push."""
+
+
 class DeadlineError(ParameterServerError):
     """No answer came in time; what became of the call is unknown: call again."""
 
@@ -97,6 +101,7 @@ _CODES: dict[type[ParameterServerError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    TooFewPushesError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallCancelledError: grpc.StatusCode.CANCELLED,
     InternalError: grpc.StatusCode.INTERNAL,

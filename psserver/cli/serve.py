@@ -108,9 +108,10 @@ def _read_config(
     help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
     "exponential:a (their updates are scaled down, the more the staler), "
     "adaptive:quantile,least,most (the limit follows the staleness that there is), "
-    "groups:PATTERN=STEPS,... (some variables have a limit of their own), or "
+    "groups:PATTERN=STEPS,... (some variables have a limit of their own), "
     "delay-compensation:lambda[,adaptive] (gradients are corrected for what has "
-    "changed since). "
+    "changed since), or backup:n (the mean of the first n pushes makes each step, the "
+    "others are dropped). "
     "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import EllipsisType
 
 from psserver.policies.adaptive import Adaptive
+from psserver.policies.backup import Backup
 from psserver.policies.compensation import DelayCompensation
 from psserver.policies.groups import Groups
 from psserver.policies.policy import DROP, Policy
@@ -15,7 +16,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     kind.name: kind
     for kind in (
         *(Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups),
-        DelayCompensation,
+        *(DelayCompensation, Backup),
     )
 }
 """By their names."""

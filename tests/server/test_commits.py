@@ -347,6 +347,30 @@ def test_who_joins_while_the_first_model_is_kept_waits_for_that(
     assert list(disk.first.sessions) == ["w0", *(["late"] if error else [])]
 
 
+def test_a_step_of_two_pushes_is_kept_for_both_or_for_neither(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """What could not be kept comes again, and then they make one step together."""
+    pushers.store.set({"staleness_policy": "backup:2"})
+    disk.error = OSError("no room")
+    disk.is_open.set()
+    lost = [pushers.push(0), pushers.push(1)]
+    for push in lost:
+        with pytest.raises(ServerUnavailableError, match="no room"):
+            push.result(TIMEOUT_S)
+    before = pushers.seen()
+
+    disk.error = None
+    pushers.store.lineage.resume()
+    verdicts = [p.result(TIMEOUT_S) for p in (pushers.push(0), pushers.push(1))]
+
+    assert before == (0, 0.0)
+    assert verdicts == [Verdict(applied=True, staleness=0, step=1)] * 2
+    assert pushers.seen() == (1, 1.0)
+    assert disk.steps() == [[1]]
+    assert pushers.store.status(0.0).counts.applied == 2
+
+
 def test_what_was_taken_back_compensates_nothing_later(
     pushers: Pushers, disk: SlowDisk
 ) -> None:
