@@ -43,7 +43,7 @@ class Present:
 
     Attributes:
         generation: The history that steps count in.
-        step: Pushes applied so far, in steps.
+        step: Updates made so far, in steps.
         layout: What a push may bring.
         recent: The staleness of the last judged pushes, in steps.
         drops: How many pushes of the worker were dropped since its last applied one.

@@ -128,7 +128,7 @@ def _about(status: Status) -> Iterator[Metric]:
         "The limit now: lower where the policy is adaptive; absent: none.",
         status.limit_now,
     )
-    yield gauge("asyncps_step", "The step: pushes applied so far.", status.step)
+    yield gauge("asyncps_step", "The step: updates made so far.", status.step)
     states = Counter(map(status.state, status.workers))
     workers = GaugeMetricFamily(
         "asyncps_workers", "Workers by what they seem to be up to.", labels=["state"]
