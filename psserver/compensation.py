@@ -81,10 +81,10 @@ class Compensation:
             NonFiniteError: It would no longer be finite; nothing has changed.
         """
         rule, read = self._model.rule, self.kept[push.header.step_read]
-        present = self._model.present(push.header)
-        masks = None if present is None else self._presence.masks(present)
         if read is now and self._squares is None:
             return push, None
+        present = self._model.present(push.header)
+        masks = None if present is None else self._presence.masks(present)
         with rule.precision():
             parts, squares = _run(
                 *(tuple(rule.parts(push.gradients)), now, read),

@@ -413,14 +413,11 @@ class Store:
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
                 without = core.left_out(header, verdict)
-                some = bool(without) or model.present(header) is not None
-                weighed = verdict.factor != 1.0
-                compensation = core.compensation
-                if (
-                    push.without == without
-                    and model.rule.is_prepared(weighed=weighed, some=some)
-                    and (not compensation or compensation.is_prepared(some=some))
-                ):
+                kind = {
+                    "weighed": verdict.factor != 1.0,
+                    "some": bool(without) or model.present(header) is not None,
+                }
+                if push.without == without and self._is_prepared(**kind):
                     self._commits.require_room()
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
@@ -428,13 +425,23 @@ class Store:
                         return self._gather(push, verdict, timing, is_wanted, terms)
                     timing.apply(partial(core.apply, push, verdict))
                     return self._settle(header, verdict, timing)
-                state = core.published.state
             # It takes long, so others go on meanwhile; then it may be judged otherwise.
             push = model.push(header, received, without)
-            with self._compiling:
-                model.rule.prepare(state, weighed=weighed, some=some)
-                if compensation:
-                    compensation.prepare(state, some=some)
+            self._prepare(**kind)
+
+    def _is_prepared(self, *, weighed: bool, some: bool) -> bool:
+        rule, compensation = self._core.require_model().rule, self._core.compensation
+        return rule.is_prepared(weighed=weighed, some=some) and (
+            compensation is None or compensation.is_prepared(some=some)
+        )
+
+    def _prepare(self, *, weighed: bool, some: bool) -> None:
+        core = self._core
+        with self._compiling:
+            state, compensation = core.published.state, core.compensation
+            core.require_model().rule.prepare(state, weighed=weighed, some=some)
+            if compensation:
+                compensation.prepare(state, some=some)
 
     def _gather(
         self,

@@ -176,18 +176,19 @@ def test_the_loss_is_that_of_the_newest_seconds_that_say_enough(
 
 
 def test_the_drop_rate_of_the_last_ten_seconds_forgets_what_came_before() -> None:
-    """The steps' rate is of applied pushes, the pushes' rate of all judged ones."""
+    """The pushes' rate is of all judged ones; two of the applied made one step."""
     counters = _counters("ann")
-    for second, outcome in ((0.0, _DROPPED), (20.0, _APPLIED), (21.0, _DROPPED)):
+    for second, outcome in (
+        *((0.0, _DROPPED), (20.0, _APPLIED), (21.0, _DROPPED)),
+        *((22.0, replace(_APPLIED, step=2)), (23.0, replace(_APPLIED, step=2))),
+    ):
         _add(counters, "ann", outcome, now=second)
-    _add(counters, "ann", _APPLIED, now=22.0)
-    _add(counters, "ann", _APPLIED, now=23.0)
 
     rates = counters.recent.rates(now=25.0, uptime_s=25.0)
 
     assert rates.drop_rate == 0.25
     assert rates.pushes_per_s == pytest.approx(4 / 9)
-    assert rates.steps_per_s == pytest.approx(3 / 9)
+    assert rates.steps_per_s == pytest.approx(2 / 9)
     assert counters.recent.rates(now=40.0, uptime_s=40.0).drop_rate is None
 
 
