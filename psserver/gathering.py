@@ -16,7 +16,7 @@ from pswire.values import Verdict
 
 PATIENCE_S = 20.0
 """How long a push waits; less than a client's deadline, which is 30 s by itself."""
-_LOOK_S = 0.25  # How often it is looked whether the caller is still there.
+_LOOK_S = 0.25  # How often it is looked whether that is any use still.
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +35,7 @@ class _Waiting:
 
 
 class Gathering:
-    """The pushes of the newest step that wait; each method needs the core's lock."""
+    """The newest step's pushes that wait; all but `close` needs the core's lock."""
 
     def __init__(self, core: Core, lock: threading.Lock) -> None:
         """Begin without any.
@@ -73,8 +73,7 @@ class Gathering:
             ServerUnavailableError: They do not wait any more.
             ParameterServerError: No step can be made of them; nothing has changed.
         """
-        if self._closed:
-            raise ServerUnavailableError(self._closed)
+        self._require_open()
         session = push.header.session
         mine = _Waiting(push, is_wanted)
         if before := self._waiting.get(session):
@@ -99,13 +98,16 @@ class Gathering:
         self._settled.notify_all()
 
     def close(self, why: str) -> None:
-        """Let nobody wait from now on."""
+        """Let nobody wait from now on; who does is told soon."""
         self._closed = why
-        self.refuse(why)
 
     @property
     def _missing(self) -> int:
         return self._core.terms.policy.pushes_a_step - len(self._waiting)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ServerUnavailableError(self._closed)
 
     def _wait(self, session: str, mine: _Waiting) -> None:
         for _ in range(round(PATIENCE_S / _LOOK_S)):
@@ -131,6 +133,7 @@ class Gathering:
 
     def _look(self, waiting: _Waiting) -> None:
         try:
+            self._require_open()
             self._core.decide(waiting.push.header)
             if not waiting.is_wanted():
                 raise CallCancelledError("push: the caller went away")

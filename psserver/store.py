@@ -141,8 +141,8 @@ class Store:
 
     def stop_waiting(self) -> None:
         """Let no push wait for others any more: the server stops."""
-        with self._lock:
-            self._gathering.close("the server is stopping")
+        # Without the lock, which a rule may hold for long.
+        self._gathering.close("the server is stopping")
 
     def join(
         self, worker: str, session: str, now: float, rejoin: bool = False
