@@ -452,9 +452,8 @@ class Store:
         terms: Terms,
     ) -> Verdict:
         core = self._core
-        if (
-            core.terms is not terms
-        ):  # Its body may not outlast a wait: see `FrameCalls`.
+        # Else its body may not outlast a wait: see `FrameCalls`.
+        if core.terms is not terms:
             raise ServerUnavailableError("push: the policy has just changed")
         # Without a loss that the rule needs, all others would fail with it.
         core.require_model().rule.loss(push.header.value)
