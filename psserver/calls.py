@@ -58,7 +58,7 @@ class Calls:
 
     @property
     def pushes_wait(self) -> bool:
-        """Whether an applied push waits until it is kept."""
+        """Whether an applied push waits until it is kept, or for others."""
         return self._store.pushes_wait
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:

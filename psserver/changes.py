@@ -28,10 +28,12 @@ class Applied:
     Attributes:
         step: The step after it, in steps.
         header: Of the push.
-        body: Its gradients as they travelled: in the layout that the header's encoding
-            makes of theirs.
+        body: Its gradients as they travelled, or were compensated: in the layout that
+            the header's encoding makes of theirs.
         factor: What its update was multiplied by.
         dropped_variables: How many more it brought, and was applied without.
+        others: The headers of the pushes that made the step with it, as they came: the
+            body is the mean of all of them.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Applied:
     body: Body
     factor: float = 1.0
     dropped_variables: int = 0
+    others: tuple[PushHeader, ...] = ()
 
 
 Change = Joined | Applied

@@ -1,20 +1,25 @@
 """What the server knows, and how a push changes it: no lock, no clock, no file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 from psserver.changes import Applied, Change, Joined
 from psserver.checkpoint import Checkpoint
+from psserver.compensation import Compensation, Parts
 from psserver.counters import Counters
 from psserver.decision import Present, Session, decide
+from psserver.gradients import require_finite
 from psserver.model import Model, Push
 from psserver.pacing import Pacing, Turn
+from psserver.policies.backup import mean
+from psserver.policies.compensation import DelayCompensation
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions
 from pswire.body import Body
+from pswire.encoding import PLAIN
 from pswire.errors import NotInitializedError, VariableMismatchError
 from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
@@ -82,6 +87,8 @@ class Core:
         self.counters = Counters()
         self.terms = terms
         self._pacing = Pacing()
+        self.compensation: Compensation | None = None
+        """None: by these terms no gradient is changed, or there are no variables."""
         self._keeps_changes = keeps_changes
         self._changes: list[Change] = []
         nothing = Snapshot(Body(Layout(()), ()), 0, generation)
@@ -156,6 +163,7 @@ class Core:
         if not (terms.policy.paces and self.terms.policy.paces):
             self._pacing = Pacing()  # Nobody notes what is pulled meanwhile.
         self.terms = terms
+        self._begin_compensation()
 
     def turn(self, session: str, now: float) -> Turn:
         """Grant a session's pull of the published step, or say which worker it awaits.
@@ -186,6 +194,7 @@ class Core:
         snapshot = Snapshot(model.body(state), step, self.generation)
         self.published = self._taken = self._newest = Cut(snapshot, state)
         self.model = model
+        self._begin_compensation()
 
     def require_model(self) -> Model:
         """Return what there is once there are variables.
@@ -212,6 +221,7 @@ class Core:
             trainable,
             recent=self.counters.recent_staleness,
             drops=self.counters.rows[session.worker].consecutive_drops,
+            oldest=self.compensation.oldest if self.compensation else 0,
         )
         return decide(header, session, present, self.terms, amiss)
 
@@ -225,16 +235,54 @@ class Core:
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
+        squares = None
+        if self.compensation:
+            now = self._newest.state.variables
+            push, squares = self.compensation.compensate(push, now)
+        self._step(push, verdict, squares=squares)
+
+    def apply_mean(self, pushes: Sequence[Push], verdict: Verdict) -> None:
+        """Make the next step of the mean of pushes, wholly or not at all.
+
+        Args:
+            pushes: Of all variables, in the order in which they have come.
+            verdict: What each of them gets.
+
+        Raises:
+            ParameterServerError: The rule cannot; nothing has changed.
+        """
+        model = self.require_model()
+        parts = zip(*(model.rule.parts(push.gradients) for push in pushes), strict=True)
+        gradients = model.rule.gradients(map(mean, parts))
+        require_finite(gradients)
+        header, *others = (push.header for push in pushes)
+        nbytes = gradients.layout.nbytes
+        header = replace(header, layout=None, encoding=PLAIN, nbytes=nbytes)
+        self._step(Push(header, gradients, gradients), verdict, others)
+
+    def _step(
+        self,
+        push: Push,
+        verdict: Verdict,
+        others: Sequence[PushHeader] = (),
+        squares: Parts | None = None,
+    ) -> None:
         model, header = self.require_model(), push.header
         state = model.rule.apply(
-            *(self._newest.state, push.gradients, header.value, verdict.factor),
-            model.present(header),
+            *(self._newest.state, push.gradients, _value((header, *others))),
+            *(verdict.factor, model.present(header)),
         )
         snapshot = Snapshot(model.body(state), verdict.step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._newest = Cut(snapshot, state)
-        left = verdict.dropped_variables
-        self._note(Applied(verdict.step, header, push.received, verdict.factor, left))
+        self._note(
+            Applied(
+                *(verdict.step, header, push.received, verdict.factor),
+                *(verdict.dropped_variables, tuple(others)),
+            )
+        )
+        if self.compensation:
+            self.compensation.stepped(verdict.step, state.variables, squares)
         model.rule.let_go()
 
     def settle(self, header: PushHeader, verdict: Verdict, now: float) -> Pending:
@@ -294,6 +342,9 @@ class Core:
         ]
         self._being_kept, self._waiting, self._is_keeping = [], [], False
         self._taken = self._newest = self.published
+        if self.compensation:
+            snapshot, state = self.published
+            self.compensation.roll_back(snapshot.step, state.variables)
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
@@ -332,10 +383,19 @@ class Core:
                 factor=change.factor,
                 dropped_variables=change.dropped_variables,
             )
-            self.apply(push, verdict)
-            self.settle(change.header, verdict, now)
+            self._step(push, verdict, change.others)
+            for header in (change.header, *change.others):
+                self.settle(header, verdict, now)
         self.take()
         self.publish()
+
+    def _begin_compensation(self) -> None:
+        policy, limit = self.terms.policy, self.terms.limit
+        before, self.compensation = self.compensation, None
+        if self.model and isinstance(policy, DelayCompensation) and limit is not None:
+            snapshot, state = self._newest
+            kept = before.kept if before else {snapshot.step: state.variables}
+            self.compensation = Compensation(policy, limit, self.model, kept)
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged
@@ -360,3 +420,11 @@ class Core:
     def _note(self, change: Change) -> None:
         if self._keeps_changes:
             self._changes.append(change)
+
+
+def _value(headers: Sequence[PushHeader]) -> float | None:
+    """Return the mean loss of the pushes that make a step; None: one told none."""
+    values = [header.value for header in headers if header.value is not None]
+    if len(values) < len(headers):
+        return None
+    return values[0] if len(values) == 1 else sum(values) / len(values)

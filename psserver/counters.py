@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from psserver.policies.adaptive import WINDOW
@@ -12,7 +12,7 @@ from psserver.recent import Recent
 from pswire.counts import STALENESS_BOUNDS, Counts, WorkerStatus
 from pswire.errors import ParameterServerError, reason
 from pswire.status import SILENT_S
-from pswire.values import Verdict
+from pswire.values import Reason, Verdict
 
 _EXACT = 1000  # Steps.
 _LAST_TWENTY = 2**20 - 1
@@ -28,9 +28,10 @@ class Tally:
     dropped: int = 0
     duplicate: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
+    snapshot_gone: int = 0
 
     def copy(self) -> "Tally":
-        return Tally(self.applied, self.dropped, self.duplicate, self.rejected.copy())
+        return replace(self, rejected=self.rejected.copy())
 
     def add(self, outcome: Verdict | ParameterServerError) -> None:
         if isinstance(outcome, ParameterServerError):
@@ -42,11 +43,13 @@ class Tally:
             self.applied += 1
         else:
             self.dropped += 1
+            self.snapshot_gone += outcome.reason is Reason.SNAPSHOT_GONE
 
     def merge(self, other: "Tally") -> None:
         self.applied += other.applied
         self.dropped += other.dropped
         self.duplicate += other.duplicate
+        self.snapshot_gone += other.snapshot_gone
         for why, pushes in other.rejected.items():
             self.rejected[why] = self.rejected.get(why, 0) + pushes
 
@@ -56,6 +59,7 @@ class Tally:
             dropped=self.dropped,
             duplicate=self.duplicate,
             rejected=dict(sorted(self.rejected.items())),
+            snapshot_gone=self.snapshot_gone,
         )
 
 
@@ -87,7 +91,7 @@ class WorkerRow:
 
     def judge(self, verdict: Verdict, loss: float | None, now: float) -> None:
         """Note a verdict that is no duplicate."""
-        self.recent.add(verdict.applied, loss, now)
+        self.recent.add(verdict.applied, loss, now, makes_step=verdict.applied)
         self.staleness_buckets[bisect_left(STALENESS_BOUNDS, verdict.staleness)] += 1
         self.staleness_sum += verdict.staleness
         self.recently = (self.recently << 1 | (not verdict.applied)) & _LAST_TWENTY
@@ -135,6 +139,7 @@ class Counters:
         self.withheld = 0.0
         self.dropped_variables = 0
         self.waited_s = 0.0
+        self._step = 0  # The newest that was told of here.
         self.recent = Recent()
         self.recent_staleness = deque[int](maxlen=WINDOW)
         self.rows: dict[str, WorkerRow] = {}
@@ -148,6 +153,7 @@ class Counters:
         copy.withheld = self.withheld
         copy.dropped_variables = self.dropped_variables
         copy.waited_s = self.waited_s
+        copy._step = self._step
         copy.recent = self.recent.copy()
         copy.recent_staleness = self.recent_staleness.copy()
         copy.rows = {name: row.copy() for name, row in self.rows.items()}
@@ -235,7 +241,10 @@ class Counters:
             self.withheld += 1.0 - verdict.factor
             self.dropped_variables += verdict.dropped_variables
             self.recent_staleness.append(verdict.staleness)
-            self.recent.add(verdict.applied, loss, now)
+            # Of pushes that make a step together, the first one counts for it.
+            makes_step = verdict.applied and verdict.step > self._step
+            self._step = verdict.step if makes_step else self._step
+            self.recent.add(verdict.applied, loss, now, makes_step=makes_step)
             row.judge(verdict, loss, now)
 
     def workers(

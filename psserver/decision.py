@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from psserver.policies.terms import Terms
 from pswire.errors import (
     GenerationError,
+    InvalidRequestError,
     SequenceError,
     SessionSupersededError,
     StepReadError,
@@ -42,10 +43,11 @@ class Present:
 
     Attributes:
         generation: The history that steps count in.
-        step: Pushes applied so far, in steps.
+        step: Updates made so far, in steps.
         layout: What a push may bring.
         recent: The staleness of the last judged pushes, in steps.
         drops: How many pushes of the worker were dropped since its last applied one.
+        oldest: The oldest step whose snapshot there is, if the policy needs it; else 0.
     """
 
     generation: str
@@ -53,6 +55,7 @@ class Present:
     layout: Layout
     recent: Sequence[int] = ()
     drops: int = 0
+    oldest: int = 0
 
 
 def mismatch(header: PushHeader, layout: Layout) -> VariableMismatchError | None:
@@ -106,6 +109,7 @@ def decide(
             one whose pushes of the session are forgotten.
         StepReadError: step_read is negative or ahead of the step.
         VariableMismatchError: The gradients are not those of variables.
+        InvalidRequestError: They are some, where the policy takes none but all.
     """
     if session.superseded:
         raise superseded(session.worker, header.session)
@@ -131,16 +135,23 @@ def decide(
         )
     if amiss:
         raise amiss
+    if terms.policy.pushes_a_step > 1:
+        _require_all(header, present.layout, terms.policy.spec)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
     brought = (header.layout or present.layout).places
     left_out = terms.policy.left_out(staleness, brought)
+    reason = None
     if factor is None or len(left_out) == len(brought):
+        reason = Reason.STALE
+    elif header.step_read < present.oldest:
+        reason = Reason.SNAPSHOT_GONE
+    if factor is None or reason:
         return Verdict(
             applied=False,
             staleness=staleness,
             step=present.step,
-            reason=Reason.STALE,
+            reason=reason,
             consecutive_drops=present.drops + 1,
         )
     return Verdict(
@@ -159,3 +170,12 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
         f"session: expected the newest of worker {worker}, got {session}; another "
         "process has joined under that name"
     )
+
+
+def _require_all(header: PushHeader, layout: Layout, spec: str) -> None:
+    brought = (header.layout or layout).arrays
+    if len(brought) < len(layout.arrays):
+        raise InvalidRequestError(
+            f"layout: expected all {len(layout.arrays)} trainable variables, as {spec} "
+            f"takes the mean of whole pushes, got {len(brought)}"
+        )

@@ -131,7 +131,7 @@ class FrameCalls:
 
     def _initialize(self, request: Frame) -> Frame:
         # Copied: the variables stay, and the worker could change its memory later.
-        pieces = self._pieces(methods.INITIALIZE, request, copies=True)
+        pieces = self._pieces(methods.INITIALIZE, request, lambda: True)
         reply = self._calls.initialize(pieces)
         return Frame(Kind.ANSWER, methods.INITIALIZE.reply.encode(reply))
 
@@ -167,21 +167,25 @@ class FrameCalls:
     def _pushed(
         self, method: Method[Piece[Any], Any], request: Frame
     ) -> Iterator[Piece[Any]]:
-        # What a log keeps has to be what was applied, whatever the worker does to its
-        # memory in between.
-        return self._pieces(method, request, copies=self._calls.pushes_wait)
+        # What a log keeps has to be what was applied, and what others are waited for
+        # with what was sent, whatever the worker does to its memory in between.
+        return self._pieces(method, request, lambda: self._calls.pushes_wait)
 
     def _pieces(
-        self, method: Method[Piece[Any], Any], request: Frame, *, copies: bool
+        self,
+        method: Method[Piece[Any], Any],
+        request: Frame,
+        copies: Callable[[], bool],
     ) -> Iterator[Piece[Any]]:
         """Yield a request's message, then its body if that lies in memory.
 
+        Whether that is to be a copy is asked when it is wanted, and not before.
         What is wrong with it comes up when it is asked for, and so is counted.
         """
         yield marking(method.request.decode)(request.message)
         if request.upload:
             memory = self._memory(request.upload).view()[: request.body_nbytes]
-            yield Piece(None, 0, (copied(memory) if copies else memory).data)
+            yield Piece(None, 0, (copied(memory) if copies() else memory).data)
 
     def _whole(self, pulled: PulledSnapshot, request: Frame) -> tuple[PullPiece, int]:
         """Return a snapshot's message, and how many bytes were written to memory."""

@@ -15,7 +15,7 @@ class Rates:
 
     Attributes:
         pushes_per_s: Judged pushes, a second.
-        steps_per_s: Applied ones, a second.
+        steps_per_s: Steps that they made, a second.
         drop_rate: Dropped ones among the judged, 0 to 1; None: none was judged.
         loss: The mean of the newest losses that they told, twenty or more if there
             are so many; None: none told one.
@@ -32,6 +32,7 @@ class _Second:
     second: int
     judged: int = 0
     applied: int = 0
+    steps: int = 0
     losses: int = 0
     loss: float = 0.0
 
@@ -55,14 +56,17 @@ class Recent:
             copy._seconds.append(replace(copy._seconds.pop()))
         return copy
 
-    def add(self, applied: bool, loss: float | None, now: float) -> None:
-        """Count a push."""
+    def add(
+        self, applied: bool, loss: float | None, now: float, *, makes_step: bool
+    ) -> None:
+        """Count a push; some make a step together with others that are counted."""
         second = int(now)
         if not self._seconds or self._seconds[-1].second != second:
             self._seconds.append(_Second(second))
         row = self._seconds[-1]
         row.judged += 1
         row.applied += applied
+        row.steps += makes_step
         if loss is not None:
             row.losses += 1
             row.loss += loss
@@ -81,7 +85,7 @@ class Recent:
         applied = sum(row.applied for row in rows)
         return Rates(
             pushes_per_s=judged / span_s,
-            steps_per_s=applied / span_s,
+            steps_per_s=sum(row.steps for row in rows) / span_s,
             drop_rate=(judged - applied) / judged if judged else None,
             loss=_newest_loss(rows),
         )

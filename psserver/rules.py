@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from pswire.body import Arrays, Body, Bytes
 from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
 from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
-from pswire.segments import segments
+from pswire.segments import Segment, segments
 
 _SMALL = 2**14  # Elements: so few are sooner looked through by numpy.
 
@@ -91,7 +91,7 @@ class CompiledRule:
         flat = {
             i: jax.ShapeDtypeStruct((s.size,), s.dtype) for i, s in enumerate(whole)
         }
-        with self._precision():
+        with self.precision():
             self.needs_value = _needs_value(rule, trainable)
             self._elementwise = is_elementwise(rule.init, self._step, trainable, flat)
             self._update = jax.jit(self._traced_update)
@@ -103,6 +103,11 @@ class CompiledRule:
         # The kinds, as `prepare` takes them.
         self._prepared = {(False, False)}
         self._overflowing: list[bool] = []  # Of the leaves of a state, once it started.
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The parts of the variables that are one array each in a `State`."""
+        return self._segments
 
     def start(self, variables: Body, slots: Slots | None = None) -> State:
         """Take over variables, without a copy.
@@ -120,7 +125,7 @@ class CompiledRule:
         """
         cpu = jax.local_devices(backend="cpu")[0]
         parts = tuple(s.of_variables(variables) for s in self._segments)
-        with self._precision():
+        with self.precision():
             arrays = jax.device_put(parts, cpu, may_alias=True)
             with jax.default_device(cpu):
                 tree = self._rule.init(self._tree(arrays))
@@ -146,7 +151,7 @@ class CompiledRule:
         """
         if self.is_prepared(weighed=weighed, some=some):
             return
-        with self._precision():
+        with self.precision():
             self._compile(
                 state,
                 0.5 if weighed else 1.0,
@@ -183,9 +188,9 @@ class CompiledRule:
             NonFiniteError: The rule would make a finite number NaN or infinite.
             InternalError: The rule failed.
         """
-        loss = self._loss(value)
+        loss = self.loss(value)
         masks = None if present is None else self._presence.masks(present)
-        with self._precision():
+        with self.precision():
             try:
                 parts = tuple(self.parts(gradients))
                 new, sound = self._update(
@@ -215,6 +220,12 @@ class CompiledRule:
         """Yield the gradients of each segment, as one array, without a copy."""
         return (segment.of_gradients(gradients) for segment in self._segments)
 
+    def gradients(self, parts: Iterable[npt.NDArray[Any]]) -> Body:
+        """Return the gradients that `parts` makes these of, without a copy."""
+        pairs = zip(self._segments, parts, strict=True)
+        runs = [(s.gradient_start, s.bytes_of(part)) for s, part in pairs]
+        return Body(self._trainable, runs)
+
     def runs(self, state: State) -> Iterator[tuple[int, Bytes]]:
         """Yield the trainable variables as runs of the variables' body."""
         for segment, array in zip(self._segments, state.variables, strict=True):
@@ -224,7 +235,15 @@ class CompiledRule:
         """Return what the rule remembers, without a copy."""
         return self._names.take(state.slots)
 
-    def _loss(self, value: float | None) -> np.float32 | None:
+    def loss(self, value: float | None) -> np.float32 | None:
+        """Return the loss as the rule takes it; None: it needs none.
+
+        Args:
+            value: It, as a push has told it.
+
+        Raises:
+            InvalidRequestError: The rule needs it, and there is none.
+        """
         if not self.needs_value:
             return None
         with np.errstate(over="ignore"):
@@ -256,9 +275,7 @@ class CompiledRule:
             before = state
             # Waited for: two results at once would be one more than ever needed.
             state, _ = jax.block_until_ready(
-                self._update(
-                    before, zeros, self._loss(1.0), self._factor(factor), masks
-                )
+                self._update(before, zeros, self.loss(1.0), self._factor(factor), masks)
             )
             if _types(state) == _types(before):
                 break
@@ -323,7 +340,8 @@ class CompiledRule:
         cuts = (segment.cut(np.asarray(part)) for segment, part in pairs)
         return {name: array for cut in cuts for name, array in cut.items()}
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """Let JAX compute as the variables need it, meanwhile."""
         now = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
         if now == self._x64:
             return nullcontext()

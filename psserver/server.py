@@ -221,6 +221,7 @@ class Server:
             )
             self._asked.set()
             self._grpc.stop(grace_s)
+            self._store.stop_waiting()
             if self._same_host:
                 self._same_host.stop(grace_s)
             self._grpc.join()

@@ -11,15 +11,16 @@ from psserver import gradients as checks
 from psserver.budget import Budget
 from psserver.checkpoint import named
 from psserver.commits import Commits, StalledError
-from psserver.core import Core
+from psserver.core import Core, Pending
 from psserver.decision import mismatch, superseded
 from psserver.firstmodel import FirstModel, Receive
+from psserver.gathering import Gathering
 from psserver.keeper import Keeper, KeepNothing
 from psserver.limitnews import tell_idle, tell_limits
 from psserver.lineage import Lineage
 from psserver.model import Push
 from psserver.pacing import Turn
-from psserver.policies.terms import read_terms
+from psserver.policies.terms import Terms, read_terms
 from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
@@ -113,6 +114,7 @@ class Store:
         self._commits = Commits(
             *(self._core, self._lock, self._keeper.keep, self._keeper.taking)
         )
+        self._gathering = Gathering(self._core, self._lock)
         self._shards = Shards(first=zlib.crc32(incarnation.encode()))
         self.lineage = Lineage(
             *(self._core, self._commits, self._lock),
@@ -135,8 +137,17 @@ class Store:
 
     @property
     def pushes_wait(self) -> bool:
-        """Whether an applied push waits until it is kept."""
-        return self._keeper.keeps_changes
+        """Whether an applied push waits until it is kept, or for others."""
+        return self._keeper.keeps_changes or self._gathers
+
+    @property
+    def _gathers(self) -> bool:
+        return self._core.terms.policy.pushes_a_step > 1
+
+    def stop_waiting(self) -> None:
+        """Let no push wait for others any more: the server stops."""
+        # Without the lock, which a rule may hold for long.
+        self._gathering.close("the server is stopping")
 
     def join(
         self, worker: str, session: str, now: float, rejoin: bool = False
@@ -364,6 +375,7 @@ class Store:
             except ValueError as error:
                 raise InvalidRequestError(str(error)) from error
             self._core.judge_by(terms)
+            self._gathering.refuse("push: the limit or the policy has just changed")
             self.limits = now = replace(
                 before,
                 max_staleness=terms.limit,
@@ -444,9 +456,10 @@ class Store:
                 self._commits.require_room()
             if is_told:
                 return self._settle(header, verdict, timing)
+            terms = core.terms
         nbytes, clock = header.nbytes, lambda: timing.judged_at
         with self._budget.room(header.session, nbytes, clock):
-            return self._receive(header, receive, timing, is_wanted)
+            return self._receive(header, receive, timing, is_wanted, terms)
 
     def _receive(
         self,
@@ -454,6 +467,7 @@ class Store:
         receive: Receive,
         timing: Timing,
         is_wanted: Callable[[], bool],
+        terms: Terms,
     ) -> Verdict:
         core = self._core
         model = core.require_model()
@@ -473,20 +487,54 @@ class Store:
                     "weighed": verdict.factor != 1.0,
                     "some": bool(without) or model.present(header) is not None,
                 }
-                if push.without == without and model.rule.is_prepared(**kind):
+                if push.without == without and self._is_prepared(**kind):
                     self._commits.require_room()
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
+                    if self._gathers:
+                        return self._gather(push, verdict, timing, is_wanted, terms)
                     timing.apply(partial(core.apply, push, verdict))
                     return self._settle(header, verdict, timing)
-                state = core.published.state
             # It takes long, so others go on meanwhile; then it may be judged otherwise.
             push = model.push(header, received, without)
-            with self._compiling:
-                model.rule.prepare(state, **kind)
+            self._prepare(**kind)
+
+    def _is_prepared(self, *, weighed: bool, some: bool) -> bool:
+        rule, compensation = self._core.require_model().rule, self._core.compensation
+        return rule.is_prepared(weighed=weighed, some=some) and (
+            compensation is None or compensation.is_prepared(some=some)
+        )
+
+    def _prepare(self, *, weighed: bool, some: bool) -> None:
+        core = self._core
+        with self._compiling:
+            state, compensation = core.published.state, core.compensation
+            core.require_model().rule.prepare(state, weighed=weighed, some=some)
+            if compensation:
+                compensation.prepare(state, some=some)
+
+    def _gather(
+        self,
+        push: Push,
+        verdict: Verdict,
+        timing: Timing,
+        is_wanted: Callable[[], bool],
+        terms: Terms,
+    ) -> Verdict:
+        core = self._core
+        # Else its body may not outlast a wait: see `FrameCalls`.
+        if core.terms is not terms:
+            raise ServerUnavailableError("push: the policy has just changed")
+        # Without a loss that the rule needs, all others would fail with it.
+        core.require_model().rule.loss(push.header.value)
+        pending = self._gathering.wait(push, verdict, timing, is_wanted)
+        return self._kept(pending, verdict)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         pending = self._core.settle(header, verdict, timing.judged_at)
+        return self._kept(pending, verdict)
+
+    def _kept(self, pending: Pending, verdict: Verdict) -> Verdict:
         self._commits.wait(pending)
         if verdict.applied and not verdict.duplicate:
             self._keeper.stepped(self.lineage.step)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from pswire.errors import (
     ServerUnavailableError,
     SessionUnknownError,
     TlsError,
+    TooFewPushesError,
     TooLargeError,
 )
 from pswire.inspection import Inspection
@@ -48,6 +50,7 @@ _SLOWEST_LINK = 1e6  # Bytes a second: a deadline leaves a body that much time.
 _UNKNOWN_NBYTES = 3 * 10**8  # Left time for, where nobody has told the model's size.
 _LEAVE_S = 1.0  # No longer than this does an end take that others are to know of.
 _MAX_REJOINS = 3  # During one call: a server may restart more than once.
+_PAUSE_S = 0.1  # Once the server itself has waited long enough.
 _COMPILE_S = 120.0  # Left to the server, which compiles its rule for new variables.
 
 
@@ -386,6 +389,14 @@ class Connection:
                 return answer
             except (ServerUnavailableError, DeadlineError, OverloadedError) as error:
                 failure: ParameterServerError = error
+            except TooFewPushesError as error:
+                if self._notices.take(time.monotonic()):
+                    _log.warning("trying again at %s: %s", self.address, error)
+                if self._closed.wait(_PAUSE_S):
+                    raise CallCancelledError(f"{self.address}: closed") from error
+                # A server that answers is not away.
+                outage = Outage(self.address, self._outage_s, self._notices)
+                continue
             except CallCancelledError as error:
                 if self._closed.is_set():
                     raise

@@ -19,15 +19,18 @@ class Counts:
 
     Attributes:
         applied: Pushes that changed the variables.
-        dropped: Pushes that were too stale.
+        dropped: Pushes that were too stale, or that the policy could not apply.
         duplicate: Retries of pushes that had their verdict.
         rejected: Pushes that broke the contract, by the error's reason.
+        snapshot_gone: Those of the dropped ones whose snapshot the policy needed, and
+            the server had no more.
     """
 
     applied: int = 0
     dropped: int = 0
     duplicate: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
+    snapshot_gone: int = 0
 
     @property
     def received(self) -> int:
@@ -51,6 +54,7 @@ class Counts:
             dropped=max(0, self.dropped - earlier.dropped),
             duplicate=max(0, self.duplicate - earlier.duplicate),
             rejected=Counter(self.rejected) - Counter(earlier.rejected),
+            snapshot_gone=max(0, self.snapshot_gone - earlier.snapshot_gone),
         )
 
     @classmethod
@@ -60,6 +64,7 @@ class Counts:
             dropped=message.dropped,
             duplicate=message.duplicate,
             rejected=dict(sorted(message.rejected.items())),
+            snapshot_gone=message.snapshot_gone,
         )
 
     def to_proto(self) -> pb.Counts:
@@ -68,6 +73,7 @@ class Counts:
             dropped=self.dropped,
             duplicate=self.duplicate,
             rejected=self.rejected,
+            snapshot_gone=self.snapshot_gone,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class Counts:
             "received": self.received,
             "applied": self.applied,
             "dropped": self.dropped,
+            "snapshot_gone": self.snapshot_gone,
             "duplicate": self.duplicate,
             "rejected": dict(self.rejected),
             "drop_rate": self.drop_rate,

@@ -97,6 +97,10 @@ class ServerUnavailableError(ParameterServerError):
     """The server cannot be reached, or takes no calls now: call again later."""
 
 
+class TooFewPushesError(ParameterServerError):
+    """The step needs more pushes than have come: call again, with the same push."""
+
+
 class DeadlineError(ParameterServerError):
     """No answer came in time; what became of the call is unknown: call again."""
 
@@ -126,6 +130,7 @@ _CODES: dict[type[ParameterServerError], grpc.StatusCode] = {
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
     TlsError: grpc.StatusCode.UNAVAILABLE,  # As gRPC has it, which tells no more.
+    TooFewPushesError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CallCancelledError: grpc.StatusCode.CANCELLED,
     InternalError: grpc.StatusCode.INTERNAL,

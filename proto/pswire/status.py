@@ -120,7 +120,7 @@ class Status:
     Attributes:
         generation: The history that the step counts in.
         incarnation: This start of the server.
-        step: Pushes applied so far, in steps.
+        step: Updates made so far, in steps.
         limits: What the server accepts.
         rule: The update rule, as its owner named it.
         initialized: Whether there are variables.
@@ -132,7 +132,7 @@ class Status:
         workers: Every worker that has joined and is not forgotten, by name.
         unjoined: What became of the pushes of callers that never joined, or are
             forgotten.
-        steps_per_s: Pushes applied in the last ten seconds, a second.
+        steps_per_s: Made by pushes of the last ten seconds, a second.
         recent_drop_rate: Dropped pushes among those judged in the last ten seconds,
             0 to 1; None: none was judged.
         loss: The mean of the newest finite losses that the pushes judged in the last

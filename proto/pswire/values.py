@@ -30,6 +30,7 @@ class Reason(enum.Enum):
     """Why a push was dropped."""
 
     STALE = pb.STALE
+    SNAPSHOT_GONE = pb.SNAPSHOT_GONE
     OTHER = pb.REASON_UNSPECIFIED
     """One that this version of the contract does not know."""
 

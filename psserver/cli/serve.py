@@ -114,8 +114,11 @@ def _read_config(
     help="What becomes of the rest: drop (nothing), inverse, polynomial:a, hinge:a,b, "
     "exponential:a (their updates are scaled down, the more the staler), "
     "adaptive:quantile,least,most (the limit follows the staleness that there is), "
-    "groups:PATTERN=STEPS,... (some variables have a limit of their own); ssp:s and "
-    "admission have workers wait for their turns to pull. "
+    "groups:PATTERN=STEPS,... (some variables have a limit of their own), "
+    "ssp:s or admission (workers wait for their turns to pull), "
+    "delay-compensation:lambda[,adaptive] (gradients are corrected for what has "
+    "changed since), or backup:n (the mean of the first n pushes makes each step, the "
+    "others are dropped). "
     "drop:STEPS sets the limit too. See docs/policies.md.",
 )
 @click.option(

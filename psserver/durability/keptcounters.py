@@ -56,6 +56,7 @@ def _tally(data: Mapping[str, Any]) -> Tally:
         dropped=count(data, "dropped"),
         duplicate=count(data, "duplicate"),
         rejected=counts(data, "rejected"),
+        snapshot_gone=count({"snapshot_gone": 0, **data}, "snapshot_gone"),
     )
 
 

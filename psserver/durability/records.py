@@ -6,13 +6,16 @@
 | 2 JOINED | a `JoinRequest` of parameter_server.proto: who has joined | |
 | 3 APPLIED | the `PushHeader` of a push that was applied | as it travelled |
 | 4 LESSENED | of one that counts less: in what, see below; then as 3 | likewise |
+| 5 MEAN | of several that made a step together: each as 3, see below | the mean |
 
 A START is the first record of every file, and no other; what its mark is for says
-`frame`. The step of an APPLIED or LESSENED is one more than that of the record before
-it, that of a JOINED the same. Of a PushHeader `served_at`, `held_s` and
-`snapshot_wire_dtype` are left out. What a LESSENED counts less in has 12 bytes,
-little-endian: its factor, a double, and how many variables it was applied without,
-which are neither in its header nor in its body.
+`frame`. The step of a JOINED is that of the record before it, that of an APPLIED,
+LESSENED or MEAN one more. Of a PushHeader `served_at`, `held_s` and
+`snapshot_wire_dtype` are left out; a push that was compensated is kept as it was then,
+unencoded. What a LESSENED counts less in has 12 bytes, little-endian: its factor, a
+double, and how many variables it was applied without, which are neither in its header
+nor in its body. Before each PushHeader of a MEAN is its size in 4 bytes, little-endian;
+they are in the order in which they have come.
 """
 
 import enum
@@ -34,6 +37,7 @@ have been applied with less than all that there are variables of."""
 _READABLE = (1, _FORMAT)
 _VERSION = struct.Struct("<I")
 _LESSENED = struct.Struct("<dI")
+_SIZE = struct.Struct("<I")
 
 
 class Kind(enum.IntEnum):
@@ -43,6 +47,7 @@ class Kind(enum.IntEnum):
     JOINED = 2
     APPLIED = 3
     LESSENED = 4
+    MEAN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ def decode(record: Record, trainable: Layout) -> Start | Change:
             return _applied(record, record.header, trainable)
         case Kind.LESSENED:
             return _lessened(record, trainable)
+        case Kind.MEAN:
+            return _mean(record, trainable)
     known = ", ".join(map(str, map(int, Kind)))
     raise ValueError(f"kind: expected one of {known}, got {record.frame.kind}")
 
@@ -103,16 +110,22 @@ def _parts(said: Start | Change) -> tuple[Kind, bytes, Sequence[Buffer]]:
         case Joined(worker, session, rejoin):
             joined = pb.JoinRequest(worker=worker, session=session, rejoin=rejoin)
             return Kind.JOINED, joined.SerializeToString(), ()
-        case Applied(_, header, body, factor, dropped_variables):
-            kept = replace(
-                header, served_at=None, held_s=0.0, snapshot_encoding=PLAIN
-            ).to_proto()
+        case Applied(_, header, body, factor, dropped_variables, others):
+            told = _header(header)
             pieces = [piece for _, piece in cut(body.layout, body)]
-            told = kept.SerializeToString()
+            if others:
+                headers = [told, *map(_header, others)]
+                sized = [_SIZE.pack(len(each)) + each for each in headers]
+                return Kind.MEAN, b"".join(sized), pieces
             if factor == 1.0 and not dropped_variables:
                 return Kind.APPLIED, told, pieces
             less = _LESSENED.pack(factor, dropped_variables)
             return Kind.LESSENED, less + told, pieces
+
+
+def _header(header: PushHeader) -> bytes:
+    kept = replace(header, served_at=None, held_s=0.0, snapshot_encoding=PLAIN)
+    return kept.to_proto().SerializeToString()
 
 
 def _start(header: bytes, mark: bytes) -> Start:
@@ -136,8 +149,29 @@ def _lessened(record: Record, trainable: Layout) -> Applied:
     return replace(applied, factor=factor, dropped_variables=dropped_variables)
 
 
+def _mean(record: Record, trainable: Layout) -> Applied:
+    headers, rest = list[bytes](), record.header
+    while rest:
+        if len(rest) < _SIZE.size:
+            raise ValueError(f"size: expected {_SIZE.size} bytes, got {len(rest)}")
+        end = _SIZE.size + _SIZE.unpack_from(rest)[0]
+        if len(rest) < end:
+            raise ValueError(f"header: expected {end} bytes, got {len(rest)}")
+        headers.append(rest[_SIZE.size : end])
+        rest = rest[end:]
+    if not headers:
+        raise ValueError("headers: expected some, got none")
+    first, *others = headers
+    applied = _applied(record, first, trainable)
+    return replace(applied, others=tuple(map(_pushed, others)))
+
+
+def _pushed(told: bytes) -> PushHeader:
+    return PushHeader.from_proto(pb.PushHeader.FromString(told))
+
+
 def _applied(record: Record, told: bytes, trainable: Layout) -> Applied:
-    header = PushHeader.from_proto(pb.PushHeader.FromString(told))
+    header = _pushed(told)
     assembly = Assembly(header.encoding.layout(header.layout or trainable))
     assembly.add(0, record.body.data)
     return Applied(record.frame.step, header, assembly.finish())

@@ -133,7 +133,7 @@ def _about(status: Status) -> Iterator[Metric]:
         "The limit now: lower where the policy is adaptive; absent: none.",
         status.limit_now,
     )
-    yield gauge("asyncps_step", "The step: pushes applied so far.", status.step)
+    yield gauge("asyncps_step", "The step: updates made so far.", status.step)
     states = Counter(map(status.state, status.workers))
     workers = GaugeMetricFamily(
         "asyncps_workers", "Workers by what they seem to be up to.", labels=["state"]
@@ -151,7 +151,9 @@ def _totals(status: Status) -> Iterator[Metric]:
         labels=["outcome", "reason"],
     )
     pushes.add_metric(["applied", ""], counts.applied)
-    pushes.add_metric(["dropped", "STALE"], counts.dropped)
+    gone = counts.snapshot_gone
+    pushes.add_metric(["dropped", "STALE"], counts.dropped - gone)
+    pushes.add_metric(["dropped", "SNAPSHOT_GONE"], gone)
     pushes.add_metric(["duplicate", ""], counts.duplicate)
     for reason, number in counts.rejected.items():
         pushes.add_metric(["rejected", reason], number)

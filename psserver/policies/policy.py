@@ -70,6 +70,11 @@ class Policy:
         return None
 
     @property
+    def pushes_a_step(self) -> int:
+        """How many pushes it takes to make a step, which has the mean of them."""
+        return 1
+
+    @property
     def spec(self) -> str:
         """The SPEC that `read` makes it of again."""
         values = (getattr(self, field.name) for field in fields(self))

@@ -6,6 +6,8 @@ from types import EllipsisType
 
 from psserver.policies.adaptive import Adaptive
 from psserver.policies.admission import Admission
+from psserver.policies.backup import Backup
+from psserver.policies.compensation import DelayCompensation
 from psserver.policies.groups import Groups
 from psserver.policies.policy import DROP, Policy
 from psserver.policies.ssp import Ssp
@@ -16,7 +18,7 @@ POLICIES: Mapping[str, type[Policy]] = {
     kind.name: kind
     for kind in (
         *(Policy, Inverse, Polynomial, Hinge, Exponential, Adaptive, Groups),
-        *(Ssp, Admission),
+        *(Ssp, Admission, DelayCompensation, Backup),
     )
 }
 """By their names."""

@@ -129,6 +129,7 @@ def _counts(table: Mapping[str, Any]) -> Counts:
         dropped=_count(table["dropped"]),
         duplicate=_count(table["duplicate"]),
         rejected={str(why): _count(n) for why, n in table["rejected"].items()},
+        snapshot_gone=_count(table.get("snapshot_gone", 0)),
     )
 
 

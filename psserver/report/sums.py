@@ -17,6 +17,7 @@ def add_counts(counts: Iterable[Counts]) -> Counts:
         dropped=sum(row.dropped for row in rows),
         duplicate=sum(row.duplicate for row in rows),
         rejected=add_tables(row.rejected for row in rows),
+        snapshot_gone=sum(row.snapshot_gone for row in rows),
     )
 
 

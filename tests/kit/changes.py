@@ -142,7 +142,7 @@ def facts(changes: Iterable[Change]) -> list[Any]:
     return [
         (
             *(change.step, change.header, change.factor, change.dropped_variables),
-            *(change.body.layout, bytes(_data(change.body))),
+            *(change.others, change.body.layout, bytes(_data(change.body))),
         )
         if isinstance(change, Applied)
         else change

@@ -168,7 +168,7 @@ def _random_counters(draw: np.random.Generator, workers: Sequence[str]) -> Count
     for number in range(50):
         worker = workers[int(draw.integers(2))]  # The last one has no push at all.
         applied, staleness = bool(draw.integers(2)), int(draw.integers(200)) ** 3
-        reason = None if applied else Reason.STALE
+        reason = None if applied else list(Reason)[number % 2]
         factor = float(draw.random()) if applied else 1.0
         verdict = Verdict(
             *(applied, staleness, number, reason, number % 9 == 0, factor),

@@ -348,6 +348,64 @@ def test_who_joins_while_the_first_model_is_kept_waits_for_that(
     assert list(disk.first.sessions) == ["w0", *(["late"] if error else [])]
 
 
+def test_a_step_of_two_pushes_is_kept_for_both_or_for_neither(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """What could not be kept comes again, and then they make one step together."""
+    pushers.store.set({"staleness_policy": "backup:2"})
+    disk.error = OSError("no room")
+    disk.is_open.set()
+    lost = [pushers.push(0), pushers.push(1)]
+    for push in lost:
+        with pytest.raises(ServerUnavailableError, match="no room"):
+            push.result(TIMEOUT_S)
+    before = pushers.seen()
+
+    disk.error = None
+    pushers.store.lineage.resume()
+    verdicts = [p.result(TIMEOUT_S) for p in (pushers.push(0), pushers.push(1))]
+
+    assert before == (0, 0.0)
+    assert verdicts == [Verdict(applied=True, staleness=0, step=1)] * 2
+    assert pushers.seen() == (1, 1.0)
+    assert disk.steps() == [[1]]
+    assert pushers.store.status(0.0).counts.applied == 2
+
+
+def test_what_was_taken_back_compensates_nothing_later(
+    pushers: Pushers, disk: SlowDisk
+) -> None:
+    """Its steps are forgotten, older ones not, and the mean squares begin anew."""
+    store = pushers.store
+    spec = "delay-compensation:1,adaptive"
+    disk.is_open.set()
+    store.set({"max_staleness": "1", "staleness_policy": spec})
+    (kept,) = pushers.apply(0)
+    assert kept.result(TIMEOUT_S).step == 1
+    disk.is_open.clear()
+    lost = [*pushers.apply(1, step_read=1), *pushers.apply(2, step_read=1)]
+    disk.error = OSError("no room")
+    disk.is_open.set()
+    for push in lost:
+        with pytest.raises(ServerUnavailableError, match="no room"):
+            push.result(TIMEOUT_S)
+
+    disk.error = None
+    store.lineage.resume()
+    verdicts = [
+        push.result(TIMEOUT_S)
+        for seq in (2, 3)
+        for push in pushers.apply(0, seq=seq, step_read=1)
+    ]
+
+    assert [verdict.staleness for verdict in verdicts] == [0, 1]
+    # Each push adds 1, and the second one is compensated for the first.
+    square = 0.95 * 0.05 + 0.05
+    step, value = pushers.seen()
+    assert step == 3
+    assert value == pytest.approx(3 - 1 / np.sqrt(square + 1e-7))
+
+
 def test_a_first_model_that_cannot_be_kept_is_not_there(
     disk: SlowDisk, hook: Any
 ) -> None:

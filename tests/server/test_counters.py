@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -21,10 +22,12 @@ from pswire.values import Reason, Verdict
 
 _APPLIED = Verdict(applied=True, staleness=0, step=1)
 _DROPPED = Verdict(applied=False, staleness=3, step=1, reason=Reason.STALE)
+_GONE = replace(_DROPPED, reason=Reason.SNAPSHOT_GONE)
 _NAN = NonFiniteError("w: expected finite gradients, got nan")
 _OUTCOMES: list[Verdict | ParameterServerError] = [
     _APPLIED,
     _DROPPED,
+    _GONE,
     _APPLIED.repeated(),
     _DROPPED.repeated(),
     _NAN,
@@ -63,9 +66,10 @@ def test_every_outcome_is_counted_as_what_it_is() -> None:
 
     assert counters.total.freeze() == Counts(
         applied=1,
-        dropped=1,
+        dropped=2,
         duplicate=2,
         rejected={"GENERATION": 1, "NON_FINITE": 1},
+        snapshot_gone=1,
     )
 
 
@@ -172,18 +176,19 @@ def test_the_loss_is_that_of_the_newest_seconds_that_say_enough(
 
 
 def test_the_drop_rate_of_the_last_ten_seconds_forgets_what_came_before() -> None:
-    """The steps' rate is of applied pushes, the pushes' rate of all judged ones."""
+    """The pushes' rate is of all judged ones; two of the applied made one step."""
     counters = _counters("ann")
-    for second, outcome in ((0.0, _DROPPED), (20.0, _APPLIED), (21.0, _DROPPED)):
+    for second, outcome in (
+        *((0.0, _DROPPED), (20.0, _APPLIED), (21.0, _DROPPED)),
+        *((22.0, replace(_APPLIED, step=2)), (23.0, replace(_APPLIED, step=2))),
+    ):
         _add(counters, "ann", outcome, now=second)
-    _add(counters, "ann", _APPLIED, now=22.0)
-    _add(counters, "ann", _APPLIED, now=23.0)
 
     rates = counters.recent.rates(now=25.0, uptime_s=25.0)
 
     assert rates.drop_rate == 0.25
     assert rates.pushes_per_s == pytest.approx(4 / 9)
-    assert rates.steps_per_s == pytest.approx(3 / 9)
+    assert rates.steps_per_s == pytest.approx(2 / 9)
     assert counters.recent.rates(now=40.0, uptime_s=40.0).drop_rate is None
 
 

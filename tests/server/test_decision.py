@@ -49,6 +49,18 @@ def _push_of(*specs: ArraySpec, **changes: Any) -> PushHeader:
     return replace(_HEADER, layout=layout, nbytes=layout.nbytes, **changes)
 
 
+def test_a_push_whose_snapshot_is_gone_is_dropped_for_that() -> None:
+    """The oldest one is not gone yet; what is too stale as well is too stale."""
+    now = replace(_NOW, oldest=96)
+
+    reasons = [
+        decide(replace(_HEADER, step_read=step), _SESSION, now, Terms(5)).reason
+        for step in (94, 95, 96, 100)
+    ]
+
+    assert reasons == [_STALE, Reason.SNAPSHOT_GONE, None, None]
+
+
 @pytest.mark.parametrize("limit", [0, 1, 8, 99])
 def test_a_push_is_applied_up_to_the_limit_and_dropped_beyond(limit: int) -> None:
     """One step below, at and above it; only an applied push takes the step on."""

@@ -166,6 +166,20 @@ def test_how_much_a_push_was_applied_without_is_kept(disk: VirtualDisk) -> None:
     assert facts(replayed(disk)) == facts([push, applied(2)])
 
 
+def test_all_pushes_that_made_a_step_together_are_kept(disk: VirtualDisk) -> None:
+    """In their order, each with its session, its number and its loss."""
+    alone = applied(1, session="a", value=0.5)
+    others = [
+        replace(alone.header, session="ü", seq=2**64 - 1, value=None),
+        replace(alone.header, session="c", encoding=Encoding(BFLOAT16, (1, 0))),
+    ]
+    together = replace(alone, others=tuple(others))
+
+    write_log(disk, [[together, applied(2)]])
+
+    assert facts(replayed(disk)) == facts([together, applied(2)])
+
+
 def test_what_only_the_caller_needs_is_left_out(disk: VirtualDisk) -> None:
     """Times, and what the answer was to travel as."""
     push = applied(1)

@@ -43,7 +43,10 @@ STATUS = replace(
     QUIET,
     step=20,
     limits=Limits(4, None, 1, 1),
-    counts=Counts(20, 12, 1, {"NON_FINITE": 2, "SESSION_UNKNOWN": 3, "STEP_READ": 1}),
+    counts=Counts(
+        *(20, 12, 1, {"NON_FINITE": 2, "SESSION_UNKNOWN": 3, "STEP_READ": 1}),
+        snapshot_gone=1,
+    ),
     staleness={0: 19, 1: 1, 3: 1, 100: 1, 200: 10},
     workers=(FAST, GONE, SLOW),
     unjoined=Counts(rejected={"SESSION_UNKNOWN": 3}),
@@ -70,7 +73,8 @@ def test_the_totals_are_those_of_the_status(read_metrics: Read) -> None:
 
     assert beginning(scrape, "asyncps_pushes_total") == {
         ("applied", ""): 20,
-        ("dropped", "STALE"): 12,
+        ("dropped", "STALE"): 11,
+        ("dropped", "SNAPSHOT_GONE"): 1,
         ("duplicate", ""): 1,
         ("rejected", "NON_FINITE"): 2,
         ("rejected", "SESSION_UNKNOWN"): 3,

@@ -542,13 +542,17 @@ def test_a_segment_begins_with_a_start_and_has_no_other(files: Files) -> None:
         (Kind.START, b"\3\0\0\0g", b"", "format: expected 1 or 2, got 3, of another"),
         (Kind.START, b"\1\0", b"", "format: expected a number, got none"),
         (Kind.START, b"\1\0\0\0g", b"123", "mark: expected 16 bytes, got 3"),
-        (9, b"", b"", "kind: expected one of 1, 2, 3, 4, got 9"),
+        (9, b"", b"", "kind: expected one of 1, 2, 3, 4, 5, got 9"),
         (Kind.JOINED, b"\xff", b"", "Error parsing message"),
         (Kind.APPLIED, b"", b"", "body: expected 12 bytes, got 0"),
         (Kind.APPLIED, b"", b"123", "body: expected 12 bytes, got 3"),
         (Kind.LESSENED, b"12345678901", b"", "factor: expected 12 bytes, got 11"),
         (Kind.LESSENED, b"123456789012\xff", b"", "Error parsing message"),
         (Kind.LESSENED, b"123456789012", b"123", "body: expected 12 bytes, got 3"),
+        (Kind.MEAN, b"", b"", "headers: expected some, got none"),
+        (Kind.MEAN, b"\0\0\0", b"", "size: expected 4 bytes, got 3"),
+        (Kind.MEAN, b"\2\0\0\0\0", b"", "header: expected 6 bytes, got 5"),
+        (Kind.MEAN, b"\0\0\0\0", b"123", "body: expected 12 bytes, got 3"),
     ],
 )
 def test_what_cannot_be_read_is_refused_though_its_checksums_are_right(

@@ -44,7 +44,7 @@ def rows(status: Status) -> list[tuple[int, int, int, str]]:
 
 def test_a_status_is_told_in_full() -> None:
     """Exactly this text; off a terminal there is no colour in it."""
-    counts = Counts(5, 3, 1, {"NON_FINITE": 1, "STEP_READ": 2})
+    counts = Counts(5, 3, 1, {"NON_FINITE": 1, "STEP_READ": 2}, snapshot_gone=1)
 
     got = lines(
         replace(
@@ -67,7 +67,7 @@ def test_a_status_is_told_in_full() -> None:
 
     assert got == [
         "asyncps: step 5, rule sgd(learning_rate=1), limit 2 steps, generation g",
-        "pushes: 5 applied, 3 dropped, 1 duplicate, "
+        "pushes: 5 applied, 3 dropped (1 SNAPSHOT_GONE), 1 duplicate, "
         "3 rejected (1 NON_FINITE, 2 STEP_READ)",
         "drop rate 37.5% of 8 judged pushes",
         "last 10 s: drop rate 25.0%, 0.8 pushes/s, 0.5 steps/s, loss 0.01235",

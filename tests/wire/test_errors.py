@@ -30,6 +30,7 @@ CODES = {
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ServerUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.TooFewPushesError: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.CallCancelledError: grpc.StatusCode.CANCELLED,
     errors.InternalError: grpc.StatusCode.INTERNAL,

@@ -20,9 +20,7 @@ LIMITS = Limits(
     max_unary_nbytes=4,
     staleness_policy="hinge:10,4",
 )
-COUNTS = Counts(
-    applied=6, dropped=2, duplicate=3, rejected={"NON_FINITE": 1, "STEP_READ": 4}
-)
+COUNTS = Counts(6, 2, 3, {"NON_FINITE": 1, "STEP_READ": 4}, snapshot_gone=1)
 WORKERS = (
     WorkerStatus(
         name="a",
@@ -78,6 +76,7 @@ BUSY = Status(
         Verdict(applied=True, staleness=3, step=9, duplicate=True),
         Verdict(applied=True, staleness=3, step=9, factor=1 / 3),
         Verdict(False, 9, 9, Reason.STALE, consecutive_drops=2**63),
+        Verdict(False, 3, 9, Reason.SNAPSHOT_GONE),
         Verdict(applied=True, staleness=3, step=9, factor=0.0),
         Verdict(True, 3, 9, dropped_variables=2, left_out=("w", "b")),
         PushHeader(session="s", seq=1, generation="g", step_read=0, nbytes=0),
@@ -181,12 +180,14 @@ def test_a_status_is_json() -> None:
         "received": 16,
         "applied": 6,
         "dropped": 2,
+        "snapshot_gone": 1,
         "duplicate": 3,
         "rejected": {"NON_FINITE": 1, "STEP_READ": 4},
         "drop_rate": 0.25,
     }
     none = {
         **dict.fromkeys(("received", "applied", "dropped", "duplicate"), 0),
+        "snapshot_gone": 0,
         "rejected": {},
         "drop_rate": 0.0,
     }

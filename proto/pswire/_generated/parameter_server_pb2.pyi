@@ -28,6 +28,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REASON_UNSPECIFIED: _ClassVar[Reason]
     STALE: _ClassVar[Reason]
+    SNAPSHOT_GONE: _ClassVar[Reason]
 DTYPE_UNSPECIFIED: DType
 FLOAT16: DType
 BFLOAT16: DType
@@ -44,6 +45,7 @@ UINT64: DType
 BOOL: DType
 REASON_UNSPECIFIED: Reason
 STALE: Reason
+SNAPSHOT_GONE: Reason
 
 class ArraySpec(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -391,7 +393,7 @@ class Durability(_message.Message):
     def __init__(self, mode: _Optional[str] = ..., saved_step: _Optional[int] = ..., saved_s: _Optional[float] = ..., saves: _Optional[int] = ..., failures: _Optional[int] = ..., log_nbytes: _Optional[int] = ..., log_syncs: _Optional[int] = ..., corrupt: _Optional[int] = ...) -> None: ...
 
 class Counts(_message.Message):
-    __slots__ = ("applied", "dropped", "duplicate", "rejected")
+    __slots__ = ("applied", "dropped", "duplicate", "rejected", "snapshot_gone")
     class RejectedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -403,11 +405,13 @@ class Counts(_message.Message):
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_GONE_FIELD_NUMBER: _ClassVar[int]
     applied: int
     dropped: int
     duplicate: int
     rejected: _containers.ScalarMap[str, int]
-    def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    snapshot_gone: int
+    def __init__(self, applied: _Optional[int] = ..., dropped: _Optional[int] = ..., duplicate: _Optional[int] = ..., rejected: _Optional[_Mapping[str, int]] = ..., snapshot_gone: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("name", "counts", "consecutive_drops", "last_seen_s", "longest_drops", "pushes_per_s", "loss", "staleness_buckets", "staleness_sum", "recent_drops", "shard", "waiting", "waited_s")

@@ -138,7 +138,8 @@ class ParameterServerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Push(self, request, context):
-        """Offers gradients; the verdict says what became of them.
+        """Offers gradients; the verdict says what became of them. Where a step takes several pushes, each waits for the
+        others, 20 seconds at most: then it is refused (TOO_FEW_PUSHES), to be sent again under the same number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

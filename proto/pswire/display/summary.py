@@ -50,8 +50,9 @@ def outcomes(counts: Counts) -> str:
     """Say what became of pushes."""
     rejected = sum(counts.rejected.values())
     why = ", ".join(f"{number} {name}" for name, number in counts.rejected.items())
+    gone = f" ({counts.snapshot_gone} SNAPSHOT_GONE)" if counts.snapshot_gone else ""
     return (
-        f"{counts.applied} applied, {counts.dropped} dropped, "
+        f"{counts.applied} applied, {counts.dropped} dropped{gone}, "
         f"{counts.duplicate} duplicate, {rejected} rejected"
     ) + (f" ({why})" if why else "")
 

@@ -49,7 +49,7 @@
     const [first, last] = [points[0], points.at(-1)];
     return {
       ...pick(Object.keys(rows[0]), (name) => rows.map((row) => row[name])),
-      meanStepRate: (last.applied - first.applied) / (last.time - first.time),
+      meanStepRate: (last.step - first.step) / (last.time - first.time),
     };
   }
 

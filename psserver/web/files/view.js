@@ -95,7 +95,9 @@ const view = (() => {
   function drawStaleness(status) {
     const judged = status.applied + status.dropped;
     const parting = charts.parting(status.staleness, status.limit_now, status.dropped);
-    const limit = parting !== null || !status.dropped ? `a limit of ${limitOf(status)}`
+    const stale = status.dropped - status.snapshot_gone;
+    const isParted = charts.parting(status.staleness, status.limit_now, stale) !== null;
+    const limit = isParted || !stale ? `a limit of ${limitOf(status)}`
       : status.staleness_policy.startsWith("groups:") ? "the limits of groups" : "limits that have changed";
     const factor = status.withheld
       ? `, at a mean factor of ${format.short(1 - status.withheld / status.applied)}` : "";
@@ -142,7 +144,9 @@ const view = (() => {
   }
 
   function listOthers(status) {
-    const rows = [["Duplicates", status.duplicate],
+    const gone = status.snapshot_gone;
+    const rows = [...(gone ? [["SNAPSHOT_GONE, of those dropped", gone]] : []),
+      ["Duplicates", status.duplicate],
       ["Rejected", status.received - status.applied - status.dropped - status.duplicate],
       ...Object.entries(status.rejected),
       ["Of callers that never joined or are forgotten", status.unjoined.received]];
