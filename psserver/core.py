@@ -190,8 +190,8 @@ class Core:
         """
         if not verdict.dropped_variables:
             return frozenset()
-        brought = header.layout or self.require_model().layout.trainable
-        return self.terms.policy.left_out(verdict.staleness, brought.places)
+        brought = header.brought(self.require_model().layout.trainable)
+        return self.terms.policy.left_out(verdict.staleness, brought)
 
     def apply(self, push: Push, verdict: Verdict) -> None:
         """Make the next step, wholly or not at all.
@@ -203,14 +203,18 @@ class Core:
         Raises:
             ParameterServerError: The rule cannot; nothing has changed.
         """
-        model, header = self.require_model(), push.header
+        model, header, before = self.require_model(), push.header, self._newest.state
+        value, factor = header.value, verdict.factor
         state = model.rule.apply(
-            *(self._newest.state, push.gradients, header.value, verdict.factor),
-            model.present(header),
+            *(before, push.gradients, value, factor), model.present(header)
+        )
+        patch = model.tables.patch(
+            *(verdict.step, before.slots, push.rows), model.rule.scalars(value, factor)
         )
         snapshot = Snapshot(model.body(state), verdict.step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._newest = Cut(snapshot, state)
+        model.tables.add(patch)
         left = verdict.dropped_variables
         self._note(Applied(verdict.step, header, push.received, verdict.factor, left))
         model.rule.let_go()
@@ -222,7 +226,8 @@ class Core:
             self.sessions.settle(header.session, header.seq, verdict)
         pending = Pending(Judged(header.session, before, verdict, header.value, now))
         if not self._keeps_changes:
-            self.published = self._taken = self._newest
+            self._taken = self._newest
+            self._show()
         if self.is_kept:
             self._tell(pending)
         else:
@@ -244,7 +249,7 @@ class Core:
 
     def publish(self) -> None:
         """Show what was taken: it is kept."""
-        self.published = self._taken
+        self._show()
         self._is_keeping = False
         told, self._being_kept = self._being_kept, []
         if self.is_kept:  # What was judged meanwhile has nothing left to wait for.
@@ -272,6 +277,8 @@ class Core:
         ]
         self._being_kept, self._waiting, self._is_keeping = [], [], False
         self._taken = self._newest = self.published
+        if self.model:
+            self.model.tables.roll_back()
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
@@ -314,6 +321,11 @@ class Core:
             self.settle(change.header, verdict, now)
         self.take()
         self.publish()
+
+    def _show(self) -> None:
+        self.published = self._taken
+        if self.model:
+            self.model.tables.publish(self.published.snapshot.step)
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged

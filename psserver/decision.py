@@ -97,7 +97,7 @@ def decide(
     _require_layout(header, present.layout)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
-    brought = (header.layout or present.layout).places
+    brought = header.brought(present.layout)
     left_out = terms.policy.left_out(staleness, brought)
     if factor is None or len(left_out) == len(brought):
         return Verdict(
@@ -127,7 +127,7 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
 def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.layout is not None:
         layout.require_some(header.layout)
-    expected = header.encoding.layout(header.layout or layout).nbytes
+    expected = header.body_layout(layout).nbytes
     if header.nbytes != expected:
         raise VariableMismatchError(
             f"nbytes: expected {expected} bytes, got {header.nbytes}"

@@ -12,7 +12,7 @@ from psserver.decision import Session
 from psserver.limitnews import tell_limits
 from psserver.model import Model, start
 from psserver.rules import CompiledRule, State
-from pswire.body import Body
+from pswire.body import Body, InPieces
 from pswire.layout import Layout
 from pswire.status import Limits
 from pswire.values import Snapshot
@@ -98,7 +98,10 @@ class Lineage:
         with self._lock:
             model, cut = self._core.model, self._core.published
             memory, limits = self._core.memory(), self._limits()
-        return self._checkpoint(model, cut, memory, limits) if model else None
+            columns = model.tables.cut(self._lock) if model else {}
+        if model is None:
+            return None
+        return self._checkpoint(model, cut, columns, memory, limits)
 
     def first(
         self, variables: Body, initializer: str
@@ -116,7 +119,8 @@ class Lineage:
         cut = Cut(Snapshot(model.body(state), 0, self.generation), state)
         with self._lock:
             memory, limits = self._core.prepare(), self._limits()
-        return model, state, self._checkpoint(model, cut, memory, limits)
+            columns = model.tables.cut(self._lock)
+        return model, state, self._checkpoint(model, cut, columns, memory, limits)
 
     def restore(self, kept: Checkpoint) -> None:
         """Be what another server had been, but for its limits; nobody may call yet.
@@ -150,7 +154,12 @@ class Lineage:
         return start(rule, variables, initializer, slots)
 
     def _checkpoint(
-        self, model: Model, cut: Cut, memory: Memory, limits: Limits
+        self,
+        model: Model,
+        cut: Cut,
+        columns: Mapping[str, InPieces],
+        memory: Memory,
+        limits: Limits,
     ) -> Checkpoint:
         sessions, counters = memory
         return Checkpoint(
@@ -166,4 +175,6 @@ class Lineage:
             counters=counters,
             staleness_policy=limits.staleness_policy,
             server=self._name,
+            tables=tuple(spec.name for spec in model.layout.tables),
+            columns=columns,
         )

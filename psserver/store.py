@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 from psserver import gradients as checks
 from psserver.checkpoint import named
@@ -22,7 +23,7 @@ from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
 from psserver.timing import Timing
-from pswire.body import Arrays, Body
+from pswire.body import AnyArrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
@@ -31,6 +32,7 @@ from pswire.errors import (
     ServerUnavailableError,
 )
 from pswire.layout import Layout
+from pswire.rows import Ids
 from pswire.status import Limits, Status
 from pswire.values import PushHeader, Snapshot, Verdict
 
@@ -93,9 +95,9 @@ class Store:
         self._on_judged = on_judged
         self._keeper = keeper or KeepNothing()
 
-        # Guards the core. A pull takes no lock: it finds its session, then notes when
-        # it was seen, reads `model`, which is set once, then `published`, which is set
-        # before it and only ever replaced.
+        # Guards the core. A pull takes no lock, unless it wants rows: it finds its
+        # session, then notes when it was seen, reads `model`, which is set once, then
+        # `published`, which is set before it and only ever replaced.
         self._lock = threading.Lock()
         # Held while the rule is compiled for the first push of a kind, which takes
         # seconds; never taken while `_lock` is held.
@@ -198,32 +200,49 @@ class Store:
         self._see(session, now)
         return self._first.offer(session, layout, receive)
 
-    def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
-        """Return the newest snapshot; it never waits for a push.
+    def pull(
+        self,
+        session: str,
+        now: float,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
+    ) -> tuple[Layout, Snapshot[Body]]:
+        """Return the newest snapshot; it never waits for a push, but to have rows.
 
         Args:
             session: Who pulls; empty: somebody who never joined.
             now: Seconds.
+            rows: The ids of those that are wanted, by table.
 
         Raises:
             SessionUnknownError: The session has not joined.
             NotInitializedError: There are no variables yet.
+            VariableMismatchError: There are no such rows, or too many are wanted.
         """
         if session:
             self._see(session, now)
-        layout = self._core.require_model().layout
-        return layout, self._core.published.snapshot
+        model = self._core.require_model()
+        if not rows:
+            return model.layout, self._core.published.snapshot
+        model.tables.require(rows)
+        with self._lock:
+            snapshot = self._core.published.snapshot
+            found = model.tables.read(rows)
+        return model.layout, replace(snapshot, rows=found)
 
-    def inspect(self) -> Snapshot[Arrays]:
+    def inspect(self) -> Snapshot[AnyArrays]:
         """Return all arrays of the newest step, named as in checkpoints.
+
+        Those of tables can be read once, in pieces.
 
         Raises:
             NotInitializedError: There are no variables yet.
         """
-        rule = self._core.require_model().rule
-        snapshot, state = self._core.published
-        arrays = named(snapshot.params, rule.slots(state).arrays)
-        return Snapshot(arrays, snapshot.step, snapshot.generation)
+        model = self._core.require_model()
+        with self._lock:
+            snapshot, state = self._core.published
+            columns = model.tables.cut(self._lock)
+        whole = named(snapshot.params, model.rule.slots(state).arrays)
+        return Snapshot({**whole, **columns}, snapshot.step, snapshot.generation)
 
     def push(
         self,
@@ -366,7 +385,8 @@ class Store:
     def _require_sound(self, push: Push) -> None:
         parts = self._core.require_model().brought(push)
         if not all(map(checks.is_finite, parts)):
-            checks.require_finite(push.gradients)
+            rows = {name: each.values for name, each in push.rows.items()}
+            checks.require_finite({**push.gradients, **rows})
         if self.limits.max_grad_norm is not None:
             checks.require_norm(parts, self.limits.max_grad_norm)
 
@@ -400,11 +420,8 @@ class Store:
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
                 without = core.left_out(header, verdict)
-                kind = {
-                    "weighed": verdict.factor != 1.0,
-                    "some": bool(without) or model.present(header) is not None,
-                }
-                if push.without == without and model.rule.is_prepared(**kind):
+                weighed = verdict.factor != 1.0
+                if push.without == without and model.is_prepared(push, weighed=weighed):
                     self._commits.require_room()
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
@@ -414,7 +431,7 @@ class Store:
             # It takes long, so others go on meanwhile; then it may be judged otherwise.
             push = model.push(header, received, without)
             with self._compiling:
-                model.rule.prepare(state, **kind)
+                model.prepare(state, push, weighed=weighed)
 
     def _settle(self, header: PushHeader, verdict: Verdict, timing: Timing) -> Verdict:
         pending = self._core.settle(header, verdict, timing.judged_at)

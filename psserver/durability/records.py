@@ -134,6 +134,6 @@ def _lessened(record: Record, trainable: Layout) -> Applied:
 
 def _applied(record: Record, told: bytes, trainable: Layout) -> Applied:
     header = PushHeader.from_proto(pb.PushHeader.FromString(told))
-    assembly = Assembly(header.encoding.layout(header.layout or trainable))
+    assembly = Assembly(header.body_layout(trainable))
     assembly.add(0, record.body.data)
     return Applied(record.frame.step, header, assembly.finish())
