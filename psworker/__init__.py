@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pswire.body import Body as Body
+    from pswire.rows import Rows as Rows
     from psworker.client import Client as Client
     from psworker.client import connect as connect
     from psworker.gradients import Gradients as Gradients
@@ -14,12 +15,13 @@ _HOMES = {
     "Body": "pswire.body",
     "Client": "psworker.client",
     "Gradients": "psworker.gradients",
+    "Rows": "pswire.rows",
     "Shard": "psworker.task",
     "Task": "psworker.task",
     "connect": "psworker.client",
 }
 
-__all__ = ["Body", "Client", "Gradients", "Shard", "Task", "connect"]
+__all__ = ["Body", "Client", "Gradients", "Rows", "Shard", "Task", "connect"]
 
 
 def __getattr__(name: str) -> Any:

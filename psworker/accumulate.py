@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from pswire.rows import Rows
 from pswire.values import Snapshot, Verdict
 from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes
@@ -69,7 +70,7 @@ class Accumulator:
         """
         arrays = by_name(gradients)
         origin = origin_of(gradients, snapshot, step_read, value, self._newest())
-        self._pushes.layout(arrays)  # What fits no variable adds nothing.
+        self._pushes.laid_out(arrays)  # What fits no variable adds nothing.
         if self._origins and origin.generation != self._origins[0].generation:
             if origin.generation != self._newest():
                 _tell_lost(1)
@@ -88,14 +89,20 @@ class Accumulator:
             ParameterServerError: As from `Client.push`; what was added is let go.
         """
         origins, sums, dtypes = self._origins, self._sums, self._dtypes
+        rows = self._rows
         self._empty()
         if not origins:
             return None
         number = len(origins)
         values = [origin.value for origin in origins if origin.value is not None]
-        mean = {
+        mean: dict[str, Any] = {
             name: (array / number).astype(dtypes[name]) for name, array in sums.items()
         }
+        for name, parts in rows.items():
+            # The same row of several gradients is summed where it is pushed.
+            ids = np.concatenate([np.ravel(part.ids) for part in parts])
+            whole = np.concatenate([np.asarray(part.values) for part in parts])
+            mean[name] = Rows(ids, (whole / number).astype(whole.dtype))
         return self._pushes.push(
             mean,
             Origin(
@@ -116,8 +123,12 @@ class Accumulator:
         self._origins: list[Origin] = []
         self._sums: dict[str, npt.NDArray[Any]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._rows: dict[str, list[Rows]] = {}
 
-    def _add(self, name: str, array: npt.NDArray[Any]) -> None:
+    def _add(self, name: str, array: npt.NDArray[Any] | Rows) -> None:
+        if isinstance(array, Rows):
+            self._rows.setdefault(name, []).append(array)
+            return
         # Halves would lose what is small beside the sum.
         exact = np.promote_types(array.dtype, np.float32)
         self._sums[name] = np.add(self._sums.get(name, 0), array, dtype=exact)
