@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pswire.body import InPieces
 from pswire.layout import ArraySpec
 from pswire.memory import zeros
+from pswire.rows import Ids
 
 _PIECE_NBYTES = 2**20  # So little is copied at once that pushes wait for nothing.
 _FEW = 64  # Rows.
@@ -37,11 +38,11 @@ class Column:
         """Set rows for the first time: there is no cut yet."""
         self._rows[start : start + len(rows)] = rows
 
-    def read(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def read(self, ids: Ids) -> npt.NDArray[Any]:
         """Return a copy of some rows."""
         return self._rows[ids]
 
-    def write(self, ids: npt.NDArray[np.int64], rows: npt.NDArray[Any]) -> None:
+    def write(self, ids: Ids, rows: npt.NDArray[Any]) -> None:
         """Replace some rows, whose ids rise."""
         for cut in self.cuts:
             cut.put_aside(ids)
@@ -78,14 +79,37 @@ class Cut(InPieces):
         self._rows = rows
         self._lock = lock
         self._next = 0  # The first row that has not been read.
+        self._is_lost = False
         # Of each row, where it was put aside, counted from 1; 0: it was not.
-        self._places: npt.NDArray[np.int64] | None = None
+        self._places: Ids | None = None
         self._aside = rows[:0]
         self._count = 0
 
-    def put_aside(self, ids: npt.NDArray[np.int64]) -> None:
+    def put_aside(self, ids: Ids) -> None:
         """Keep rows, whose ids rise, that are about to be replaced; with the lock."""
         ids = ids[np.searchsorted(ids, self._next) :]
+        if not len(ids) or self._is_lost:
+            return
+        try:
+            self._keep(ids)
+        except (MemoryError, OSError):  # The push goes on; who reads this is told.
+            self._is_lost = True
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the bytes; called without the lock.
+
+        Raises:
+            MemoryError: There was none to put rows aside.
+        """
+        if not self.nbytes:
+            return
+        step = max(1, _PIECE_NBYTES // (self.nbytes // len(self._rows)))
+        for start in range(0, len(self._rows), step):
+            with self._lock:
+                piece = self._read(start, start + step)
+            yield piece.reshape(-1).view(np.uint8).data
+
+    def _keep(self, ids: Ids) -> None:
         if self._places is None:
             # Pages that nobody touches take no memory.
             self._places = zeros(8 * len(self._rows)).view(np.int64)
@@ -99,18 +123,9 @@ class Cut(InPieces):
         self._places[ids] = np.arange(self._count + 1, end + 1)
         self._count = end
 
-    def pieces(self) -> Iterator[memoryview]:
-        """Yield the bytes; called without the lock."""
-        if not self.nbytes:
-            return
-        step = max(1, _PIECE_NBYTES // (self.nbytes // len(self._rows)))
-        for start in range(0, len(self._rows), step):
-            with self._lock:
-                piece = self._read(start, start + step)
-            yield piece.reshape(-1).view(np.uint8).data
-        self._places, self._aside = None, self._rows[:0]
-
     def _read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        if self._is_lost:
+            raise MemoryError("rows: expected memory to put some aside, got none")
         piece = self._rows[start:stop].copy()
         if self._places is not None:
             places = self._places[start:stop]

@@ -7,7 +7,7 @@ import pytest
 
 NAMES = {
     "psserver": ["JsonLines", "Server"],
-    "psworker": ["Body", "Client", "Gradients", "Shard", "Task", "connect"],
+    "psworker": ["Body", "Client", "Gradients", "Rows", "Shard", "Task", "connect"],
 }
 EACH = [(package, name) for package, names in NAMES.items() for name in names]
 

@@ -269,3 +269,21 @@ def test_a_push_takes_memory_for_its_own_rows_alone() -> None:
         tracemalloc.stop()
 
     assert most < 40 * 1000 * 16 * 4
+
+
+def test_a_cut_without_memory_is_lost_and_the_push_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever reads it is told, as a save that fails is."""
+    column = Column(ArraySpec("emb", np.dtype(np.float32), (4, 2)))
+    cut = column.cut(threading.Lock())
+
+    def full(nbytes: int) -> Array:
+        raise MemoryError
+
+    monkeypatch.setattr(columns, "zeros", full)
+    column.write(np.array([1]), np.ones((1, 2), np.float32))
+
+    assert column.read(np.array([1])).tolist() == [[1, 1]]
+    with pytest.raises(MemoryError, match="expected memory to put some aside"):
+        next(cut.pieces())

@@ -1,7 +1,7 @@
 """Tables, from a worker's calls to what a server keeps: rows alone travel."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import optax
 import pytest
+from safetensors.numpy import load_file
 
 import psserver
 import psworker
 from kit.virtualdisk import Operation, VirtualDisk
-from psserver import admin
+from psserver import admin, columns
 from pswire._generated import parameter_server_pb2 as pb
 from pswire._generated import parameter_server_pb2_grpc as rpc
 from pswire.errors import (
@@ -34,6 +35,7 @@ from psworker.loop import train
 
 StartServer = Callable[..., psserver.Server]
 Connect = Callable[..., psworker.Client]
+InParallel = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 NewestArrays = Callable[[Path], bytes]
 UseDisk = Callable[[VirtualDisk], None]
 
@@ -473,3 +475,73 @@ def test_what_the_server_keeps_of_a_table_can_be_read(client: psworker.Client) -
     assert found.step == 1
     assert found.params["variables/emb"][4].tolist() == [9, 10]
     assert found.params["variables/emb"].shape == (10, 2)
+
+
+def test_a_pull_shows_rows_and_variables_of_its_own_step(
+    start_server: StartServer, connect: Connect, in_parallel: InParallel
+) -> None:
+    """While others push: each push adds 1 to all, so all are as many as the step."""
+    server = start_server()
+    zeros = {"w": np.zeros(2, np.float32), "emb": np.zeros((50, 2), np.float32)}
+    clients = [connect(server.address) for _ in range(3)]
+    clients[0].initialize(zeros, tables=["emb"])
+    ids = np.arange(50)
+    gradient = {"w": -np.ones(2, np.float32), "emb": Rows(ids, zeros["emb"] - 1)}
+    seen: list[set[float]] = []
+
+    def push(client: psworker.Client) -> None:
+        first = client.pull()
+        for _ in range(40):
+            client.push(gradient, first)
+
+    def pull() -> None:
+        for _ in range(60):
+            got = clients[2].pull(rows={"emb": ids})
+            rows = got.rows["emb"].values
+            seen.append({float(got.step), *got.params["w"], *rows.reshape(-1)})
+
+    in_parallel([lambda: push(clients[0]), lambda: push(clients[1]), pull])
+
+    assert all(len(numbers) == 1 for numbers in seen)
+    assert _every(clients[2], 50) == {80.0}
+
+
+def test_a_checkpoint_is_of_one_step_while_rows_are_pushed(
+    start_server: StartServer,
+    connect: Connect,
+    in_parallel: InParallel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is read in pieces of one row, and each push changes all of them."""
+    monkeypatch.setattr(columns, "_PIECE_NBYTES", 8)
+    settings = {"durability": "checkpoint", "data_dir": tmp_path}
+    server = start_server(checkpoint_every=10**9, **settings)
+    client = connect(server.address)
+    zeros = {"w": np.zeros(2, np.float32), "emb": np.zeros((500, 2), np.float32)}
+    client.initialize(zeros, tables=["emb"])
+    ids = np.arange(500)
+    gradient = {"w": -np.ones(2, np.float32), "emb": Rows(ids, zeros["emb"] - 1)}
+    first = client.pull()
+
+    def push() -> None:
+        for _ in range(100):
+            client.push(gradient, first)
+
+    def save() -> None:
+        for _ in range(3):
+            admin.save_checkpoint(server.address)
+
+    in_parallel([push, save])
+
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(kept) == 3
+    for folder in kept:
+        arrays = load_file(folder / "arrays.safetensors")
+        step = float(folder.name.rpartition("-")[2])
+        assert {*arrays["variables/emb"].reshape(-1), *arrays["variables/w"]} == {step}
+
+
+def _every(client: psworker.Client, count: int) -> set[float]:
+    rows = client.pull(rows={"emb": np.arange(count)}).rows["emb"].values
+    return {*rows.reshape(-1).tolist()}
