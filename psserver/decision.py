@@ -127,6 +127,8 @@ def superseded(worker: str, session: str) -> SessionSupersededError:
 def _require_layout(header: PushHeader, layout: Layout) -> None:
     if header.layout is not None:
         layout.require_some(header.layout)
+    if not header.brought(layout):
+        raise VariableMismatchError("rows: expected some of a table, got none of any")
     expected = header.body_layout(layout).nbytes
     if header.nbytes != expected:
         raise VariableMismatchError(

@@ -88,9 +88,10 @@ class Tables:
         """
         for name, ids in wanted.items():
             if name not in self._specs:
+                known = ", ".join(self._specs) or "there are none"
                 raise VariableMismatchError(
-                    f"{name[:100]}: expected one of {', '.join(self._specs) or 'none'},"
-                    " which are pulled by rows, got another name"
+                    f"{name[:100]}: expected one of the tables ({known}), "
+                    "got another name"
                 )
             require_ids(name, ids, self._specs[name].shape[0])
 

@@ -86,20 +86,19 @@ def whole_ids(name: str, ids: npt.ArrayLike) -> Ids:
     return array.reshape(-1).astype(IDS_DTYPE, copy=False)
 
 
-def require_ids(name: str, ids: Ids, size: int, most: int = MAX_ROWS) -> None:
+def require_ids(name: str, ids: Ids, size: int) -> None:
     """Check the ids of rows that have travelled.
 
     Args:
         name: The table's.
         ids: Which rows.
         size: How many the table has.
-        most: How many there may be.
 
     Raises:
         VariableMismatchError: They do not rise, there is no such row, or there are too
             many.
     """
-    if len(ids) > most:
+    if len(ids) > MAX_ROWS:
         raise _too_many(name, len(ids))
     _require_within(name, ids, size)
     if (ids[1:] <= ids[:-1]).any():
@@ -133,8 +132,6 @@ def ids_name(table: str) -> str:
     return table + _IDS
 
 
-# A push asks several times; a worker often sends as many rows as before.
-@lru_cache(maxsize=8)
 def travelling(layout: Layout, counts: tuple[int, ...]) -> Layout:
     """Return the layout of what travels of gradients.
 
@@ -146,20 +143,24 @@ def travelling(layout: Layout, counts: tuple[int, ...]) -> Layout:
         VariableMismatchError: There is not one count for each table, or one is of more
             rows than may travel.
     """
-    tables = layout.tables
-    if counts and len(counts) != len(tables):
+    if counts and len(counts) != len(layout.tables):
         raise VariableMismatchError(
-            f"rows: expected {len(tables)} counts, one a table, got {len(counts)}"
+            f"rows: expected {len(layout.tables)} counts, one a table, "
+            f"got {len(counts)}"
         )
-    if not tables:
-        return layout
-    of = dict(zip((spec.name for spec in tables), counts, strict=False))
+    return _with_ids(layout, counts) if counts else layout.dense
+
+
+# A push asks several times; a worker often sends as many rows as before.
+@lru_cache(maxsize=8)
+def _with_ids(layout: Layout, counts: tuple[int, ...]) -> Layout:
+    left = iter(counts)
 
     def specs() -> Iterator[ArraySpec]:
         for spec in layout:
             if not spec.by_rows:
                 yield spec
-            elif count := of.get(spec.name, 0):
+            elif count := next(left):
                 if count > MAX_ROWS:
                     raise _too_many(spec.name, count)
                 yield ArraySpec(ids_name(spec.name), IDS_DTYPE, (count,))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import optax
@@ -25,7 +26,7 @@ Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 
 RATE = 0.5
-VARIABLES: Mapping[str, Array] = {
+VARIABLES: dict[str, Array] = {
     "w": np.ones(3, np.float32),
     "emb": np.arange(12, dtype=np.float32).reshape(6, 2),
 }
@@ -52,7 +53,8 @@ class _Trained:
 
     def push_unseen(self, ids: list[int], gradient: float) -> None:
         shape = (len(ids), *self.model.layout.places["emb"][0].shape[1:])
-        rows = {"emb": Rows(np.array(ids), np.full(shape, gradient, np.float32))}
+        values = np.full(shape, gradient, self.model.layout.places["emb"][0].dtype)
+        rows = {"emb": Rows(np.array(ids), values)}
         scalars = self.model.rule.scalars(None, 1.0)
         self.step += 1
         patch = self.model.tables.patch(self.step, self.state.slots, rows, scalars)
@@ -183,6 +185,22 @@ def test_a_rule_that_looks_at_whole_arrays_takes_no_table(
     """The error begins with the table's name."""
     with pytest.raises(InvalidRequestError, match=r"^emb: expected a rule that treats"):
         _Trained(rule, VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+)
+def test_a_table_may_be_of_any_trainable_type(dtype: Any) -> None:
+    """And each of another; the slots have the type that the rule gives them."""
+    rule = optax.sgd(0.5, momentum=0.5)
+    trained = _Trained(rule, VARIABLES | {"emb": VARIABLES["emb"].astype(dtype)})
+
+    for _ in range(2):
+        trained.push([1, 2], 1.0)
+
+    assert trained.row(2).dtype == dtype
+    assert trained.row(2).tolist() == [4 - 0.5 - 0.75, 5 - 0.5 - 0.75]
+    assert {array.dtype for array in trained.arrays().values()} == {np.dtype(dtype)}
 
 
 def test_unseen_pushes_build_upon_one_another_and_can_be_forgotten() -> None:

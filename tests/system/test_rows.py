@@ -206,7 +206,7 @@ def test_a_push_of_no_such_rows_is_refused(
     ("rows", "told"),
     [
         ({"emb": [10]}, "^emb: expected ids of rows from 0 to 9, got 10 to 10"),
-        ({"w": [1]}, "^w: expected one of emb, which are pulled by rows"),
+        ({"w": [1]}, r"^w: expected one of the tables \(emb\), got another"),
         ({"emb": [0.5]}, "^emb: expected ids of rows in whole numbers, got float64"),
     ],
 )
@@ -277,6 +277,7 @@ def test_a_stranger_s_rows_are_checked(start_server: StartServer) -> None:
         for request, told in (
             (pb.PushRequest(header=header, data=data), "ids of rows that rise"),
             (_without_rows(header), "emb: expected (10, 2) float32 by rows"),
+            (_of_no_rows(header), "rows: expected some of a table, got none of any"),
         ):
             with pytest.raises(grpc.RpcError) as refused:
                 stub.Push(request, timeout=TIMEOUT_S)
@@ -284,6 +285,14 @@ def test_a_stranger_s_rows_are_checked(start_server: StartServer) -> None:
         pull = pb.PullRequest(rows=[pb.RowIds(name="emb", ids=ids)])
         with pytest.raises(grpc.RpcError, match="ids of rows that rise"):
             stub.Pull(pull, timeout=TIMEOUT_S)
+
+
+def _of_no_rows(header: pb.PushHeader) -> pb.PushRequest:
+    none = pb.PushHeader()
+    none.CopyFrom(header)
+    none.nbytes = 0
+    del none.rows[:]
+    return pb.PushRequest(header=none)
 
 
 def _without_rows(header: pb.PushHeader) -> pb.PushRequest:
