@@ -1,12 +1,13 @@
 """Several gradients, pushed as one: their mean."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from pswire.layout import ArraySpec
 from pswire.rows import Rows
 from pswire.values import Snapshot, Verdict
 from psworker.gradients import Gradients, by_name, origin_of
@@ -99,10 +100,8 @@ class Accumulator:
             name: (array / number).astype(dtypes[name]) for name, array in sums.items()
         }
         for name, parts in rows.items():
-            # The same row of several gradients is summed where it is pushed.
-            ids = np.concatenate([np.ravel(part.ids) for part in parts])
-            whole = np.concatenate([np.asarray(part.values) for part in parts])
-            mean[name] = Rows(ids, (whole / number).astype(whole.dtype))
+            total, dtype = _sum(name, parts), parts[0].dtype
+            mean[name] = Rows(total.ids, (total.values / number).astype(dtype))
         return self._pushes.push(
             mean,
             Origin(
@@ -133,6 +132,18 @@ class Accumulator:
         exact = np.promote_types(array.dtype, np.float32)
         self._sums[name] = np.add(self._sums.get(name, 0), array, dtype=exact)
         self._dtypes[name] = array.dtype
+
+
+def _sum(name: str, parts: Sequence[Rows]) -> Rows:
+    ids, values = list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
+    for part in parts:
+        of, array = np.asarray(part.ids), np.asarray(part.values)
+        ids.append(of.reshape(-1))
+        values.append(array.reshape(of.size, *array.shape[of.ndim :]))
+    exact = np.promote_types(parts[0].dtype, np.float32)
+    whole = np.concatenate(values).astype(exact)
+    spec = ArraySpec(name, exact, whole.shape, by_rows=True)
+    return Rows(np.concatenate(ids), whole).summed(spec)
 
 
 def _tell_lost(number: int) -> None:

@@ -15,12 +15,15 @@ import pytest
 
 from psserver import columns
 from psserver.columns import Column
+from psserver.core import Core
 from psserver.model import Model, start
+from psserver.policies.terms import read_terms
 from psserver.rules import CompiledRule, State, require_rule
 from pswire.body import Body
 from pswire.errors import InvalidRequestError, NonFiniteError
 from pswire.layout import ArraySpec, Layout
 from pswire.rows import Rows
+from pswire.values import PushHeader
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
@@ -219,6 +222,31 @@ def test_unseen_pushes_build_upon_one_another_and_can_be_forgotten() -> None:
     trained.model.tables.roll_back()
     trained.model.tables.publish(3)
     assert trained.row(2).tolist() == [6, 7]
+
+
+def test_a_push_that_is_taken_back_leaves_its_rows_as_they_were() -> None:
+    """The next one, of the same step, builds upon what there was before."""
+    trained = _Trained(optax.sgd(1.0), VARIABLES)
+    core = Core(read_terms("drop", 0), "g", keeps_changes=True)
+    core.join("worker", "s", 0.0)
+    core.start(trained.model, trained.state)
+    layout = Layout((trained.model.layout.places["emb"][0],))
+    header = PushHeader("s", 1, "g", 0, 64 + 8, layout, rows=(1,))
+    received = {"ids": np.array([2]), "rows": np.full((1, 2), -1, np.float32)}
+    names = trained.model.wire_layout(header).places
+    body = Body.gather(
+        trained.model.wire_layout(header),
+        dict(zip(names, received.values(), strict=True)),
+    )
+
+    for happens in (core.roll_back, lambda taken, why: core.publish()):
+        push, verdict = trained.model.push(header, body), core.decide(header)
+        core.apply(push, verdict)
+        core.settle(header, verdict, 0.0)
+        happens(core.take(), "no luck")
+
+    assert core.published.snapshot.step == 1
+    assert trained.row(2).tolist() == [5, 6]
 
 
 def test_a_rule_that_overflows_changes_no_row() -> None:
