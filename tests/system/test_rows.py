@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import grpc
@@ -537,7 +538,7 @@ def test_a_checkpoint_is_of_one_step_while_rows_are_pushed(
 ) -> None:
     """It is read in pieces of one row, and each push changes all of them."""
     monkeypatch.setattr(columns, "_PIECE_NBYTES", 8)
-    settings = {"durability": "checkpoint", "data_dir": tmp_path}
+    settings = {"durability": "checkpoint", "data_dir": tmp_path, "keep": 100}
     server = start_server(checkpoint_every=10**9, **settings)
     client = connect(server.address)
     zeros = {"w": np.zeros(2, np.float32), "emb": np.zeros((500, 2), np.float32)}
@@ -545,23 +546,27 @@ def test_a_checkpoint_is_of_one_step_while_rows_are_pushed(
     ids = np.arange(500)
     gradient = {"w": -np.ones(2, np.float32), "emb": Rows(ids, zeros["emb"] - 1)}
     first = client.pull()
+    client.push(gradient, first)  # Compiles.
+    has_ended = Event()
 
     def push() -> None:
         for _ in range(100):
             client.push(gradient, first)
+        has_ended.set()
 
     def save() -> None:
-        for _ in range(3):
+        while not has_ended.is_set():
             admin.save_checkpoint(server.address)
 
     in_parallel([push, save])
 
-    kept = sorted((tmp_path / "checkpoints").iterdir())
-    assert len(kept) == 3
-    for folder in kept:
+    steps = set()
+    for folder in (tmp_path / "checkpoints").iterdir():
         arrays = load_file(folder / "arrays.safetensors")
         step = float(folder.name.rpartition("-")[2])
         assert {*arrays["variables/emb"].reshape(-1), *arrays["variables/w"]} == {step}
+        steps.add(step)
+    assert steps & {*range(2, 101)}
 
 
 def _every(client: psworker.Client, count: int) -> set[float]:
