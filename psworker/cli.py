@@ -15,7 +15,14 @@ import click
 from pswire.heap import keep_freed_memory
 from pswire.signals import interruptible
 from psworker.drops import UNLEARNED, require_no_retry
-from psworker.task import Leased, Shard, Task, load_task, parse_shard
+from psworker.task import (
+    Leased,
+    Shard,
+    Task,
+    load_task,
+    parse_shard,
+    require_no_rows,
+)
 from psworker.wire import Wire
 
 # JAX and gRPC are imported by the commands that need them: `--help` is instant.
@@ -147,6 +154,7 @@ def run(
             task = _load(target, app_dir)
             with _usage_errors():
                 require_no_retry(on_drop or task.on_drop, **overlap)
+                require_no_rows(task, prefetch=overlap["prefetch"])
             from psworker.client import connect
             from psworker.loop import train
 

@@ -13,7 +13,7 @@ from psworker.batches import Batch, batches
 from psworker.drops import Drops, OnDrop, require_no_retry
 from psworker.gradient import Compute, differentiate
 from psworker.overlap import Exchanger, Judged, Overlap
-from psworker.task import Shard, Task
+from psworker.task import Shard, Task, require_no_rows
 
 _RESTARTED = (GenerationError, NotInitializedError)
 
@@ -103,8 +103,7 @@ def train(
     parts = (shards,) if isinstance(shards, Shard) else shards
     drops = Drops(task.on_drop if on_drop is None else on_drop, max_retries)
     require_no_retry(drops.on_drop, prefetch=prefetch, background_push=background_push)
-    if prefetch and task.rows:
-        raise ValueError("prefetch: expected no rows in the task, got some")
+    require_no_rows(task, prefetch=prefetch)
     with Overlap(
         client,
         prefetch=prefetch,

@@ -108,6 +108,19 @@ class Task:
         Drops(self.on_drop, max_retries=0)
 
 
+def require_no_rows(task: Task, *, prefetch: bool) -> None:
+    """Check that no task prefetches that needs rows: the next batch tells which.
+
+    Raises:
+        ValueError: It does.
+    """
+    if prefetch and task.rows:
+        tables = ", ".join(task.rows)
+        raise ValueError(
+            f"prefetch: expected no rows in the task, got those of {tables}"
+        )
+
+
 def load_task(target: str) -> Task:
     """Import a task by its `module:attribute`; a function is called for it.
 
