@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from psserver.checkpoint import Slots
+from psserver.rowrule import Scalars
 from psserver.rules import State
 from pswire.body import Body, Bytes
 from pswire.layout import Layout
@@ -43,6 +44,12 @@ class NumpyRule:
     ) -> State:
         trace = self._decay * state.slots + _floats(gradients)
         return State((state.variables[0] - np.float32(factor) * trace,), trace)
+
+    def for_rows(self) -> None:
+        pass  # There are no tables.
+
+    def scalars(self, value: float | None, factor: float) -> Scalars:
+        return Scalars(value, factor)
 
     def is_prepared(self, *, weighed: bool, some: bool) -> bool:
         return True
