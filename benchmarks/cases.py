@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import durability, runs, training
+from benchmarks import durability, rows, runs, training
 from benchmarks.figures import Claim, Series, Target, at_least, at_most
 from benchmarks.rig import Rig
 from benchmarks.sites import FOUR_MODELS, PATHS
@@ -109,6 +109,7 @@ CASES = {
             for rule in runs.TRAFFIC
         ),
     ),
+    "rows": Case(rows.run, tuple(rows.claims())),
     "idle": Case(
         runs.run_idle,
         tuple(

@@ -1,6 +1,7 @@
 """What is measured: the one place that knows how to call it."""
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ RULES: dict[str, dict[str, float]] = {
 }
 """The arguments of each rule; momentum is SGD with it."""
 
+ROW_NBYTES = 64
+"""The size of a table's rows."""
+
 _GRADIENT = 1e-6
+_ROWS = 1000  # Of a table, in a pull and a push.
+_DRAWS = 64
 
 
 def serve_options(rule: str, host: str) -> list[str]:
@@ -53,6 +59,31 @@ def gradients(layout: Layout) -> Body:
     for array in body.values():
         array[...] = _GRADIENT
     return body
+
+
+def initialize_table(client: "psworker.Client", rows: int) -> None:
+    """Bring a table of zeros, and nothing else."""
+    table = np.zeros((rows, ROW_NBYTES // 4), np.float32)
+    client.initialize({"table": table}, tables=("table",))
+
+
+def row_cycle(client: "psworker.Client", rows: int) -> Callable[[], None]:
+    """Return what pulls rows of a table, and pushes gradients of the same ones.
+
+    They are others in every cycle.
+    """
+    dice = np.random.default_rng(0)
+    draws = cycle(
+        [np.sort(dice.choice(rows, _ROWS, replace=False)) for _ in range(_DRAWS)]
+    )
+    gradients = np.full((_ROWS, ROW_NBYTES // 4), _GRADIENT, np.float32)
+
+    def pull_and_push() -> None:
+        ids = next(draws)
+        snapshot = client.pull_body(rows={"table": ids})
+        client.push({"table": psworker.Rows(ids, gradients)}, snapshot)
+
+    return pull_and_push
 
 
 def train(

@@ -69,6 +69,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._seats: dict[str, _Seat] = {}
+        self._cycles: dict[str, Callable[[], None]] = {}
         self._crowd = ExitStack()
         self._load: _Load | None = None
 
@@ -80,9 +81,17 @@ class _Worker:
         client = product.connect(address, same_host=same_host)
         client.initialize(product.variables(nbytes, count))
         self._seats[seat] = _Seat(client)
+        self._cycles[seat] = self._seats[seat].cycle
+
+    def join_table(self, seat: str, address: str, same_host: bool, rows: int) -> None:
+        client = self._crowd.enter_context(
+            product.connect(address, same_host=same_host)
+        )
+        product.initialize_table(client, rows)
+        self._cycles[seat] = product.row_cycle(client, rows)
 
     def cycles(self, seat: str, seconds: float, at_least: int) -> list[float]:
-        return timed(self._seats[seat].cycle, seconds, at_least)
+        return timed(self._cycles[seat], seconds, at_least)
 
     def halves(self, seat: str, seconds: float, at_least: int) -> list[list[float]]:
         """Push and pull in turns; returns the times of the pushes, then the pulls."""

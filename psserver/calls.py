@@ -1,22 +1,26 @@
 """What each call means, whatever carries it: the store is asked and answers."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from psserver.malformed import require_message
 from psserver.shards import Lease
 from psserver.store import Store
 from pswire import body
 from pswire._generated import parameter_server_pb2 as pb
-from pswire.body import Arrays, Body
+from pswire.body import AnyArrays, Body
 from pswire.encoding import Encoding
 from pswire.errors import InvalidRequestError, ParameterServerError
 from pswire.layout import MAX_KEPT_NAME_NBYTES, Layout
 from pswire.methods import InitializePiece, PushPiece
 from pswire.pieces import Header, Piece
-from pswire.values import PushHeader, Verdict
+from pswire.rows import IDS_DTYPE, Ids, with_rows
+from pswire.values import PushHeader, Snapshot, Verdict
 
 Headed = TypeVar("Headed", InitializePiece, PushPiece)
 
@@ -34,7 +38,7 @@ class Pulled(Generic[Header]):
 
     header: Header
     layout: Layout
-    variables: Arrays | None
+    variables: AnyArrays | None
 
 
 PulledSnapshot = Pulled[pb.SnapshotHeader]
@@ -92,7 +96,10 @@ class Calls:
 
     def pull(self, request: pb.PullRequest) -> PulledSnapshot:
         encoding = Encoding.from_proto(request.wire_dtype)
-        return self._pull(request.session, request.generation, request.step, encoding)
+        rows = _row_ids(request.rows) if request.rows else {}
+        return self._pull(
+            request.session, request.generation, request.step, encoding, rows
+        )
 
     def push(
         self,
@@ -135,7 +142,7 @@ class Calls:
     def snapshot_nbytes(self, session: str, encoding: Encoding) -> int:
         """Return the size of the body that a snapshot takes to travel, in bytes."""
         layout, _ = self._store.pull(session, self._clock())
-        return encoding.layout(layout).nbytes
+        return encoding.layout(layout.dense).nbytes
 
     def lease_shard(self, request: pb.LeaseShardRequest) -> pb.LeaseShardReply:
         told = request.held if request.HasField("held") else None
@@ -172,11 +179,16 @@ class Calls:
         return pb.SetReply(limits=limits.to_proto())
 
     def _pull(
-        self, session: str, generation: str, step: int, encoding: Encoding
+        self,
+        session: str,
+        generation: str,
+        step: int,
+        encoding: Encoding,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
     ) -> PulledSnapshot:
         """Pull for one who holds the snapshot of a generation and step."""
         now = self._clock()
-        layout, snapshot, turn = self._store.pull_in_turn(session, now)
+        layout, snapshot, turn = self._store.pull_in_turn(session, now, rows)
         same = generation == snapshot.generation
         is_wait = turn.wait_s > 0
         not_modified = same and step == snapshot.step and not is_wait
@@ -192,8 +204,36 @@ class Calls:
             waits_for=turn.waits_for,
             paced=turn.is_paced,
         )
+        if rows and not is_wait:
+            travels = _with_rows(snapshot, layout, not_modified=not_modified)
+            return Pulled(header, encoding.layout(travels.layout), travels)
         variables = None if not_modified or is_wait else snapshot.params
-        return Pulled(header, encoding.layout(layout), variables)
+        return Pulled(header, encoding.layout(layout.dense), variables)
+
+
+def _row_ids(wanted: Iterable[pb.RowIds]) -> dict[str, Ids]:
+    ids: dict[str, Ids] = {}
+    for each in wanted:
+        if each.name in ids:
+            raise InvalidRequestError(f"rows: expected {each.name} once, got it twice")
+        if len(each.ids) % IDS_DTYPE.itemsize:
+            raise InvalidRequestError(
+                f"rows: {each.name}: expected ids of {IDS_DTYPE.itemsize} bytes each, "
+                f"got {len(each.ids)} bytes"
+            )
+        ids[each.name] = np.frombuffer(each.ids, IDS_DTYPE)
+    return ids
+
+
+def _with_rows(snapshot: Snapshot[Body], layout: Layout, *, not_modified: bool) -> Body:
+    """Return a snapshot's rows, behind its variables if they are modified."""
+    ids = {name: np.asarray(rows.ids) for name, rows in snapshot.rows.items()}
+    whole = with_rows(layout, ids, has_dense=not not_modified)
+    runs = [] if not_modified else list(snapshot.params.runs)
+    for name, rows in snapshot.rows.items():
+        start, values = whole.places[name][1], rows.values
+        runs.append((start, values.reshape(-1).view(np.uint8)))
+    return Body(whole, runs)
 
 
 def _first(pieces: Iterator[Headed]) -> Headed:

@@ -1,11 +1,11 @@
 """What is kept of a server at one step, so that another one can go on from there."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from psserver.counters import Counters
 from psserver.decision import Session
-from pswire.body import Arrays, Body
+from pswire.body import Arrays, Body, InPieces
 from pswire.inspection import VARIABLES
 
 
@@ -22,6 +22,11 @@ class Slots:
     arrays: Arrays
     weak: frozenset[str]
 
+    def but(self, names: Set[str]) -> "Slots":
+        """Return the others than those of these names."""
+        rest = {name: a for name, a in self.arrays.items() if name not in names}
+        return replace(self, arrays=rest)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -30,8 +35,8 @@ class Checkpoint:
     Attributes:
         generation: The history that the step counts in.
         step: Pushes applied until then, in steps.
-        variables: All of them.
-        slots: What the rule remembers.
+        variables: All of them; where it is about to be saved, all but tables.
+        slots: What the rule remembers, likewise.
         initializer: The session that brought the first variables.
         rule: What `status` calls the rule, with its arguments.
         max_staleness: The limit, in steps; None: any.
@@ -41,6 +46,9 @@ class Checkpoint:
         log_from: The number of the log's first segment that may have who joined since.
         staleness_policy: What became of the pushes that the limit admitted.
         server: The server's name; empty: it had none yet.
+        tables: The names of the variables that are tables.
+        columns: Where it is about to be saved, these and their slots, by the names that
+            `named` gives.
     """
 
     generation: str
@@ -56,6 +64,8 @@ class Checkpoint:
     log_from: int = 0
     staleness_policy: str = "drop"
     server: str = ""
+    tables: tuple[str, ...] = ()
+    columns: Mapping[str, InPieces] = field(default_factory=dict)
 
 
 def named(variables: Arrays, slots: Arrays) -> Arrays:

@@ -258,7 +258,7 @@ class Core:
         header, *others = (push.header for push in pushes)
         nbytes = gradients.layout.nbytes
         header = replace(header, layout=None, encoding=PLAIN, nbytes=nbytes)
-        self._step(Push(header, gradients, gradients), verdict, others)
+        self._step(Push(header, gradients, gradients, {}), verdict, others)
 
     def _step(
         self,
@@ -267,14 +267,18 @@ class Core:
         others: Sequence[PushHeader] = (),
         squares: Parts | None = None,
     ) -> None:
-        model, header = self.require_model(), push.header
+        model, header, before = self.require_model(), push.header, self._newest.state
+        value, factor = _value((header, *others)), verdict.factor
         state = model.rule.apply(
-            *(self._newest.state, push.gradients, _value((header, *others))),
-            *(verdict.factor, model.present(header)),
+            *(before, push.gradients, value, factor), model.present(header)
+        )
+        patch = model.tables.patch(
+            *(verdict.step, before.slots, push.rows), model.rule.scalars(value, factor)
         )
         snapshot = Snapshot(model.body(state), verdict.step, self.generation)
         # Nothing below can fail, so these change together or not at all.
         self._newest = Cut(snapshot, state)
+        model.tables.add(patch)
         self._note(
             Applied(
                 *(verdict.step, header, push.received, verdict.factor),
@@ -292,7 +296,8 @@ class Core:
             self.sessions.settle(header.session, header.seq, verdict)
         pending = Pending(Judged(header.session, before, verdict, header.value, now))
         if not self._keeps_changes:
-            self.published = self._taken = self._newest
+            self._taken = self._newest
+            self._show()
         if self.is_kept:
             self._tell(pending)
         else:
@@ -314,7 +319,7 @@ class Core:
 
     def publish(self) -> None:
         """Show what was taken: it is kept."""
-        self.published = self._taken
+        self._show()
         self._is_keeping = False
         told, self._being_kept = self._being_kept, []
         if self.is_kept:  # What was judged meanwhile has nothing left to wait for.
@@ -345,6 +350,8 @@ class Core:
         if self.compensation:
             snapshot, state = self.published
             self.compensation.roll_back(snapshot.step, state.variables)
+        if self.model:
+            self.model.tables.roll_back()
 
     def memory(self) -> tuple[Mapping[str, Session], Counters]:
         """Return what is remembered of sessions and pushes at the published step."""
@@ -396,6 +403,11 @@ class Core:
             snapshot, state = self._newest
             kept = before.kept if before else {snapshot.step: state.variables}
             self.compensation = Compensation(policy, limit, self.model, kept)
+
+    def _show(self) -> None:
+        self.published = self._taken
+        if self.model:
+            self.model.tables.publish(self.published.snapshot.step)
 
     def _tell(self, pending: Pending) -> None:
         push = pending.judged

@@ -68,11 +68,14 @@ def mismatch(header: PushHeader, layout: Layout) -> VariableMismatchError | None
         header: The push's.
         layout: What it may bring.
     """
-    brought = header.layout or layout
     try:
         if header.layout is not None:
             layout.require_some(header.layout)
-        expected = header.encoding.layout(brought).nbytes
+        if not header.brought(layout):
+            return VariableMismatchError(
+                "rows: expected some of a table, got none of any"
+            )
+        expected = header.body_layout(layout).nbytes
     except VariableMismatchError as error:
         return error
     if header.nbytes != expected:
@@ -139,7 +142,7 @@ def decide(
         _require_all(header, present.layout, terms.policy.spec)
     staleness = present.step - header.step_read
     factor = terms.factor(staleness, present.recent)
-    brought = (header.layout or present.layout).places
+    brought = header.brought(present.layout)
     left_out = terms.policy.left_out(staleness, brought)
     reason = None
     if factor is None or len(left_out) == len(brought):

@@ -12,7 +12,8 @@ from psserver.decision import Session
 from psserver.limitnews import tell_idle, tell_limits
 from psserver.model import Model, start
 from psserver.rules import CompiledRule, State
-from pswire.body import Body
+from pswire.body import Body, InPieces
+from pswire.errors import InvalidRequestError
 from pswire.layout import Layout
 from pswire.status import Limits
 from pswire.values import Snapshot
@@ -98,7 +99,10 @@ class Lineage:
         with self._lock:
             model, cut = self._core.model, self._core.published
             memory, limits = self._core.memory(), self._limits()
-        return self._checkpoint(model, cut, memory, limits) if model else None
+            columns = model.tables.cut(self._lock) if model else {}
+        if model is None:
+            return None
+        return self._checkpoint(model, cut, columns, memory, limits)
 
     def first(
         self, variables: Body, initializer: str
@@ -110,19 +114,25 @@ class Lineage:
             initializer: The session that brought them.
 
         Raises:
-            InvalidRequestError: The rule cannot run on these variables.
+            InvalidRequestError: The rule, or the policy, cannot be that of these
+                variables.
         """
-        model, state = self._start(variables, initializer)
+        try:
+            model, state = self._start(variables, initializer)
+        except ValueError as error:
+            raise InvalidRequestError(str(error)) from error
         cut = Cut(Snapshot(model.body(state), 0, self.generation), state)
         with self._lock:
             memory, limits = self._core.prepare(), self._limits()
-        return model, state, self._checkpoint(model, cut, memory, limits)
+            columns = model.tables.cut(self._lock)
+        return model, state, self._checkpoint(model, cut, columns, memory, limits)
 
     def restore(self, kept: Checkpoint) -> None:
         """Be what another server had been, but for its limits; nobody may call yet.
 
         Raises:
-            ValueError: The rule is not the one that the slots are of.
+            ValueError: The rule is not the one that the slots are of, or the policy
+                takes no tables.
         """
         started = self._start(kept.variables, kept.initializer, kept.slots)
         self._core.recover(kept, *started)
@@ -147,11 +157,18 @@ class Lineage:
     def _start(
         self, variables: Body, initializer: str, slots: Slots | None = None
     ) -> tuple[Model, State]:
+        names = [spec.name for spec in variables.layout.tables]
+        self._core.terms.require_tables(names)
         rule = self._compiled(variables.layout)
         return start(rule, variables, initializer, slots)
 
     def _checkpoint(
-        self, model: Model, cut: Cut, memory: Memory, limits: Limits
+        self,
+        model: Model,
+        cut: Cut,
+        columns: Mapping[str, InPieces],
+        memory: Memory,
+        limits: Limits,
     ) -> Checkpoint:
         sessions, counters = memory
         return Checkpoint(
@@ -167,4 +184,6 @@ class Lineage:
             counters=counters,
             staleness_policy=limits.staleness_policy,
             server=self._name,
+            tables=tuple(spec.name for spec in model.layout.tables),
+            columns=columns,
         )

@@ -1,10 +1,10 @@
 """An optax rule, compiled for one set of variables."""
 
 import gc
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +17,16 @@ from psserver.checkpoint import Slots
 from psserver.elementwise import is_elementwise
 from psserver.gradients import is_finite
 from psserver.presence import Masks, Presence
+from psserver.rowrule import RowRule, Scalars
+from psserver.rulefaults import failures_told, require_finite
 from psserver.slots import SlotNames, Tree
 from pswire.body import Arrays, Body, Bytes
-from pswire.errors import InternalError, InvalidRequestError, NonFiniteError
+from pswire.errors import InvalidRequestError
 from pswire.heap import give_back_freed_memory
 from pswire.layout import HasShape, Layout
 from pswire.segments import Segment, segments
 
 _SMALL = 2**14  # Elements: so few are sooner looked through by numpy.
-
-_log = logging.getLogger("psserver")
 
 # It moved out of `jax.experimental` in jax 0.8.
 _x64_home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
@@ -78,23 +78,35 @@ class CompiledRule:
 
         Raises:
             InvalidRequestError: The rule cannot run on these variables, or needs what
-                a parameter server does not have.
+                a parameter server does not have; or there is a table, and it does not
+                treat every element alike.
         """
         self._rule = rule
-        self._trainable = layout.trainable
+        self._trainable = layout.dense.trainable
         self._x64 = any(spec.dtype == np.float64 for spec in layout.trainable)
         trainable = {
             spec.name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
             for spec in layout.trainable
         }
-        whole = segments(layout, apart=False)
-        flat = {
+        whole = segments(layout.dense, apart=False)
+        self._flat = {
             i: jax.ShapeDtypeStruct((s.size,), s.dtype) for i, s in enumerate(whole)
+        }
+        tables = {
+            len(whole) + i: jax.ShapeDtypeStruct((prod(s.shape),), s.dtype)
+            for i, s in enumerate(layout.tables)
         }
         with self.precision():
             self.needs_value = _needs_value(rule, trainable)
-            self._elementwise = is_elementwise(rule.init, self._step, trainable, flat)
+            self._elementwise = is_elementwise(
+                rule.init, self._step, trainable, self._flat | tables
+            )
             self._update = jax.jit(self._traced_update)
+        if tables and not self._elementwise:
+            raise InvalidRequestError(
+                f"{layout.tables[0].name}: expected a rule that treats every element "
+                "alike, as tables need, got one that does not"
+            )
         self._segments = whole if self._elementwise else segments(layout, apart=True)
         size = sum(segment.size for segment in self._segments)
         self._small = self._elementwise and size <= _SMALL
@@ -190,23 +202,23 @@ class CompiledRule:
         """
         loss = self.loss(value)
         masks = None if present is None else self._presence.masks(present)
-        with self.precision():
-            try:
-                parts = tuple(self.parts(gradients))
-                new, sound = self._update(
-                    state, parts, loss, self._factor(factor), masks
-                )
-                # Either waits for the rule, which may still fail.
-                is_sound = self._are_finite(new) if sound is None else bool(sound)
-            except Exception as error:
-                _log.exception("the rule failed", extra={"event": "rule_failed"})
-                raise InternalError(
-                    f"rule: failed with {type(error).__name__}: {error}"
-                ) from error
+        with self.precision(), failures_told():
+            parts = tuple(self.parts(gradients))
+            new, sound = self._update(state, parts, loss, self._factor(factor), masks)
+            # Either waits for the rule, which may still fail.
+            is_sound = self._are_finite(new) if sound is None else bool(sound)
         if not is_sound:
-            _require_finite(self._variables(state), self._variables(new))
-            _require_finite(self.slots(state).arrays, self.slots(new).arrays)
+            require_finite(self._variables(state), self._variables(new))
+            require_finite(self.slots(state).arrays, self.slots(new).arrays)
         return new
+
+    def for_rows(self) -> RowRule:
+        """Return the same rule for rows of tables."""
+        return RowRule(self._rule.init, self._step, self._flat, self.precision)
+
+    def scalars(self, value: float | None, factor: float) -> Scalars:
+        """Return what it takes of a push beside arrays; see `apply`."""
+        return Scalars(self.loss(value), self._factor(factor))
 
     def let_go(self) -> None:
         """Free the memory of what has been replaced, before more is taken.
@@ -391,21 +403,3 @@ def _seems_finite(array: Any) -> jax.Array:
     flat = array.reshape(-1)
     kind = jnp.promote_types(flat.dtype, jnp.float32)
     return jnp.isfinite(jnp.dot(flat, flat, preferred_element_type=kind))
-
-
-def _require_finite(before: Arrays, after: Arrays) -> None:
-    """Check that no number has become NaN or infinite that was not so before.
-
-    Some rules keep infinities among their slots on purpose, as a best loss so far.
-    """
-    for name, array in after.items():
-        if not _overflows(array) or is_finite(array):
-            continue
-        spoilt, old = ~np.isfinite(array), before.get(name)
-        if old is not None and old.shape == array.shape:
-            spoilt &= np.isfinite(old)
-        if spoilt.any():
-            raise NonFiniteError(
-                f"{name}: expected a finite result of the rule, got an overflow from "
-                "finite gradients"
-            )

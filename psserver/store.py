@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 from psserver import gradients as checks
 from psserver.budget import Budget
@@ -25,7 +26,7 @@ from psserver.rules import CompiledRule, require_rule
 from psserver.sessions import Entry
 from psserver.shards import Lease, Shards
 from psserver.timing import Timing
-from pswire.body import Arrays, Body
+from pswire.body import AnyArrays, Body
 from pswire.errors import (
     CallCancelledError,
     InternalError,
@@ -34,6 +35,7 @@ from pswire.errors import (
     ServerUnavailableError,
 )
 from pswire.layout import Layout
+from pswire.rows import Ids
 from pswire.status import Limits, Status
 from pswire.values import PushHeader, Snapshot, Verdict
 
@@ -99,9 +101,9 @@ class Store:
         self._keeper = keeper or KeepNothing()
         self._budget = budget or Budget(2**63)
 
-        # Guards the core. Where no policy paces, a pull takes no lock: it finds its
-        # session, then notes when it was seen, reads `model`, which is set once, then
-        # `published`, which is set before it and only ever replaced.
+        # Guards the core. A pull takes no lock, unless it wants rows or a policy paces:
+        # it finds its session, then notes when it was seen, reads `model`, which is set
+        # once, then `published`, which is set before it and only ever replaced.
         self._lock = threading.Lock()
         # Held while the rule is compiled for the first push of a kind, which takes
         # seconds; never taken while `_lock` is held.
@@ -230,50 +232,73 @@ class Store:
                 return self._first.offer(session, layout, receive)
         return self._first.offer(session, layout, receive)
 
-    def pull(self, session: str, now: float) -> tuple[Layout, Snapshot[Body]]:
-        """Return the newest snapshot; it never waits for a push.
+    def pull(
+        self,
+        session: str,
+        now: float,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
+    ) -> tuple[Layout, Snapshot[Body]]:
+        """Return the newest snapshot; it never waits for a push, but to have rows.
 
         Args:
             session: Who pulls; empty: somebody who never joined.
             now: Seconds.
+            rows: The ids of those that are wanted, by table.
 
         Raises:
             SessionUnknownError: The session has not joined.
             NotInitializedError: There are no variables yet.
+            VariableMismatchError: There are no such rows, or too many are wanted.
         """
         if session:
             self._see(session, now)
-        layout = self._core.require_model().layout
-        return layout, self._core.published.snapshot
+        model = self._core.require_model()
+        if not rows:
+            return model.layout, self._core.published.snapshot
+        model.tables.require(rows)
+        with self._lock:
+            return model.layout, self._cut(rows)
 
     def pull_in_turn(
-        self, session: str, now: float
+        self,
+        session: str,
+        now: float,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
     ) -> tuple[Layout, Snapshot[Body], Turn]:
         """Return the newest snapshot, and whether it is a session's turn to have it.
 
         Args:
             session: See `pull`; whoever never joined does not wait.
             now: Seconds.
+            rows: See `pull`; whoever has to wait gets none.
 
         Raises:
             ParameterServerError: As `pull` does.
         """
         if not (session and self._core.terms.policy.paces):
-            return *self.pull(session, now), Turn()
+            return *self.pull(session, now, rows), Turn()
+        self._see(session, now)
+        model = self._core.require_model()
+        model.tables.require(rows)
         with self._lock:
-            layout, snapshot = self.pull(session, now)
-            return layout, snapshot, self._core.turn(session, now)
+            turn = self._core.turn(session, now)
+            snapshot = self._cut({} if turn.wait_s else rows)
+        return model.layout, snapshot, turn
 
-    def inspect(self) -> Snapshot[Arrays]:
+    def inspect(self) -> Snapshot[AnyArrays]:
         """Return all arrays of the newest step, named as in checkpoints.
+
+        Those of tables can be read once, in pieces.
 
         Raises:
             NotInitializedError: There are no variables yet.
         """
-        rule = self._core.require_model().rule
-        snapshot, state = self._core.published
-        arrays = named(snapshot.params, rule.slots(state).arrays)
-        return Snapshot(arrays, snapshot.step, snapshot.generation)
+        model = self._core.require_model()
+        with self._lock:
+            snapshot, state = self._core.published
+            columns = model.tables.cut(self._lock)
+        whole = named(snapshot.params, model.rule.slots(state).arrays)
+        return Snapshot({**whole, **columns}, snapshot.step, snapshot.generation)
 
     def push(
         self,
@@ -372,6 +397,9 @@ class Store:
             before = self.limits
             try:
                 terms = self._core.terms.changed(settings)
+                model = self._core.model
+                if model:
+                    terms.require_tables([spec.name for spec in model.layout.tables])
             except ValueError as error:
                 raise InvalidRequestError(str(error)) from error
             self._core.judge_by(terms)
@@ -424,6 +452,12 @@ class Store:
             name=self._name,
         )
 
+    def _cut(self, rows: Mapping[str, Ids]) -> Snapshot[Body]:
+        snapshot = self._core.published.snapshot
+        if not rows:
+            return snapshot
+        return replace(snapshot, rows=self._core.require_model().tables.read(rows))
+
     def _see(self, session: str, now: float) -> None:
         known = self._core.sessions.get(session)
         if known.superseded:
@@ -433,7 +467,8 @@ class Store:
     def _require_sound(self, push: Push) -> None:
         parts = self._core.require_model().brought(push)
         if not all(map(checks.is_finite, parts)):
-            checks.require_finite(push.gradients)
+            rows = {name: each.values for name, each in push.rows.items()}
+            checks.require_finite({**push.gradients, **rows})
         if self.limits.max_grad_norm is not None:
             checks.require_norm(parts, self.limits.max_grad_norm)
 
@@ -483,11 +518,8 @@ class Store:
                 if verdict.duplicate or not verdict.applied:
                     return self._settle(header, verdict, timing)
                 without = frozenset(verdict.left_out)
-                kind = {
-                    "weighed": verdict.factor != 1.0,
-                    "some": bool(without) or model.present(header) is not None,
-                }
-                if push.without == without and self._is_prepared(**kind):
+                weighed = verdict.factor != 1.0
+                if push.without == without and self._is_prepared(push, weighed=weighed):
                     self._commits.require_room()
                     if not is_wanted():
                         raise CallCancelledError("push: the caller went away")
@@ -497,20 +529,22 @@ class Store:
                     return self._settle(header, verdict, timing)
             # It takes long, so others go on meanwhile; then it may be judged otherwise.
             push = model.push(header, received, without)
-            self._prepare(**kind)
+            self._prepare(push, weighed=weighed)
 
-    def _is_prepared(self, *, weighed: bool, some: bool) -> bool:
-        rule, compensation = self._core.require_model().rule, self._core.compensation
-        return rule.is_prepared(weighed=weighed, some=some) and (
-            compensation is None or compensation.is_prepared(some=some)
+    def _is_prepared(self, push: Push, *, weighed: bool) -> bool:
+        model, compensation = self._core.require_model(), self._core.compensation
+        return model.is_prepared(push, weighed=weighed) and (
+            compensation is None
+            or compensation.is_prepared(some=model.present(push.header) is not None)
         )
 
-    def _prepare(self, *, weighed: bool, some: bool) -> None:
-        core = self._core
+    def _prepare(self, push: Push, *, weighed: bool) -> None:
+        core, model = self._core, self._core.require_model()
         with self._compiling:
             state, compensation = core.published.state, core.compensation
-            core.require_model().rule.prepare(state, weighed=weighed, some=some)
+            model.prepare(state, push, weighed=weighed)
             if compensation:
+                some = model.present(push.header) is not None
                 compensation.prepare(state, some=some)
 
     def _gather(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pswire.body import Body as Body
     from pswire.credentials import Credentials as Credentials
+    from pswire.rows import Rows as Rows
     from psworker.client import Client as Client
     from psworker.client import connect as connect
     from psworker.gradients import Gradients as Gradients
@@ -16,12 +17,22 @@ _HOMES = {
     "Client": "psworker.client",
     "Credentials": "pswire.credentials",
     "Gradients": "psworker.gradients",
+    "Rows": "pswire.rows",
     "Shard": "psworker.task",
     "Task": "psworker.task",
     "connect": "psworker.client",
 }
 
-__all__ = ["Body", "Client", "Credentials", "Gradients", "Shard", "Task", "connect"]
+__all__ = [
+    "Body",
+    "Client",
+    "Credentials",
+    "Gradients",
+    "Rows",
+    "Shard",
+    "Task",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,14 @@
 """Several gradients, pushed as one: their mean."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from pswire.layout import ArraySpec
+from pswire.rows import Rows
 from pswire.values import Snapshot, Verdict
 from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes
@@ -72,7 +74,7 @@ class Accumulator:
         """
         arrays = by_name(gradients)
         origin = origin_of(gradients, snapshot, step_read, value, self._newest())
-        self._pushes.layout(arrays)  # What fits no variable adds nothing.
+        self._pushes.laid_out(arrays)  # What fits no variable adds nothing.
         if self._origins and origin.generation != self._origins[0].generation:
             if origin.generation != self._newest():
                 _tell_lost(1)
@@ -91,14 +93,18 @@ class Accumulator:
             ParameterServerError: As from `Client.push`; what was added is let go.
         """
         origins, sums, dtypes = self._origins, self._sums, self._dtypes
+        rows = self._rows
         self._empty()
         if not origins:
             return None
         number = len(origins)
         values = [origin.value for origin in origins if origin.value is not None]
-        mean = {
+        mean: dict[str, Any] = {
             name: (array / number).astype(dtypes[name]) for name, array in sums.items()
         }
+        for name, parts in rows.items():
+            total, dtype = _sum(name, parts), parts[0].dtype
+            mean[name] = Rows(total.ids, (total.values / number).astype(dtype))
         self.verdict = self._pushes.push(
             mean,
             Origin(
@@ -120,12 +126,28 @@ class Accumulator:
         self._origins: list[Origin] = []
         self._sums: dict[str, npt.NDArray[Any]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._rows: dict[str, list[Rows]] = {}
 
-    def _add(self, name: str, array: npt.NDArray[Any]) -> None:
+    def _add(self, name: str, array: npt.NDArray[Any] | Rows) -> None:
+        if isinstance(array, Rows):
+            self._rows.setdefault(name, []).append(array)
+            return
         # Halves would lose what is small beside the sum.
         exact = np.promote_types(array.dtype, np.float32)
         self._sums[name] = np.add(self._sums.get(name, 0), array, dtype=exact)
         self._dtypes[name] = array.dtype
+
+
+def _sum(name: str, parts: Sequence[Rows]) -> Rows:
+    ids, values = list[npt.NDArray[Any]](), list[npt.NDArray[Any]]()
+    for part in parts:
+        of, array = np.asarray(part.ids), np.asarray(part.values)
+        ids.append(of.reshape(-1))
+        values.append(array.reshape(of.size, *array.shape[of.ndim :]))
+    exact = np.promote_types(parts[0].dtype, np.float32)
+    whole = np.concatenate(values).astype(exact)
+    spec = ArraySpec(name, exact, whole.shape, by_rows=True)
+    return Rows(np.concatenate(ids), whole).summed(spec)
 
 
 def _tell_lost(number: int) -> None:

@@ -17,7 +17,14 @@ from pswire.heap import keep_freed_memory
 from pswire.options import with_credentials
 from pswire.signals import interruptible
 from psworker.drops import NO_PUSH, UNLEARNED, require_no_retry
-from psworker.task import Leased, Shard, Task, load_task, parse_shard
+from psworker.task import (
+    Leased,
+    Shard,
+    Task,
+    load_task,
+    parse_shard,
+    require_no_rows,
+)
 from psworker.wire import Wire
 
 # JAX and gRPC are imported by the commands that need them: `--help` is instant.
@@ -152,6 +159,7 @@ def run(
             task = _load(target, app_dir)
             with _usage_errors():
                 require_no_retry(on_drop or task.on_drop, **overlap)
+                require_no_rows(task, prefetch=overlap["prefetch"])
             from psworker.client import connect
             from psworker.loop import train
 

@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, Self, TypeVar, overload
 
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from pswire import trees
 from pswire.body import Arrays, Body
 from pswire.credentials import ANONYMOUS, Credentials
 from pswire.errors import GenerationError
+from pswire.inspection import VARIABLES
 from pswire.layout import ArraySpec, Layout
 from pswire.status import Status
 from pswire.values import Snapshot, Verdict
@@ -24,6 +26,7 @@ from psworker.gradient import differentiate
 from psworker.gradients import Gradients, by_name, origin_of
 from psworker.pushes import Origin, Pushes, rounding
 from psworker.slots import slot_names, slot_of
+from psworker.tables import Wanted, with_tables
 from psworker.task import Shard
 from psworker.turns import Wait
 from psworker.wire import Wire
@@ -104,7 +107,7 @@ def read(
 
     Args:
         address: See `connect`.
-        like: See `Client.pull`.
+        like: See `Client.pull`; tables come whole.
         timeout_s: See `connect`.
         outage_s: See there.
         credentials: See there.
@@ -117,9 +120,12 @@ def read(
     )
     try:
         snapshot = connection.pull(known=None)
+        assert snapshot is not None  # Nothing is known, so nothing is left out.
+        assert connection.layout is not None  # It came with the snapshot.
+        if connection.layout.tables:
+            return _whole(connection, connection.layout, like)
     finally:
         connection.close()
-    assert snapshot is not None  # Nothing is known, so nothing is left out.
     return _in_form(snapshot, like)
 
 
@@ -137,52 +143,81 @@ class Client:
         """The worker's name."""
         return self._connection.worker
 
-    def initialize(self, params: Any) -> bool:
+    def initialize(self, params: Any, *, tables: Sequence[str] = ()) -> bool:
         """Offer the first variables; the first worker's are taken.
 
         Args:
             params: Any pytree of arrays. Floating-point leaves are trained, integers
                 and bools only kept.
+            tables: Names, or patterns as of `fnmatch`, of variables to be pulled and
+                pushed by rows, along their first axis. The rule changes a row, and what
+                it remembers of that row, only when it is pushed, and has to be one that
+                treats every element alike.
 
         Returns:
             True: this session's were taken. False: another worker had been first.
 
         Raises:
-            VariableMismatchError: A leaf is no array of a type that can travel.
+            VariableMismatchError: A leaf is no array of a type that can travel, or can
+                be no table.
             InvalidRequestError: The server's rule cannot run on these variables.
         """
-        initialized = self._connection.initialize(trees.flatten(params))
+        arrays = trees.flatten(params)
+        layout = with_tables(Layout.of(arrays), tables)
+        initialized = self._connection.initialize(arrays, layout)
         if self._connection.layout is None:
             self._connection.join()  # For the layout, which is the first worker's.
         return initialized
 
     @overload
-    def pull(self, like: None = None) -> Snapshot[Arrays]: ...
+    def pull(
+        self, like: None = None, *, rows: Mapping[str, npt.ArrayLike] | None = None
+    ) -> Snapshot[Arrays]: ...
     @overload
-    def pull(self, like: Params) -> Snapshot[Params]: ...
-    def pull(self, like: Any = None) -> Snapshot[Any]:
+    def pull(
+        self, like: Params, *, rows: Mapping[str, npt.ArrayLike] | None = None
+    ) -> Snapshot[Params]: ...
+    def pull(
+        self, like: Any = None, *, rows: Mapping[str, npt.ArrayLike] | None = None
+    ) -> Snapshot[Any]:
         """Return the newest snapshot, once it is this worker's turn if a policy paces.
 
         Args:
             like: A pytree of the form that `initialize` was given, or its
                 `jax.eval_shape`; None: the params will be a dict of names to arrays.
+                Where it has a table, the params will have None.
+            rows: Which rows of tables to bring too, by table: their ids, in an array of
+                any shape. `rows` of the snapshot has them, of the same step.
 
         Raises:
             NotInitializedError: There are no variables yet.
-            VariableMismatchError: They are not like the template.
+            VariableMismatchError: They are not like the template, or there are no such
+                rows.
         """
-        return _in_form(self._newest(), like)
+        return _in_form(self.pull_body(rows=rows), like, self._tables())
 
-    def pull_body(self) -> Snapshot[Body]:
+    def pull_body(
+        self, *, rows: Mapping[str, npt.ArrayLike] | None = None
+    ) -> Snapshot[Body]:
         """Return the newest snapshot as it came, without making an array of it.
 
         For models of very many arrays. The body is a mapping of names to arrays that
         are views, made when asked for; `exchange` answers in the same form.
 
+        Args:
+            rows: See `pull`.
+
         Raises:
             NotInitializedError: There are no variables yet.
+            VariableMismatchError: There are no such rows.
         """
-        return self._newest()
+        if not rows:
+            return self._newest()
+        wanted = Wanted.of(rows)
+        pulled = self._connection.pull(self._known, wanted.ids)
+        assert pulled is not None  # With rows, there always is one.
+        self._remember(replace(pulled, rows={}))
+        return replace(pulled, rows=wanted.spread(pulled.rows))
 
     def compute_gradients(
         self,
@@ -194,6 +229,7 @@ class Client:
         cotangent: Any = None,
         rng: Any = None,
         has_aux: bool = False,
+        rows: Mapping[str, npt.ArrayLike] | None = None,
     ) -> Gradients:
         """Pull, and differentiate `loss(params, batch)`.
 
@@ -209,6 +245,8 @@ class Client:
                 the weight of each of its elements, or a scalar's scale. None: 1.
             rng: A JAX key, for a loss with a parameter `rng`.
             has_aux: Whether `loss` returns its value and something else.
+            rows: See `pull`; of all tables of `like`. In place of a table the loss gets
+                its rows: an array of the shape of the ids, then of a row.
 
         Returns:
             Gradients that know their step; `push` takes them as they are.
@@ -220,10 +258,10 @@ class Client:
                 another shape.
             TypeError: It is called within jit, grad or vmap.
         """
-        snapshot = self.pull_body()
-        template = _names(snapshot.params.layout) if like is None else like
+        snapshot = self.pull_body(rows=rows)
+        template = self._template(snapshot) if like is None else like
         compute = differentiate(loss, template, has_aux=has_aux, variables=variables)
-        result, body = compute(snapshot.params, batch, rng, cotangent)
+        result, body = compute(snapshot.params, batch, rng, cotangent, snapshot.rows)
         value, aux = result if has_aux else (result, None)
         origin = Origin(
             snapshot.generation, snapshot.step, None if value.shape else float(value)
@@ -245,7 +283,7 @@ class Client:
                 params, a dict of names to arrays, a `Body`, or any iterable of
                 (gradient, name). None there is left out, and so are float0 leaves,
                 which integers have. A variable without a gradient keeps its value and
-                its slots.
+                its slots. Of a table there are `Rows`.
             snapshot: What they were computed from, or the `Gradients` that they were
                 made of.
             step_read: Its step, in place of the snapshot, for callers who keep the
@@ -295,11 +333,11 @@ class Client:
         origin = Origin(snapshot.generation, snapshot.step, value)
         verdict, new = self._pushes.exchange(arrays, origin)
         if isinstance(new, Wait):
-            new = self._connection.pull(snapshot, new)
+            new = self._connection.pull(snapshot, wait=new)
         if new is None:
             return verdict, snapshot
         self._remember(new)
-        return verdict, _in_form(new, snapshot.params)
+        return verdict, _in_form(new, snapshot.params, self._tables())
 
     def minimize(
         self,
@@ -311,6 +349,7 @@ class Client:
         cotangent: Any = None,
         rng: Any = None,
         has_aux: bool = False,
+        rows: Mapping[str, npt.ArrayLike] | None = None,
         on_drop: OnDrop = "skip",
         max_retries: int = 3,
     ) -> tuple[Verdict, Any]:
@@ -324,6 +363,7 @@ class Client:
             cotangent: See there.
             rng: See there.
             has_aux: See there.
+            rows: See there.
             on_drop: "skip" returns the verdict of a dropped push; "retry" pulls and
                 computes the same batch again, at most `max_retries` times, also where
                 the server has begun another history. A function takes the verdict of
@@ -349,6 +389,7 @@ class Client:
                 cotangent=cotangent,
                 rng=rng,
                 has_aux=has_aux,
+                rows=rows,
             )
             try:
                 verdict = self.push(gradients)
@@ -468,18 +509,37 @@ class Client:
             ):
                 self._known = new
 
+    def _template(self, snapshot: Snapshot[Body]) -> dict[str, ArraySpec]:
+        """Return params by name, with the tables that there are rows of."""
+        layout = self._connection.layout
+        assert layout is not None  # It came with the snapshot, or before.
+        there = snapshot.params.layout.places.keys() | snapshot.rows.keys()
+        return {spec.name: spec for spec in layout if spec.name in there}
+
+    def _tables(self) -> Set[str]:
+        """Return the names of the tables that this client knows of."""
+        layout = self._connection.layout
+        return {spec.name for spec in layout.tables} if layout else set()
+
     def _generation(self) -> str:
         """Return the newest history that this client knows of."""
         return (self._known or self._connection).generation
 
 
-def _names(layout: Layout) -> dict[str, ArraySpec]:
-    return {spec.name: spec for spec in layout}
+def _whole(connection: Connection, layout: Layout, like: Any) -> Snapshot[Any]:
+    """Return all variables, tables too, of one step."""
+    kept = {f"{VARIABLES}{spec.name}": spec.name for spec in layout}
+    found = connection.inspect(tuple(kept), layout.nbytes)
+    arrays = {name: found.arrays[array] for array, name in kept.items()}
+    params = trees.unflatten(like, arrays)
+    return Snapshot(params, found.step, found.generation)
 
 
-def _in_form(snapshot: Snapshot[Body], like: Any) -> Snapshot[Any]:
+def _in_form(
+    snapshot: Snapshot[Body], like: Any, tables: Set[str] = frozenset()
+) -> Snapshot[Any]:
     if isinstance(like, Body):
         return snapshot
     body = snapshot.params
-    params = dict(body) if like is None else trees.unflatten(like, body)
-    return Snapshot(params, snapshot.step, snapshot.generation)
+    params = dict(body) if like is None else trees.unflatten(like, body, but=tables)
+    return Snapshot(params, snapshot.step, snapshot.generation, snapshot.rows)

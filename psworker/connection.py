@@ -3,8 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pswire import body
@@ -27,6 +29,7 @@ from pswire.errors import (
 from pswire.inspection import Inspection
 from pswire.layout import Layout
 from pswire.methods import PullPiece
+from pswire.rows import Ids, Rows, with_rows
 from pswire.status import Status
 from pswire.tlsprobe import complaint
 from pswire.values import PushHeader, Snapshot, Verdict
@@ -149,8 +152,12 @@ class Connection:
         # What was near may have been a server before this one.
         self._replace_near(self._near, self._find_near(reply))
 
-    def initialize(self, arrays: Arrays) -> bool:
+    def initialize(self, arrays: Arrays, layout: Layout) -> bool:
         """Offer the first variables.
+
+        Args:
+            arrays: They.
+            layout: Theirs.
 
         Returns:
             True: they were taken. False: another session had been first.
@@ -158,7 +165,6 @@ class Connection:
         Raises:
             TooLargeError: They are larger than the server takes; nothing is sent.
         """
-        layout = Layout.of(arrays)
         if layout.nbytes > self._max_model_nbytes:
             raise TooLargeError(
                 f"variables: expected at most {self._max_model_nbytes} bytes, which "
@@ -174,28 +180,37 @@ class Connection:
             allowance,
         ).initialized
 
-    def pull(self, known: Known, wait: Wait | None = None) -> Snapshot[Body] | None:
+    def pull(
+        self,
+        known: Known,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
+        wait: Wait | None = None,
+    ) -> Snapshot[Body] | None:
         """Return the newest snapshot, in turn; None: it is the known one.
 
         Args:
-            known: What the caller holds already.
+            known: The one that the caller has.
+            rows: The ids of the rows that are wanted, rising, by table. With some there
+                always is a snapshot: the known one's variables, if they are still so.
             wait: For its turn, as an exchange has told; None: nothing has.
 
         Raises:
             NotInitializedError: There are no variables yet.
             CallCancelledError: The connection was closed while it waited.
+            VariableMismatchError: There are no such rows, or too many are wanted.
         """
         request = pb.PullRequest(
             session=self.session,
             generation=known.generation if known else "",
             step=known.step if known else 0,
             wire_dtype=self.pull_encoding.wire_dtype_number,
+            rows=(pb.RowIds(name=n, ids=ids.tobytes()) for n, ids in rows.items()),
         )
 
         def attempt(carrier: Transport, timeout: float) -> Snapshot[Body] | Wait | None:
             layout = self.layout
-            carried = carrier.pull(request, self._snapshot_nbytes(), timeout)
-            return self._read_snapshot(carried, layout)
+            carried = carrier.pull(request, self._snapshot_nbytes(rows), timeout)
+            return self._read_snapshot(carried, layout, known, rows)
 
         queueing = Queueing(self.worker)
         while True:
@@ -203,7 +218,7 @@ class Connection:
                 queueing.note(wait)
                 if self._closed.wait(wait.wait_s):
                     raise CallCancelledError(f"{self.address}: closed")
-            pulled = self._call_in_session(attempt, self._snapshot_nbytes())
+            pulled = self._call_in_session(attempt, self._snapshot_nbytes(rows))
             if not isinstance(pulled, Wait):
                 return pulled
             wait = pulled
@@ -299,7 +314,11 @@ class Connection:
         return message
 
     def _read_snapshot(
-        self, pieces: Iterator[PullPiece], layout: Layout | None
+        self,
+        pieces: Iterator[PullPiece],
+        layout: Layout | None,
+        known: Known = None,
+        rows: Mapping[str, Ids] = MappingProxyType({}),
     ) -> Snapshot[Body] | Wait | None:
         """Put a snapshot together; its layout is this one unless it brings its own."""
         first = next(pieces, None)
@@ -313,24 +332,31 @@ class Connection:
             return Wait(header.wait_s, header.waits_for)
         if header.HasField("layout"):
             self.layout = layout = Layout.from_proto(header.layout)
-        if header.not_modified:
+        if header.not_modified and not rows:
             self._arrivals.note(header)
             return None
         if layout is None:
             raise InternalError(f"{self.address}: expected a layout, got none")
+        layout = with_rows(layout, rows, has_dense=not header.not_modified)
         encoding = Encoding.from_proto(header.wire_dtype)
         assembly = body.Assembly(encoding.layout(layout))
         assembly.add(first.offset, first.data)
         for piece in pieces:
             assembly.add(piece.offset, piece.data)
-        variables = encoding.decode(layout, assembly.finish())
+        arrays = encoding.decode(layout, assembly.finish()).freeze()
         self._arrivals.note(header)
-        return Snapshot(variables.freeze(), header.step, header.generation)
+        found = {name: Rows(ids, arrays[name]) for name, ids in rows.items()}
+        if header.not_modified:
+            assert known is not None  # The server leaves out only what we know.
+            return replace(known, rows=found)
+        variables = arrays.part(layout.dense)
+        return Snapshot(variables, header.step, header.generation, found)
 
-    def _snapshot_nbytes(self) -> int:
+    def _snapshot_nbytes(self, rows: Mapping[str, Ids] = MappingProxyType({})) -> int:
         layout = self.layout  # Read once: another thread may join meanwhile.
         if layout is None:
             return _UNKNOWN_NBYTES
+        layout = with_rows(layout, rows, has_dense=True)
         return self.pull_encoding.layout(layout).nbytes
 
     def _call_in_session(self, attempt: Attempt[Answer], nbytes: float = 0) -> Answer:

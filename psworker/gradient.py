@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +14,7 @@ from pswire import trees
 from pswire.body import Body
 from pswire.errors import VariableMismatchError
 from pswire.layout import Layout
+from pswire.rows import Rows
 from pswire.segments import segments
 from pswire.trees import Form
 from psworker.choice import chosen
@@ -22,16 +24,23 @@ class Compute(Protocol):
     """A loss function, differentiated."""
 
     def __call__(
-        self, variables: Body, batch: Any, rng: Any, cotangent: Any = None
-    ) -> tuple[Any, Body]: ...
+        self,
+        variables: Body,
+        batch: Any,
+        rng: Any,
+        cotangent: Any = None,
+        rows: Mapping[str, Rows] = MappingProxyType({}),
+    ) -> tuple[Any, Any]: ...
 
 
 def differentiate(
     loss: Callable[..., Any], like: Any, *, has_aux: bool = False, variables: Any = None
 ) -> Compute:
-    """Return a compiled function of (variables, batch, rng, cotangent).
+    """Return a compiled function of (variables, batch, rng, cotangent, rows).
 
-    It returns what `loss` does, and the gradients of the chosen variables.
+    It returns what `loss` does, and the gradients of the chosen variables: a `Body` or,
+    if there are rows of tables among them, a dict in which the gradients of these are
+    `Rows`, each row once.
 
     Args:
         loss: `loss(params, batch)`, or with a third parameter named `rng`. Compiled
@@ -52,10 +61,15 @@ def differentiate(
     names = chosen(variables, form.layout)
 
     def compute(
-        variables: Body, batch: Any, rng: Any, cotangent: Any = None
-    ) -> tuple[Any, Body]:
-        flat = _flat(loss, has_aux, form, variables.layout, names)
-        return flat(variables, batch, rng, cotangent)
+        variables: Body,
+        batch: Any,
+        rng: Any,
+        cotangent: Any = None,
+        rows: Mapping[str, Rows] = MappingProxyType({}),
+    ) -> tuple[Any, Mapping[str, Any]]:
+        tables = frozenset(rows)
+        flat = _flat(loss, has_aux, form, variables.layout, names, tables)
+        return flat(variables, batch, rng, cotangent, rows)
 
     return compute
 
@@ -81,9 +95,12 @@ class _Flat:
         form: Form,
         layout: Layout,
         names: frozenset[str],
+        tables: frozenset[str],
     ) -> None:
-        form.layout.require(layout)
+        whole = (spec for spec in form.layout if spec.name not in tables)
+        Layout(tuple(whole)).require(layout)
         self._form = form
+        self._tables = [s for s in form.layout if s.name in tables & names]
         self._layout = Layout(tuple(spec for spec in layout if spec.name in names))
         self._segments = segments(self._layout, apart=True)
         self._loss = _with_optional_rng(loss)
@@ -91,10 +108,18 @@ class _Flat:
         self._compiled = jax.jit(self._traced)
 
     def __call__(
-        self, variables: Body, batch: Any, rng: Any, cotangent: Any
-    ) -> tuple[Any, Body]:
-        leaves = [variables[name] for name in self._form.layout.places]
-        result, gradients = self._compiled(leaves, batch, rng, cotangent)
+        self,
+        variables: Body,
+        batch: Any,
+        rng: Any,
+        cotangent: Any,
+        rows: Mapping[str, Rows],
+    ) -> tuple[Any, Mapping[str, Any]]:
+        leaves = [
+            rows[name].values if name in rows else variables[name]
+            for name in self._form.layout.places
+        ]
+        result, gradients, of_rows = self._compiled(leaves, batch, rng, cotangent)
         trees.require_concrete("loss", gradients)
         runs = []
         for segment, run in zip(self._segments, jax.device_get(gradients), strict=True):
@@ -104,13 +129,21 @@ class _Flat:
                     f"{segment.dtype}, got {run.dtype}, since jax_enable_x64 is off"
                 )
             runs.append((segment.gradient_start, run.view(np.uint8)))
-        return result, Body(self._layout, runs)
+        body = Body(self._layout, runs)
+        if not self._tables:
+            return result, body
+        found = zip(self._tables, jax.device_get(of_rows), strict=True)
+        return result, {
+            **body,
+            **{s.name: Rows(rows[s.name].ids, got).summed(s) for s, got in found},
+        }
 
     def _traced(
         self, leaves: list[jax.Array], batch: Any, rng: Any, cotangent: Any
     ) -> Any:
         named = dict(zip(self._form.layout.places, leaves, strict=True))
-        chosen = {name: named[name] for name in self._layout.places}
+        tables = [spec.name for spec in self._tables]
+        chosen = {name: named[name] for name in (*self._layout.places, *tables)}
 
         def loss(chosen: dict[str, jax.Array]) -> Any:
             params = self._form.build((named | chosen).values())
@@ -120,7 +153,8 @@ class _Flat:
         value, pull_back, aux = jax.vjp(loss, chosen, has_aux=True)
         (gradients,) = pull_back(_cotangent(cotangent, value))
         joined = [segment.join(gradients) for segment in self._segments]
-        return (value, aux) if self._has_aux else value, joined
+        result = (value, aux) if self._has_aux else value
+        return result, joined, [gradients[name] for name in tables]
 
 
 _flat = functools.lru_cache(maxsize=16)(_Flat)

@@ -1,12 +1,12 @@
 """Gradients in every form that a caller may have them in."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
 
 from pswire import trees
-from pswire.body import Arrays, Body
+from pswire.body import Body
 from pswire.errors import VariableMismatchError
 from pswire.values import Snapshot
 from psworker.pushes import Origin
@@ -24,19 +24,24 @@ class Gradients:
     """
 
     def __init__(
-        self, body: Body, like: Any, origin: Origin, result: Any, aux: Any = None
+        self,
+        arrays: Mapping[str, Any],
+        like: Any,
+        origin: Origin,
+        result: Any,
+        aux: Any = None,
     ) -> None:
         """Take over what a loss function gave; `Client.compute_gradients` does.
 
         Args:
-            body: The gradients.
+            arrays: The gradients by name, those of tables as `Rows`.
             like: A pytree of the form that `tree` is to have.
             origin: What they were computed from.
             result: What the loss function has returned.
             aux: What of that is beside its value.
         """
         self.origin = origin
-        self._body: Body | None = body
+        self._arrays: Mapping[str, Any] | None = arrays
         self._like = like
         self._tree: Any = None
         self._result = result
@@ -45,15 +50,15 @@ class Gradients:
     @property
     def tree(self) -> Any:
         """The gradients in the form of the params, None where there is none."""
-        if self._body is not None:
+        if self._arrays is not None:
             # From now on they are the tree's, whose owner may change them.
-            self._tree, self._body = trees.fill(self._like, self._body), None
+            self._tree, self._arrays = trees.fill(self._like, self._arrays), None
         return self._tree
 
     @property
-    def arrays(self) -> Arrays:
-        """The gradients by name."""
-        return trees.flatten(self._tree) if self._body is None else self._body
+    def arrays(self) -> Mapping[str, Any]:
+        """The gradients by name, those of tables as `Rows`."""
+        return trees.flatten(self._tree) if self._arrays is None else self._arrays
 
     @property
     def step_read(self) -> int:
@@ -94,13 +99,13 @@ class Gradients:
         gradients = cls.__new__(cls)
         gradients.origin = origin
         (gradients._tree,) = children
-        gradients._body = gradients._like = None
+        gradients._arrays = gradients._like = None
         gradients._result = gradients._aux = None
         return gradients
 
 
-def by_name(gradients: Any) -> Arrays:
-    """Return gradients by name.
+def by_name(gradients: Any) -> Mapping[str, Any]:
+    """Return gradients by name, those of tables as `Rows`.
 
     Args:
         gradients: See `Client.push`.
@@ -109,6 +114,7 @@ def by_name(gradients: Any) -> Arrays:
         VariableMismatchError: They have none of these forms, or one comes twice.
         ValueError: There is none.
     """
+    arrays: Mapping[str, Any]
     if isinstance(gradients, Gradients):
         arrays = gradients.arrays
     elif isinstance(gradients, Body):

@@ -13,7 +13,7 @@ from psworker.batches import Batch, batches
 from psworker.drops import Drops, OnDrop, require_no_retry
 from psworker.gradient import Compute, differentiate
 from psworker.overlap import Exchanger, Judged, Overlap
-from psworker.task import Shard, Task
+from psworker.task import Shard, Task, require_no_rows
 
 _RESTARTED = (GenerationError, NotInitializedError)
 
@@ -98,12 +98,19 @@ def train(
         ParameterServerError: The server refused a push, or was away for too long; or
             no part that it leases has a batch.
         ValueError: `on_drop` or `max_retries` is none of those, or "retry" or a
-            function stands beside `prefetch` or `background_push`.
+            function stands beside `prefetch` or `background_push`; or `prefetch` beside
+            rows, since only the next batch tells which it needs.
     """
     parts = (shards,) if isinstance(shards, Shard) else shards
     drops = Drops(task.on_drop if on_drop is None else on_drop, max_retries)
     require_no_retry(drops.on_drop, prefetch=prefetch, background_push=background_push)
-    with Overlap(client, prefetch=prefetch, background_push=background_push) as calls:
+    require_no_rows(task, prefetch=prefetch)
+    with Overlap(
+        client,
+        prefetch=prefetch,
+        background_push=background_push,
+        exchanges=not task.rows,
+    ) as calls:
         training = _Training(client, task, calls, drops, report)
         for batch in batches(task, parts, training.due):
             once_more: Batch | None = batch
@@ -138,14 +145,19 @@ class _Training:
 
     def push(self, batch: Batch) -> Batch | None:
         """Push the gradient of a batch; return it if it is to come again at once."""
-        variables = self._snapshot.params
-        result, gradients = self._compute(variables, batch.content, batch.rng)
-        loss = float(result[0] if self._task.has_aux else result)
         self._in_flight.append(batch)
         with self._restarting():
-            judged = self._calls.push(gradients, self._snapshot, loss)
+            if self._task.rows:
+                self._snapshot = self._pull_rows(batch)
+            snapshot = self._snapshot
+            result, gradients = self._compute(
+                snapshot.params, batch.content, batch.rng, None, snapshot.rows
+            )
+            loss = float(result[0] if self._task.has_aux else result)
+            judged = self._calls.push(gradients, snapshot, loss)
             once_more = self._count(judged)
-            self._snapshot = self._calls.pull()
+            if not self._task.rows:
+                self._snapshot = self._calls.pull()
             return once_more
         return None
 
@@ -163,6 +175,10 @@ class _Training:
             return False
         self.settle()
         return self.progress.step >= steps
+
+    def _pull_rows(self, batch: Batch) -> Snapshot[Body]:
+        wanted = {name: ids(batch.content) for name, ids in self._task.rows.items()}
+        return self._calls.pull_rows(wanted)
 
     def settle(self) -> None:
         """Wait for the push in flight."""
@@ -199,7 +215,8 @@ class _Training:
     def _start(self, has_nothing: bool = True) -> tuple[Compute, Snapshot[Body]]:
         params = self._task.init()
         # Who was first long ago is told so again, of a server that still has them.
-        if self._client.initialize(params) and has_nothing:
+        tables = tuple(self._task.rows)
+        if self._client.initialize(params, tables=tables) and has_nothing:
             _log.info("initialized the variables")
         compute = differentiate(self._task.loss, params, has_aux=self._task.has_aux)
         return compute, self._calls.start()

@@ -1,5 +1,6 @@
 """The calls that a worker makes for each gradient, at once or while it computes."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -11,16 +12,24 @@ from pswire.values import Snapshot, Verdict
 class Exchanger(Protocol):
     """What training needs of a client."""
 
-    def initialize(self, params: Any) -> bool: ...
+    def initialize(self, params: Any, *, tables: Sequence[str] = ()) -> bool: ...
 
-    def pull_body(self) -> Snapshot[Body]: ...
+    def pull_body(self, *, rows: Mapping[str, Any] | None = None) -> Snapshot[Body]: ...
 
     def push(
-        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+        self,
+        gradients: Any,
+        snapshot: Snapshot[Body],
+        *,
+        value: float | None,
     ) -> Verdict: ...
 
     def exchange(
-        self, gradients: Body, snapshot: Snapshot[Body], *, value: float | None
+        self,
+        gradients: Any,
+        snapshot: Snapshot[Body],
+        *,
+        value: float | None,
     ) -> tuple[Verdict, Snapshot[Body]]: ...
 
 
@@ -45,7 +54,12 @@ class Overlap:
     """
 
     def __init__(
-        self, client: Exchanger, *, prefetch: bool, background_push: bool
+        self,
+        client: Exchanger,
+        *,
+        prefetch: bool,
+        background_push: bool,
+        exchanges: bool = True,
     ) -> None:
         """Prepare; `start` is the first call.
 
@@ -53,10 +67,13 @@ class Overlap:
             client: The server, or anything that behaves like it.
             prefetch: Whether to begin each pull where the last one ends.
             background_push: Whether to wait for a push only when the next one comes.
+            exchanges: Whether what the next pull brings may come with a push, if
+                neither of these is wanted.
         """
         self._client = client
         self._prefetch = prefetch
         self._background = background_push
+        self._exchanges = exchanges and not prefetch
         self._pool = ThreadPoolExecutor(2, "psworker")
         self._pulled: Snapshot[Body] | None = None
         self._pulling: Future[Snapshot[Body]] | None = None
@@ -84,8 +101,16 @@ class Overlap:
             self._pulling = self._pool.submit(self._client.pull_body)
         return snapshot
 
+    def pull_rows(self, rows: Mapping[str, Any]) -> Snapshot[Body]:
+        """Return what to compute a gradient of some rows from; see `Client.pull`.
+
+        Raises:
+            ParameterServerError: As from `Client.pull_body`.
+        """
+        return self._client.pull_body(rows=rows)
+
     def push(
-        self, gradients: Body, snapshot: Snapshot[Body], loss: float
+        self, gradients: Any, snapshot: Snapshot[Body], loss: float
     ) -> Judged | None:
         """Offer gradients.
 
@@ -101,7 +126,7 @@ class Overlap:
             judged = self.settle()
             self._pushing = self._pool.submit(self._push, gradients, snapshot, loss)
             return judged
-        if self._prefetch:
+        if not self._exchanges:
             return self._push(gradients, snapshot, loss)
         verdict, self._pulled = self._client.exchange(gradients, snapshot, value=loss)
         return Judged(verdict, loss)
@@ -115,7 +140,7 @@ class Overlap:
         pushing, self._pushing = self._pushing, None
         return pushing.result() if pushing else None
 
-    def _push(self, gradients: Body, snapshot: Snapshot[Body], loss: float) -> Judged:
+    def _push(self, gradients: Any, snapshot: Snapshot[Body], loss: float) -> Judged:
         return Judged(self._client.push(gradients, snapshot, value=loss), loss)
 
     def __enter__(self) -> Self:

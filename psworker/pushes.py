@@ -1,9 +1,9 @@
 """How gradients become a push: laid out, made smaller, numbered, one at a time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pswire.body import Arrays, Body
 from pswire.encoding import BFLOAT16, PLAIN, Encoding
@@ -11,6 +11,7 @@ from pswire.layout import Layout
 from pswire.values import PushHeader, Snapshot, Verdict
 from psworker.connection import Connection
 from psworker.drops import Advice
+from psworker.outgoing import LaidOut, lay_out
 from psworker.topk import TopK
 from psworker.turns import Wait
 from psworker.wire import Wire
@@ -54,34 +55,32 @@ class Pushes:
         self._seq = 0
         self._advice = Advice()
 
-    def layout(self, arrays: Arrays) -> Layout:
-        """Return the layout of gradients: in the variables' order, whatever theirs.
+    def laid_out(self, gradients: Mapping[str, Any]) -> LaidOut:
+        """Lay gradients out: in the variables' order, whatever theirs.
 
         Raises:
             VariableMismatchError: One is of no variable, or of another shape or type.
         """
         if self._connection.layout is None:
             self._connection.join()  # It may have come since we joined.
-        usual = self._usual()
-        if usual is not None and _has_layout(arrays, usual):
-            return usual
-        got = arrays.layout if isinstance(arrays, Body) else Layout.of(arrays)
-        return got if usual is None else _part(usual, got)
+        return lay_out(gradients, self._usual())
 
-    def push(self, arrays: Arrays, origin: Origin) -> Verdict:
+    def push(self, gradients: Mapping[str, Any], origin: Origin) -> Verdict:
         """Offer gradients."""
 
         def call(header: PushHeader, layout: Layout, sent: Arrays) -> Exchanged:
             return self._connection.push(header, layout, sent), None
 
-        return self._send(arrays, origin, call)[0]
+        return self._send(gradients, origin, call)[0]
 
-    def exchange(self, arrays: Arrays, origin: Origin) -> Exchanged:
+    def exchange(self, gradients: Mapping[str, Any], origin: Origin) -> Exchanged:
         """Offer gradients, then pull, in one call."""
-        return self._send(arrays, origin, self._connection.exchange)
+        return self._send(gradients, origin, self._connection.exchange)
 
-    def _send(self, arrays: Arrays, origin: Origin, call: _Call) -> Exchanged:
-        layout = self.layout(arrays)
+    def _send(
+        self, gradients: Mapping[str, Any], origin: Origin, call: _Call
+    ) -> Exchanged:
+        variables, rows, layout, arrays = self.laid_out(gradients)
         with self._pushing:
             encoding, choice = self._encoding, None
             if self._top_k:
@@ -98,10 +97,11 @@ class Pushes:
                 step_read=origin.step_read,
                 nbytes=body_layout.nbytes,
                 # What the server expects need not be sent.
-                layout=None if layout is self._usual() else layout,
+                layout=None if variables is self._usual() else variables,
                 value=origin.value,
                 encoding=encoding,
                 snapshot_encoding=self._connection.pull_encoding,
+                rows=rows,
             )
             verdict, new = call(header, body_layout, arrays)
             self._advice.heed(verdict)
@@ -119,17 +119,3 @@ class Pushes:
 def rounding(narrow: bool) -> Encoding:
     """Return how arrays travel whose float32 may be narrowed, or not."""
     return Encoding(BFLOAT16) if narrow else PLAIN
-
-
-def _has_layout(arrays: Arrays, layout: Layout) -> bool:
-    if isinstance(arrays, Body):
-        return arrays.layout == layout
-    return layout.describes(arrays)
-
-
-def _part(usual: Layout, got: Layout) -> Layout:
-    """Return the arrays that are there, in the usual order; all must be as usual."""
-    usual.require_some(got)
-    if len(got.arrays) == len(usual.arrays):
-        return usual
-    return Layout(tuple(spec for spec in usual if spec.name in got.places))

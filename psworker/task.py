@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pswire.imports import load
@@ -87,6 +87,9 @@ class Task:
         seed: Of the keys that `rng` gets.
         on_drop: What becomes of a batch whose push was dropped, unless who trains says
             otherwise: see `train`.
+        rows: By the name of each variable that is a table, `ids(batch)`: which of its
+            rows a batch needs, in an array of any shape. In its place the loss gets
+            these: an array of that shape, then of a row. No others travel.
 
     Raises:
         ValueError: `on_drop` is nothing that `train` takes.
@@ -99,9 +102,23 @@ class Task:
     has_aux: bool = False
     seed: int = 0
     on_drop: OnDrop = "skip"
+    rows: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Drops(self.on_drop, max_retries=0)
+
+
+def require_no_rows(task: Task, *, prefetch: bool) -> None:
+    """Check that no task prefetches that needs rows: the next batch tells which.
+
+    Raises:
+        ValueError: It does.
+    """
+    if prefetch and task.rows:
+        tables = ", ".join(task.rows)
+        raise ValueError(
+            f"prefetch: expected no rows in the task, got those of {tables}"
+        )
 
 
 def load_task(target: str) -> Task:

@@ -103,6 +103,8 @@ class TopK:
 
     def _count(self, spec: ArraySpec) -> int:
         size = prod(spec.shape)
+        if spec.by_rows or not spec.trainable:  # Rows, or their ids.
+            return size
         count = ceil(self._fraction * size)
         parts = (count * INDICES_DTYPE.itemsize, count * spec.dtype.itemsize)
         saves = sum(map(_padded, parts)) < _padded(spec.nbytes)

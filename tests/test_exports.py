@@ -12,6 +12,7 @@ NAMES = {
         "Client",
         "Credentials",
         "Gradients",
+        "Rows",
         "Shard",
         "Task",
         "connect",

@@ -1,6 +1,7 @@
 """The arrays' bytes: cut into pieces to send, put together again on arrival."""
 
 import sys
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -17,6 +18,28 @@ if sys.byteorder != "little":
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays by name."""
+
+
+class InPieces(ABC):
+    """A large array that is read once, from its first byte to its last.
+
+    Attributes:
+        shape: As of any array.
+        dtype: Likewise.
+        nbytes: Likewise, in bytes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+
+    @abstractmethod
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield its bytes."""
+
+
+AnyArrays = Mapping[str, npt.NDArray[Any] | InPieces]
+"""Arrays by name, some of which may be in pieces."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -89,6 +112,14 @@ class Body(Arrays):
         offset, memory = self.runs[bisect_right(self._starts, start) - 1]
         return memory[start - offset : stop - offset]
 
+    def part(self, layout: Layout) -> "Body":
+        """Return the first arrays, whose layout this is, without a copy."""
+        if layout == self.layout:
+            return self
+        nbytes = layout.nbytes
+        runs = [(s, run[: nbytes - s]) for s, run in self.runs if s < nbytes]
+        return Body(layout, runs)
+
     def freeze(self) -> Self:
         """Let nobody write through this body's arrays any more."""
         for _, memory in self.runs:
@@ -110,7 +141,7 @@ class Body(Arrays):
 
 
 def cut(
-    layout: Layout, arrays: Arrays, nbytes: int = CHUNK_NBYTES
+    layout: Layout, arrays: AnyArrays, nbytes: int = CHUNK_NBYTES
 ) -> Iterator[tuple[int, memoryview]]:
     """Yield the body's pieces as (offset, bytes), each full but the last.
 
@@ -135,7 +166,7 @@ def cut(
         yield offset, _one(parts)
 
 
-def join(layout: Layout, arrays: Arrays) -> memoryview:
+def join(layout: Layout, arrays: AnyArrays) -> memoryview:
     """Return the whole body in one piece; one that lies in one run is not copied."""
     if isinstance(arrays, Body) and arrays.layout == layout and len(arrays.runs) == 1:
         return arrays.runs[0][1].data
@@ -143,7 +174,7 @@ def join(layout: Layout, arrays: Arrays) -> memoryview:
     return next(pieces, memoryview(b""))
 
 
-def copy(layout: Layout, arrays: Arrays, memory: Bytes) -> None:
+def copy(layout: Layout, arrays: AnyArrays, memory: Bytes) -> None:
     """Write the whole body into memory of at least its size."""
     end = 0
     for run in _runs(layout, arrays):
@@ -155,13 +186,14 @@ def _one(parts: list[memoryview]) -> memoryview:
     return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
-def _runs(layout: Layout, arrays: Arrays) -> Iterator[memoryview]:
+def _runs(layout: Layout, arrays: AnyArrays) -> Iterator[memoryview]:
     if isinstance(arrays, Body) and arrays.layout == layout:
         runs = ((start, memory.data) for start, memory in arrays.runs)
     else:
         runs = (
-            (start, _bytes_of(arrays[spec.name], spec))
+            run
             for spec, start in layout.places.values()
+            for run in _runs_of(arrays[spec.name], spec, start)
         )
     gap, end = memoryview(bytes(ALIGNMENT)), 0
     for start, run in runs:
@@ -169,6 +201,17 @@ def _runs(layout: Layout, arrays: Arrays) -> Iterator[memoryview]:
             yield gap[: start - end]
             yield run
             end = start + len(run)
+
+
+def _runs_of(
+    array: npt.NDArray[Any] | InPieces, spec: ArraySpec, start: int
+) -> Iterator[tuple[int, memoryview]]:
+    if not isinstance(array, InPieces):
+        yield start, _bytes_of(array, spec)
+        return
+    for piece in array.pieces():
+        yield start, piece
+        start += len(piece)
 
 
 def _bytes_of(array: npt.NDArray[Any], spec: ArraySpec) -> memoryview:

@@ -1,7 +1,7 @@
 """What a run of bytes holds: the arrays' names, types, shapes and places."""
 
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
@@ -59,11 +59,19 @@ class HasShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One array's name, dtype and shape."""
+    """One array's name, dtype and shape.
+
+    Attributes:
+        name: The name.
+        dtype: Of its elements.
+        shape: In elements, outermost first.
+        by_rows: Whether it is a table: pulled and pushed by rows, along its first axis.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    by_rows: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +83,7 @@ class ArraySpec:
         return self.dtype in _TRAINABLE
 
     def __str__(self) -> str:
-        return f"{self.shape} {self.dtype.name}"
+        return f"{self.shape} {self.dtype.name}" + " by rows" * self.by_rows
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,12 @@ class Layout:
     def to_proto(self) -> pb.Layout:
         return pb.Layout(
             arrays=[
-                pb.ArraySpec(name=a.name, dtype=_NUMBERS[a.dtype], shape=a.shape)
+                pb.ArraySpec(
+                    name=a.name,
+                    dtype=_NUMBERS[a.dtype],
+                    shape=a.shape,
+                    by_rows=a.by_rows,
+                )
                 for a in self.arrays
             ]
         )
@@ -191,6 +204,31 @@ class Layout:
     def trainable(self) -> "Layout":
         """The arrays that have a gradient, in the same order."""
         return Layout(tuple(spec for spec in self.arrays if spec.trainable))
+
+    @cached_property
+    def tables(self) -> tuple[ArraySpec, ...]:
+        """The arrays that travel by rows."""
+        return tuple(spec for spec in self.arrays if spec.by_rows)
+
+    @cached_property
+    def dense(self) -> "Layout":
+        """The arrays that travel whole, in the same order."""
+        if not self.tables:
+            return self
+        return Layout(tuple(spec for spec in self.arrays if not spec.by_rows))
+
+    def by_rows(self, names: Container[str]) -> "Layout":
+        """Return the same arrays, of which those of these names are tables.
+
+        Raises:
+            VariableMismatchError: One of those cannot be a table.
+        """
+        return Layout(
+            tuple(
+                _checked(replace(spec, by_rows=spec.name in names), MAX_NAME_NBYTES)
+                for spec in self.arrays
+            )
+        )
 
     @cached_property
     def narrowed(self) -> "Layout":
@@ -300,7 +338,7 @@ def _read_spec(message: pb.ArraySpec) -> ArraySpec:
             f"{message.name[:MAX_NAME_NBYTES]}: expected a known dtype, "
             f"got number {message.dtype}"
         )
-    return ArraySpec(message.name, dtype, tuple(message.shape))
+    return ArraySpec(message.name, dtype, tuple(message.shape), message.by_rows)
 
 
 def _checked(spec: ArraySpec, max_name_nbytes: int) -> ArraySpec:
@@ -326,6 +364,11 @@ def _checked(spec: ArraySpec, max_name_nbytes: int) -> ArraySpec:
         raise VariableMismatchError(
             f"{spec.name}: expected at most {_MAX_RANK} dimensions, "
             f"got {len(spec.shape)}"
+        )
+    if spec.by_rows and not (spec.trainable and len(spec.shape) > 1):
+        raise VariableMismatchError(
+            f"{spec.name}: expected of a table 2 or more dimensions and a "
+            f"floating-point type, got {spec}"
         )
     # Numpy refuses the strides of (0, 2**62, 2**62), though it takes no bytes at all.
     if prod(max(size, 1) for size in spec.shape) * spec.dtype.itemsize > _MAX_NBYTES:

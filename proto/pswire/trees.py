@@ -1,6 +1,6 @@
 """Pytrees as named arrays, and back against a template."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -10,13 +10,35 @@ import numpy.typing as npt
 
 from pswire.errors import VariableMismatchError
 from pswire.layout import Layout
+from pswire.rows import Rows
 
 Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True, slots=True)
+class _Same:
+    """Ids of rows, which JAX is to compare."""
+
+    ids: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.ids is other.ids
+
+    def __hash__(self) -> int:
+        return id(self.ids)
+
+
+# To JAX, rows are their values: what maps gradients maps these, and keeps the ids.
+jax.tree_util.register_pytree_node(
+    Rows,
+    lambda rows: ((rows.values,), _Same(rows.ids)),
+    lambda same, values: Rows(same.ids, *values),
+)
 
 _ROOT = "params"  # The name of a tree that is a single array.
 
 
-def flatten(tree: Any) -> dict[str, npt.NDArray[Any]]:
+def flatten(tree: Any) -> dict[str, Any]:
     """Name every array of a pytree by its path, its parts joined by `/`.
 
     Args:
@@ -25,6 +47,7 @@ def flatten(tree: Any) -> dict[str, npt.NDArray[Any]]:
 
     Returns:
         {name: array}, in the tree's order, sharing memory with the tree on a CPU.
+        `Rows` stay what they are.
 
     Raises:
         VariableMismatchError: A leaf is no array, or two paths give one name.
@@ -34,13 +57,15 @@ def flatten(tree: Any) -> dict[str, npt.NDArray[Any]]:
     for name, leaf in named.items():
         require_concrete(name, leaf)
     return {
-        name: np.asarray(leaf)
+        name: leaf if isinstance(leaf, Rows) else np.asarray(leaf)
         for name, leaf in named.items()
         if leaf.dtype != jax.dtypes.float0
     }
 
 
-def unflatten(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
+def unflatten(
+    like: Tree, arrays: Mapping[str, npt.NDArray[Any]], but: Container[str] = ()
+) -> Tree:
     """Put named arrays in the places of a template's leaves.
 
     Args:
@@ -48,14 +73,15 @@ def unflatten(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
             `jax.eval_shape` will do. Where it has numpy arrays, numpy arrays are
             returned, elsewhere JAX arrays.
         arrays: {name: array}, of the names that `flatten(like)` gives.
+        but: Those of them that get None.
 
     Raises:
         VariableMismatchError: The names, shapes or dtypes are not the template's.
     """
     named = _named(like)
-    Layout.of(named).require(Layout.of(arrays))
-    leaves = [_as(leaf, arrays[name]) for name, leaf in named.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    wanted = {name: leaf for name, leaf in named.items() if name not in but}
+    Layout.of(wanted).require(Layout.of(arrays))
+    return _filled(like, named, arrays)
 
 
 def fill(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
@@ -63,13 +89,10 @@ def fill(like: Tree, arrays: Mapping[str, npt.NDArray[Any]]) -> Tree:
 
     Args:
         like: See `unflatten`.
-        arrays: {name: array}, of some of the names that `flatten(like)` gives.
+        arrays: {name: array}, of some of the names that `flatten(like)` gives; `Rows`
+            are put there as they are.
     """
-    leaves = [
-        _as(leaf, arrays[name]) if name in arrays else None
-        for name, leaf in _named(like).items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return _filled(like, _named(like), arrays)
 
 
 def require_concrete(name: str, tree: Any) -> None:
@@ -111,8 +134,16 @@ class Form:
         return jax.tree.unflatten(self.structure, leaves)
 
 
+def _filled(like: Tree, named: Mapping[str, Any], arrays: Mapping[str, Any]) -> Tree:
+    leaves = [
+        _as(leaf, arrays[name]) if name in arrays else None
+        for name, leaf in named.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
 def _as(leaf: Any, array: npt.NDArray[Any]) -> Any:
-    if isinstance(leaf, np.ndarray):
+    if isinstance(leaf, np.ndarray) or isinstance(array, Rows):
         return array
     # The array is never written again, so JAX may use its memory where it fits.
     return jax.device_put(array, may_alias=True)
@@ -120,7 +151,10 @@ def _as(leaf: Any, array: npt.NDArray[Any]) -> Any:
 
 def _named(tree: Any) -> dict[str, Any]:
     named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda node: isinstance(node, Rows)
+    )
+    for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or _ROOT
         if name in named:
             raise VariableMismatchError(f"{name}: expected one leaf, got two")
@@ -129,6 +163,8 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _array(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, Rows):
+        return leaf
     if type(leaf) in (bool, int, float):
         try:
             return jax.numpy.asarray(leaf)

@@ -1,12 +1,14 @@
 """The frozen values that pushes and pulls are about, and their messages."""
 
 import enum
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Generic, Self, TypeVar
 
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.encoding import PLAIN, Encoding
 from pswire.layout import Layout
+from pswire.rows import Rows, travelling
 
 Params = TypeVar("Params")
 
@@ -19,11 +21,13 @@ class Snapshot(Generic[Params]):
         params: The variables, as a pytree or as {name: array}.
         step: How many pushes had been applied, in steps.
         generation: The history that the step counts in.
+        rows: Those of tables that were asked for, by the tables' names.
     """
 
     params: Params
     step: int
     generation: str
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
 
 class Reason(enum.Enum):
@@ -120,6 +124,7 @@ class PushHeader:
         served_at: When the server had sent that snapshot, by its own clock, in seconds;
             None: unknown.
         held_s: How long the worker had it before it pushed, in seconds.
+        rows: How many rows of each table in the layout travel; empty: none of any.
     """
 
     session: str
@@ -133,6 +138,7 @@ class PushHeader:
     snapshot_encoding: Encoding = PLAIN
     served_at: float | None = None
     held_s: float = 0.0
+    rows: tuple[int, ...] = ()
 
     @classmethod
     def from_proto(cls, message: pb.PushHeader) -> Self:
@@ -155,7 +161,43 @@ class PushHeader:
             snapshot_encoding=Encoding.from_proto(message.snapshot_wire_dtype),
             served_at=message.served_at if message.HasField("served_at") else None,
             held_s=message.held_s,
+            rows=tuple(message.rows),
         )
+
+    def decoded_layout(self, trainable: Layout) -> Layout:
+        """Return the layout of the gradients, and of the ids of those of rows.
+
+        Args:
+            trainable: Of all that has a gradient.
+
+        Raises:
+            VariableMismatchError: It says of more rows, or of other tables, than there
+                can be.
+        """
+        return travelling(self.layout or trainable, self.rows)
+
+    def body_layout(self, trainable: Layout) -> Layout:
+        """Return the layout of the body, which has what the encoding leaves of them.
+
+        Args:
+            trainable: See `decoded_layout`.
+
+        Raises:
+            VariableMismatchError: See there; or the encoding is of other arrays.
+        """
+        return self.encoding.layout(self.decoded_layout(trainable))
+
+    def brought(self, trainable: Layout) -> Set[str]:
+        """Return the names of the variables that it brings gradients of.
+
+        Args:
+            trainable: See `decoded_layout`.
+        """
+        brought = self.layout or trainable
+        if not brought.tables:
+            return brought.places.keys()
+        travel = self.decoded_layout(trainable).places
+        return {name: None for name in brought.places if name in travel}.keys()
 
     def to_proto(self) -> pb.PushHeader:
         return pb.PushHeader(
@@ -171,4 +213,5 @@ class PushHeader:
             snapshot_wire_dtype=self.snapshot_encoding.wire_dtype_number,
             served_at=self.served_at,
             held_s=self.held_s,
+            rows=self.rows,
         )

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
-from pswire.body import Arrays, Buffer
+from pswire.body import AnyArrays, Buffer, InPieces
 from pswire.layout import ArraySpec
 
 Digests = Mapping[ArraySpec, str]
@@ -48,7 +48,7 @@ DTYPES = {dtype.name: dtype for dtype in _CODES}
 """What an array can be of, by numpy's names."""
 
 
-def write(disk: Disk, path: Path, arrays: Arrays) -> Digests:
+def write(disk: Disk, path: Path, arrays: AnyArrays) -> Digests:
     """Write a new file, which outlasts a loss of power when this returns.
 
     No more than a piece of it is in memory, but for arrays that lie there scattered.
@@ -172,13 +172,20 @@ def _code(spec: ArraySpec) -> str:
     return _CODES[spec.dtype]
 
 
-def _hashed(arrays: Arrays, hashes: Mapping[ArraySpec, Any]) -> Iterator[Buffer]:
+def _hashed(arrays: AnyArrays, hashes: Mapping[ArraySpec, Any]) -> Iterator[Buffer]:
     for spec in _in_order(hashes):
-        data = bytes_of(arrays[spec.name]).data
-        for start in range(0, spec.nbytes, _PIECE_NBYTES):
-            piece = data[start : start + _PIECE_NBYTES]
+        for piece in _pieces_of(arrays[spec.name]):
             hashes[spec].update(piece)
             yield piece
+
+
+def _pieces_of(array: npt.NDArray[Any] | InPieces) -> Iterator[Buffer]:
+    if isinstance(array, InPieces):
+        yield from array.pieces()
+        return
+    data = bytes_of(array).data
+    for start in range(0, len(data), _PIECE_NBYTES):
+        yield data[start : start + _PIECE_NBYTES]
 
 
 def _batches(pieces: Iterable[Buffer]) -> Iterator[list[Buffer]]:

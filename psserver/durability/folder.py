@@ -1,6 +1,6 @@
 """One checkpoint on a disk: a folder of a file for the arrays, one for the rest."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from psserver.durability import arrayfile, sealed
 from psserver.durability.disk import Disk
 from psserver.durability.errors import DataDirectoryError
 from psserver.durability.manifest import Manifest
-from pswire.body import Body
+from pswire.body import AnyArrays, Body
 from pswire.errors import VariableMismatchError
 from pswire.inspection import VARIABLES
 from pswire.layout import ArraySpec, Layout
@@ -38,7 +38,8 @@ def write(disk: Disk, folder: Path, checkpoint: Checkpoint, saved: str) -> None:
         ValueError: A slot's dtype is none that can be written.
     """
     disk.make_folder(folder)
-    arrays = named(checkpoint.variables, checkpoint.slots.arrays)
+    whole = named(checkpoint.variables, checkpoint.slots.arrays)
+    arrays: AnyArrays = {**whole, **checkpoint.columns}
     digests = arrayfile.write(disk, folder / _ARRAYS, arrays)
     with closing(disk.create(folder / _MANIFEST)) as file:
         file.write([sealed.encode(Manifest(checkpoint, digests, saved).to_json())])
@@ -100,7 +101,7 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
     with _telling(folder / _MANIFEST):
         # Before memory is taken: this compares with the file's size.
         pieces = arrayfile.read(disk, folder / _ARRAYS, manifest.digests)
-        variables, slots = _unwritten(manifest.digests)
+        variables, slots = _unwritten(manifest.digests, manifest.checkpoint.tables)
         arrays = named(variables, slots)
         for spec, at, piece in pieces:
             memory = arrayfile.bytes_of(arrays[spec.name])
@@ -109,7 +110,7 @@ def read(disk: Disk, folder: Path, now: float) -> Checkpoint:
     return replace(manifest.checkpoint, variables=variables.freeze(), slots=kept)
 
 
-def _unwritten(specs: Iterable[ArraySpec]) -> tuple[Body, Body]:
+def _unwritten(specs: Iterable[ArraySpec], tables: Container[str]) -> tuple[Body, Body]:
     """Take memory for the variables and the slots that `named` has named so."""
     variables: dict[str, ArraySpec] = {}
     slots: list[ArraySpec] = []
@@ -118,7 +119,7 @@ def _unwritten(specs: Iterable[ArraySpec]) -> tuple[Body, Body]:
             variables[spec.name.removeprefix(VARIABLES)] = spec
         else:
             slots.append(spec)
-    layout = Layout.of(variables)
+    layout = Layout.of(variables).by_rows(tables)
     return Body.unwritten(layout), Body.unwritten(Layout(tuple(slots)))
 
 

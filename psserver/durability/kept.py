@@ -42,8 +42,9 @@ class Kept:
         cut_at: float = -math.inf,
         path: Path | None = None,
     ) -> Self:
-        nbytes = checkpoint.variables.layout.nbytes
+        nbytes = sum(spec.nbytes for spec in checkpoint.variables.layout)
         nbytes += sum(array.nbytes for array in checkpoint.slots.arrays.values())
+        nbytes += sum(column.nbytes for column in checkpoint.columns.values())
         return cls(
             generation=checkpoint.generation,
             step=checkpoint.step,

@@ -81,6 +81,7 @@ class Manifest:
             "max_grad_norm": kept.max_grad_norm,
             "staleness_policy": kept.staleness_policy,
             "server": kept.server,
+            "tables": list(kept.tables),
             "initializer": kept.initializer,
             "sessions": {name: _session_to_json(session) for name, session in sessions},
             "counters": keptcounters.to_json(kept.counters),
@@ -106,6 +107,7 @@ def _checkpoint(data: Mapping[str, Any], now: float) -> Checkpoint:
         log_from=count(data, "log_from"),
         staleness_policy=optional(data, "staleness_policy", str) or "drop",
         server=optional(data, "server", str) or "",
+        tables=tuple(map(str, optional(data, "tables", list) or ())),
     )
 
 

@@ -172,6 +172,6 @@ def _pushed(told: bytes) -> PushHeader:
 
 def _applied(record: Record, told: bytes, trainable: Layout) -> Applied:
     header = _pushed(told)
-    assembly = Assembly(header.encoding.layout(header.layout or trainable))
+    assembly = Assembly(header.body_layout(trainable))
     assembly.add(0, record.body.data)
     return Applied(record.frame.step, header, assembly.finish())

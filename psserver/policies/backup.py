@@ -32,6 +32,7 @@ class Backup(Policy):
     """
 
     name: ClassVar[str] = "backup"
+    takes_tables: ClassVar[bool] = False
 
     n: int
 

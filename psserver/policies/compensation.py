@@ -30,6 +30,7 @@ class DelayCompensation(Policy):
     """
 
     name: ClassVar[str] = "delay-compensation"
+    takes_tables: ClassVar[bool] = False
 
     strength: float
     adaptive: bool = False

@@ -14,6 +14,7 @@ class Policy:
     Attributes:
         name: What a SPEC begins with.
         paces: Whether it has pulls wait.
+        takes_tables: Whether it can be that of variables which are pushed by rows.
 
     References:
         TensorFlow 1's `contrib.opt.DropStaleGradientOptimizer` does no more.
@@ -21,6 +22,7 @@ class Policy:
 
     name: ClassVar[str] = "drop"
     paces: ClassVar[bool] = False
+    takes_tables: ClassVar[bool] = True
 
     def require_limit(self, limit: int | None) -> None:
         """Check the hard limit that it stands beside.

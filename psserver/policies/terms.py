@@ -1,6 +1,6 @@
 """By what pushes are judged: a hard limit, and a policy for what that admits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -57,6 +57,21 @@ class Terms:
                 f"got {self.limit!r}"
             )
         self.policy.require_limit(self.limit)
+
+    def require_tables(self, names: Collection[str]) -> None:
+        """Check that variables can be tables by these terms.
+
+        Args:
+            names: Of those that are.
+
+        Raises:
+            ValueError: There are some, which the policy does not take.
+        """
+        if names and not self.policy.takes_tables:
+            raise ValueError(
+                f"staleness_policy: expected one that takes tables, as {min(names)} is "
+                f"one, got {self.policy.name}"
+            )
 
     def factor(self, staleness: int, recent: Sequence[int]) -> float | None:
         """Say what becomes of a push.

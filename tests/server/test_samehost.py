@@ -400,7 +400,7 @@ def _story(caller: _OverGrpc | _Near, variables: Arrays) -> list[Any]:
     tell(lambda: caller.pull(read))
     tell(lambda: caller.pull(pb.PullRequest()))
     tell(lambda: caller.pull(pb.PullRequest(session="t")))
-    known = {"generation": joined.generation, "session": "s"}
+    known: dict[str, Any] = {"generation": joined.generation, "session": "s"}
     tell(lambda: caller.pull(pb.PullRequest(step=0, **known)))
     tell(push)
     tell(push)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from psserver.checkpoint import Slots
+from psserver.rowrule import Scalars
 from psserver.rules import State
 from pswire.body import Body, Bytes
 from pswire.layout import Layout
@@ -52,6 +53,12 @@ class NumpyRule:
 
     def prepare(self, state: State, *, weighed: bool, some: bool) -> None:
         pass
+
+    def for_rows(self) -> None:
+        pass  # There are no tables.
+
+    def scalars(self, value: float | None, factor: float) -> Scalars:
+        return Scalars(value, factor)
 
     def is_prepared(self, *, weighed: bool, some: bool) -> bool:
         return True

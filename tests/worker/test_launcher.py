@@ -84,12 +84,6 @@ psworker.loop.train = train
 task = psworker.Task(init=dict, loss=lambda params, batch: 0, batches=lambda shard: ())
 """
 
-RETRYING = """
-from psworker import Task
-
-task = Task(init=dict, loss=print, batches=lambda shard: (), on_drop="retry")
-"""
-
 SLOW_RULE = """
 import quick
 list(quick.meet("rule"))
@@ -825,17 +819,32 @@ def test_a_worker_overlaps_as_it_is_told(
     assert (code, out) == (0, f"{said}\nno push\n")
 
 
-def test_a_task_that_retries_cannot_be_overlapped(
-    psworker: Callable[..., Command], tmp_path: Path
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        (
+            'on_drop="retry"',
+            'on_drop: expected "skip" or "requeue" beside prefetch, got "retry"',
+        ),
+        (
+            'rows={"emb": list}',
+            "prefetch: expected no rows in the task, got those of emb",
+        ),
+    ],
+    ids=["retry", "rows"],
+)
+def test_not_every_task_can_be_overlapped(
+    psworker: Callable[..., Command], tmp_path: Path, setting: str, told: str
 ) -> None:
-    """Its own word for drops is looked at like that of the command."""
-    (tmp_path / "retrying.py").write_text(RETRYING)
+    """Its own words are looked at like those of the command."""
+    text = f"task = psworker.Task(init=int, loss=int, batches=int, {setting})"
+    (tmp_path / "overlapped.py").write_text(f"import psworker\n\n{text}\n")
 
-    command = psworker("run", "retrying:task", "--server", ":1", "--prefetch")
+    command = psworker("run", "overlapped:task", "--server", ":1", "--prefetch")
 
     code, _, err = command.end()
     assert code == 2
-    assert 'on_drop: expected "skip" or "requeue" beside prefetch, got "retry"' in err
+    assert told in err
 
 
 @pytest.mark.parametrize("by_flag", [True, False], ids=["flag", "environment"])

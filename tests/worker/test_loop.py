@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,11 +55,11 @@ class FakeClient:
     def __post_init__(self) -> None:
         self._answers = iter(self.answers)
 
-    def initialize(self, params: Any) -> bool:
+    def initialize(self, params: Any, *, tables: Sequence[str] = ()) -> bool:
         self.calls.append("initialize")
         return True
 
-    def pull_body(self) -> Snapshot[Body]:
+    def pull_body(self, *, rows: Mapping[str, Any] | None = None) -> Snapshot[Body]:
         self.calls.append("pull")
         return self._snapshot()
 

@@ -1,7 +1,7 @@
 """Training whose calls overlap with its computing, round a client that can be held."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,11 +86,11 @@ class FakeClient:
         self._lock = threading.Lock()
         self._pull_count = self._pushing = 0
 
-    def initialize(self, params: Any) -> bool:
+    def initialize(self, params: Any, *, tables: Sequence[str] = ()) -> bool:
         self.initialized += 1
         return True
 
-    def pull_body(self) -> Snapshot[Body]:
+    def pull_body(self, *, rows: Mapping[str, Any] | None = None) -> Snapshot[Body]:
         with self._lock:
             number, self._pull_count = self._pull_count, self._pull_count + 1
             body = Body.gather(LAYOUT, {"w": W + self.step})

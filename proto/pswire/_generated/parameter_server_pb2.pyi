@@ -48,14 +48,16 @@ STALE: Reason
 SNAPSHOT_GONE: Reason
 
 class ArraySpec(_message.Message):
-    __slots__ = ("name", "dtype", "shape")
+    __slots__ = ("name", "dtype", "shape", "by_rows")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    BY_ROWS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: DType
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    by_rows: bool
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., by_rows: bool = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("arrays",)
@@ -132,16 +134,26 @@ class InitializeReply(_message.Message):
     def __init__(self, initialized: bool = ..., generation: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("session", "generation", "step", "wire_dtype")
+    __slots__ = ("session", "generation", "step", "wire_dtype", "rows")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     session: str
     generation: str
     step: int
     wire_dtype: DType
-    def __init__(self, session: _Optional[str] = ..., generation: _Optional[str] = ..., step: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[RowIds]
+    def __init__(self, session: _Optional[str] = ..., generation: _Optional[str] = ..., step: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., rows: _Optional[_Iterable[_Union[RowIds, _Mapping]]] = ...) -> None: ...
+
+class RowIds(_message.Message):
+    __slots__ = ("name", "ids")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    ids: bytes
+    def __init__(self, name: _Optional[str] = ..., ids: _Optional[bytes] = ...) -> None: ...
 
 class PullReply(_message.Message):
     __slots__ = ("header", "offset", "data")
@@ -188,7 +200,7 @@ class PushRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes", "wire_dtype", "counts", "snapshot_wire_dtype", "served_at", "held_s")
+    __slots__ = ("session", "seq", "generation", "step_read", "layout", "value", "nbytes", "wire_dtype", "counts", "snapshot_wire_dtype", "served_at", "held_s", "rows")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +213,7 @@ class PushHeader(_message.Message):
     SNAPSHOT_WIRE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     SERVED_AT_FIELD_NUMBER: _ClassVar[int]
     HELD_S_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     session: str
     seq: int
     generation: str
@@ -213,7 +226,8 @@ class PushHeader(_message.Message):
     snapshot_wire_dtype: DType
     served_at: float
     held_s: float
-    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ...) -> None: ...
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[str] = ..., seq: _Optional[int] = ..., generation: _Optional[str] = ..., step_read: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., value: _Optional[float] = ..., nbytes: _Optional[int] = ..., wire_dtype: _Optional[_Union[DType, str]] = ..., counts: _Optional[_Iterable[int]] = ..., snapshot_wire_dtype: _Optional[_Union[DType, str]] = ..., served_at: _Optional[float] = ..., held_s: _Optional[float] = ..., rows: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PushReply(_message.Message):
     __slots__ = ("applied", "staleness", "step", "reason", "duplicate", "factor", "consecutive_drops", "dropped_variables", "left_out")
