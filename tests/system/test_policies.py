@@ -13,6 +13,7 @@ import pytest
 import psserver
 import psworker
 from psserver import admin
+from pswire.errors import InvalidRequestError
 from pswire.values import Verdict
 
 StartServer = Callable[..., psserver.Server]
@@ -176,3 +177,27 @@ def test_no_push_is_judged_by_half_of_a_change(
             changing.result()
 
     assert found == {"whole", "dropped"}
+
+
+@pytest.mark.parametrize("policy", ["delay-compensation:0.1", "backup:2"])
+def test_a_policy_that_takes_no_tables_says_so(
+    policy: str, start_server: StartServer, connect: Connect
+) -> None:
+    """When variables come, or when it comes to them; then nothing has changed."""
+    params = {"table": np.zeros((4, 2), np.float32)}
+    before, after = (
+        start_server(max_staleness=4),
+        start_server(max_staleness=4, staleness_policy=policy),
+    )
+    client, late = connect(before.address), connect(after.address)
+    client.initialize(params, tables=["table"])
+
+    name = policy.partition(":")[0]
+    said = f"expected one that takes tables, as table is one, got {name}"
+    with pytest.raises(InvalidRequestError, match=said):
+        late.initialize(params, tables=["table"])
+    with pytest.raises(InvalidRequestError, match=said):
+        admin.change(before.address, {"staleness_policy": policy})
+
+    assert before.status().limits.staleness_policy == "drop"
+    assert late.initialize(params)
