@@ -13,8 +13,8 @@ from psserver.decision import Present, Session, decide
 from psserver.gradients import require_finite
 from psserver.model import Model, Push
 from psserver.pacing import Pacing, Turn
-from psserver.policies.backup import mean
 from psserver.policies.compensation import DelayCompensation
+from psserver.policies.mean import mean
 from psserver.policies.terms import Terms
 from psserver.rules import State
 from psserver.sessions import Entry, Sessions

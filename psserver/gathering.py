@@ -92,6 +92,8 @@ class Gathering:
 
     def refuse(self, why: str) -> None:
         """Let nobody wait any more who does."""
+        if not self._waiting:
+            return
         for waiting in self._waiting.values():
             waiting.failure = ServerUnavailableError(why)
         self._waiting.clear()

@@ -24,6 +24,7 @@ ONLY_IN = {
         "psserver/grpcport.py",
         "psserver/health.py",
         "psserver/malformed.py",
+        "psserver/patience.py",
         "psserver/security/guard.py",
         "psserver/security/tls.py",
         "psserver/admin.py",

@@ -42,6 +42,7 @@ def open_channel(address: str, credentials: Credentials) -> grpc.Channel:
                 "the token travels to %s unencrypted: whoever sees it can use it; "
                 "--tls-ca encrypts",
                 address,
+                extra={"event": "token_unencrypted"},
             )
         return grpc.insecure_channel(address, options)
     trusted = certificate = key = None

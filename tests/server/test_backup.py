@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from psserver import gathering
-from psserver.policies.backup import Backup, mean
+from psserver.policies.backup import Backup
+from psserver.policies.mean import mean
 from psserver.policies.terms import Terms, read_terms
 from psserver.store import Store
 from pswire.body import Body

@@ -266,9 +266,9 @@ def test_what_cannot_be_kept_has_not_happened(pushers: Pushers, disk: SlowDisk) 
     status = pushers.store.status(0.0)
     assert status.counts.applied == PUSHERS
     assert status.counts.rejected == {"SERVER_UNAVAILABLE": PUSHERS + 1}
-    assert disk.joined() == [
-        "late"
-    ]  # It stays, as nobody can tell who has heard of it.
+    # It stays, as nobody can tell who has heard of it; so may the one that came while
+    # others were told.
+    assert disk.joined() in (["late"], ["late", "later"])
 
 
 def test_while_the_disk_gives_no_answer_nobody_waits_but_who_asked_it(

@@ -92,7 +92,7 @@ def test_a_spec_that_is_none_is_refused(arguments: str, message: str) -> None:
 
 def test_it_needs_a_hard_limit() -> None:
     """At a start and in a change: it keeps a snapshot for each step of the limit."""
-    message = r"^max_staleness: expected .* delay-compensation, .* a limit, got off$"
+    message = r"^max_staleness: expected .* delay-compensation, .* snapshots, got off$"
     spec = "delay-compensation:1"
 
     with pytest.raises(ValueError, match=message):

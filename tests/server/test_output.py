@@ -161,7 +161,7 @@ def test_every_absence_is_told_once(
     """However long it lasts; nothing but data goes where the data goes."""
     there, gone = known.status(), ServerUnavailableError("a:1: gone")
     answers = iter([there, gone, gone, there, gone, gone])
-    monkeypatch.setattr("psserver.admin.follow", lambda address: answers)
+    monkeypatch.setattr("psserver.admin.follow", lambda address, credentials: answers)
     file = io.StringIO()
 
     output.write("a:1", file, style="json", follow=True)

@@ -198,7 +198,8 @@ def test_an_interrupt_ends_a_wait(start_server: StartServer, connect: Connect) -
     ann.pull()
 
     def interrupt() -> None:
-        wait_until(lambda: is_waiting(server, "bob"))
+        # By then it asks but now and then: gRPC may lose what interrupts it in a call.
+        wait_until(lambda: server.status().waited_s > 1)
         _thread.interrupt_main()
 
     with in_thread(interrupt), pytest.raises(KeyboardInterrupt):
