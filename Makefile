@@ -14,9 +14,9 @@ demo: $(VENV)/.demo
 	$(BIN)/psserver report demo.jsonl -o demo.html
 	@echo 'next: make demo LIMIT=off (drop nothing), or LIMIT=2 (drop the slow worker)'
 
-# Whole files go to one process or the other: some share what takes long to make.
+# Whole files go to one process or another: some share what takes long to make. Tests wait a quarter of their time.
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 # The guarantees that have a longer run: about an hour.
 soak: $(VENV)/.dev

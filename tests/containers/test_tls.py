@@ -15,7 +15,8 @@ from psserver import admin
 from pswire.errors import PermissionDeniedError, TlsError, UnauthenticatedError
 from psworker import Credentials
 
-pytestmark = pytest.mark.timeout(900)
+# Another stack takes another minute.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

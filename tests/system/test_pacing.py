@@ -1,6 +1,5 @@
 """Pacing policies from their option to the workers that wait for their turns."""
 
-import _thread
 import random
 import time
 from collections import Counter
@@ -188,22 +187,6 @@ def test_closing_ends_a_wait(start_server: StartServer, connect: Connect) -> Non
         bob.close()
         with pytest.raises(CallCancelledError):
             pulling.result(TIMEOUT_S)
-
-
-def test_an_interrupt_ends_a_wait(start_server: StartServer, connect: Connect) -> None:
-    """Ctrl-C does not have to wait for another worker."""
-    server = start_server(max_staleness=0, staleness_policy="admission")
-    ann, bob = (connect(server.address, name=name) for name in ("ann", "bob"))
-    ann.initialize(ONES)
-    ann.pull()
-
-    def interrupt() -> None:
-        # By then it asks but now and then: gRPC may lose what interrupts it in a call.
-        wait_until(lambda: server.status().waited_s > 1)
-        _thread.interrupt_main()
-
-    with in_thread(interrupt), pytest.raises(KeyboardInterrupt):
-        bob.pull()
 
 
 def test_a_reader_that_never_joined_does_not_wait(
