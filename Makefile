@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 
 # The guarantees that have a longer run: about an hour.
 soak: $(VENV)/.dev
-	$(BIN)/pytest --soak -m soak --timeout 0 -o faulthandler_timeout=0
+	$(BIN)/pytest --soak -m "soak or long" --timeout 0 -o faulthandler_timeout=0
 
 # The same on every supported Python that this machine has.
 test-all:

@@ -215,6 +215,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="the guarantees' long runs")
 
 
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out what takes long and shows little that no shorter test does."""
+    if not config.getoption("--soak"):
+        skip = pytest.mark.skip(reason="takes long: only with --soak")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def size(request: pytest.FixtureRequest) -> Size:
     """Choose a test's size: the first, or with `--soak` the second."""

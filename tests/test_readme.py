@@ -144,6 +144,7 @@ def test_the_commands_for_a_server_and_its_workers_run(
     assert run(report, folder) == "report: report.html\n"
 
 
+@pytest.mark.long
 def test_a_server_goes_on_where_one_that_was_killed_had_ended(folder: Path) -> None:
     """Between the two, the commands for checkpoints run, in the README's order."""
     save, *offline = starting("psserver checkpoint")
@@ -178,6 +179,7 @@ def test_the_commands_for_watching_a_run_run(folder: Path, server: str) -> None:
     assert second["time"] > first["time"]
 
 
+@pytest.mark.long
 def test_the_command_for_all_at_once_runs(folder: Path) -> None:
     """The server's port is a free one by itself."""
     (command,) = [c for c in starting("psworker launch") if "--local-server" in c]

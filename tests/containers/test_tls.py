@@ -15,8 +15,7 @@ from psserver import admin
 from pswire.errors import PermissionDeniedError, TlsError, UnauthenticatedError
 from psworker import Credentials
 
-# Another stack takes another minute.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,7 @@ def test_the_first_task_serves_and_the_rest_work(
     assert steps_kept(tmp_path)[-1] >= 30
 
 
+@pytest.mark.long
 def test_a_job_whose_server_dies_fails(start_job: StartJob, tmp_path: Path) -> None:
     """Its workers give up when they have waited for it."""
     job = start_job(PSWORKER_OUTAGE="1")
@@ -144,6 +145,7 @@ def test_a_job_without_a_server_fails_at_once(
     assert not list(tmp_path.glob("part-*"))
 
 
+@pytest.mark.long
 def test_a_job_whose_time_is_over_keeps_what_it_has(
     start_job: StartJob, tmp_path: Path
 ) -> None:

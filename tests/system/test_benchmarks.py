@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.cases import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,7 @@ os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]])
 """
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_every_case(tmp_path: Path) -> None:
     """Every figure has its limit, of the same run, and what was promised of it."""
     done, figures, errors = _run(tmp_path, "--quick")

@@ -44,6 +44,7 @@ def rows(study: Study) -> list[tuple[str, str]]:
     return [(run.group, run.options) for run in study.runs]
 
 
+@pytest.mark.long
 def test_a_quick_study_runs_with_every_kind_of_row(tmp_path: Path) -> None:
     """With fewer workers, each of which pushes."""
     runs = tmp_path / "runs.jsonl"

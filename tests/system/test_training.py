@@ -95,7 +95,7 @@ def digits() -> ModuleType:
 @pytest.mark.parametrize(
     ("count", "limit", "near", "ways"),
     [
-        (1, 4, True, ()),
+        pytest.param(1, 4, True, (), marks=pytest.mark.long),
         (4, 4, True, ()),
         (2, 8, False, ("--prefetch", "--background-push")),
     ],
@@ -153,7 +153,10 @@ def _slower(steps: int) -> optax.GradientTransformation:
     ("rule", "options"),
     [
         (_momentum, ["--compression", "topk:0.01", "--wire-dtype", "bf16"]),
-        (_slower, ["--prefetch", "--background-push", "--wire-dtype", "bf16"]),
+        pytest.param(
+            *(_slower, ["--prefetch", "--background-push", "--wire-dtype", "bf16"]),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["both", "overlap"],
 )
@@ -191,6 +194,7 @@ def test_workers_reach_the_accuracy_with_less_on_the_way(
     assert found["accuracy on held-out digits"] >= 0.95
 
 
+@pytest.mark.long
 def test_a_killed_worker_does_not_disturb_the_others(
     start_server: Any, start_worker: StartWorker
 ) -> None:

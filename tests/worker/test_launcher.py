@@ -281,6 +281,7 @@ def test_a_launch_says_whose_batches_were_never_learned_from(
     assert re.search(rf"^{UNLEARNED}: {whose}$", out, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_what_a_worker_lost_in_all_its_lives_is_summed_up(
     psworker: Callable[..., Command], meet: Meet
 ) -> None:
@@ -308,6 +309,7 @@ def test_what_a_worker_lost_in_all_its_lives_is_summed_up(
     assert re.search(rf"^{UNLEARNED}: {whose}$", out, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_second_launch_sums_up_its_own_pushes(
     psworker: Callable[..., Command], meet: Meet, start_server: Any
 ) -> None:
@@ -328,6 +330,7 @@ def test_a_second_launch_sums_up_its_own_pushes(
     assert server.status().counts.applied == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("folders", "summary", "lost"),
     [
