@@ -9,7 +9,6 @@ from psserver.malformed import marking
 from psserver.metrics.meter import CallMeter
 from psserver.security.access import Access
 from pswire import body, methods
-from pswire.credentials import Role
 from pswire.errors import InvalidRequestError, code, to_bytes
 from pswire.memory import copied
 from pswire.methods import Method, PullPiece
@@ -26,14 +25,6 @@ CALLS: Mapping[int, Method[Any, Any]] = {
     Kind.STATUS: methods.STATUS,
 }
 """Which call each kind of frame asks for."""
-
-_ROLES: Mapping[int, Role] = {
-    Kind.INITIALIZE: Role.WORKER,
-    Kind.PULL: Role.VIEWER,
-    Kind.PUSH: Role.WORKER,
-    Kind.EXCHANGE: Role.WORKER,
-    Kind.STATUS: Role.VIEWER,
-}
 
 _QUICK_NBYTES = 4_000_000  # In memories, both ways.
 
@@ -106,7 +97,9 @@ class FrameCalls:
         return answer
 
     def _answer(self, request: Frame) -> Frame:
-        self._access.require(self._authorization, _ROLES.get(request.kind, Role.VIEWER))
+        # A kind of no call is told so to whoever may call at all.
+        method = CALLS.get(request.kind, methods.STATUS)
+        self._access.require_call(self._authorization, method.path)
         match request.kind:
             case Kind.INITIALIZE:
                 return self._initialize(request)

@@ -1,14 +1,13 @@
 """A gRPC channel to a server that is known by its certificate."""
 
 import logging
-from urllib.parse import urlsplit
 
 import grpc
 
 from pswire import keepalive
 from pswire.body import MAX_MESSAGE_NBYTES
 from pswire.credentials import SYSTEM, Credentials, read_file
-from pswire.loopback import is_loopback
+from pswire.loopback import names_loopback
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
@@ -37,7 +36,7 @@ def open_channel(address: str, credentials: Credentials) -> grpc.Channel:
     """
     options = (*_OPTIONS, *keepalive.options())
     if credentials.tls_ca is None:
-        if credentials.authorization and not _is_here(address):
+        if credentials.authorization and not names_loopback(address):
             _log.warning(
                 "the token travels to %s unencrypted: whoever sees it can use it; "
                 "--tls-ca encrypts",
@@ -53,10 +52,3 @@ def open_channel(address: str, credentials: Credentials) -> grpc.Channel:
         key = read_file("tls_key", credentials.tls_key)
     secure = grpc.ssl_channel_credentials(trusted, key, certificate)
     return grpc.secure_channel(address, secure, options)
-
-
-def _is_here(address: str) -> bool:
-    try:
-        return is_loopback(urlsplit(f"//{address}").hostname or "")
-    except ValueError:
-        return False

@@ -68,7 +68,8 @@ class Credentials:
         if token or self.token_file is not None:
             require_token(token)
         object.__setattr__(self, "_token", token)
-        self.context()  # Now is the time to say what is wrong with the files.
+        if self.uses_tls:
+            self.context()  # Now is the time to say what is wrong with the files.
 
     @property
     def uses_tls(self) -> bool:

@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from psserver.security.roles import ROLES
 from psserver.security.tokens import Tokens
 from pswire.credentials import Role
 from pswire.errors import PermissionDeniedError, UnauthenticatedError
@@ -28,6 +29,20 @@ class Access:
         """
         self.tokens = tokens  # Replaced as a whole.
         self._clock = clock
+
+    def require_call(self, authorization: str, method: str) -> None:
+        """Check that a caller may call a method.
+
+        Args:
+            authorization: See `require`.
+            method: Its path, as gRPC has it.
+
+        Raises:
+            ParameterServerError: As `require` does.
+        """
+        role = ROLES.get(method, Role.ADMIN)
+        if role is not None:
+            self.require(authorization, role)
 
     def require(self, authorization: str, role: Role) -> None:
         """Check that a caller shows a token for a role, or for a higher one.

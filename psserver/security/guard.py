@@ -1,28 +1,14 @@
 """Calls over gRPC that show no good token never reach what answers them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
 from psserver.metrics.meter import Meter
 from psserver.security.access import Access
-from pswire.credentials import Role
+from psserver.security.roles import ROLES
 from pswire.errors import ParameterServerError, code, to_status
-
-_READ = ("Pull", "PullStream", "Inspect", "Status")
-_WORK = (
-    *("Join", "Leave", "Initialize", "InitializeStream", "LeaseShard"),
-    *("Push", "PushStream", "Exchange", "ExchangeStream"),
-)
-ROLES: Mapping[str, Role | None] = {
-    **{f"/ps.v1.ParameterServer/{name}": Role.VIEWER for name in _READ},
-    **{f"/ps.v1.ParameterServer/{name}": Role.WORKER for name in _WORK},
-    # A probe has no token, and learns but one word.
-    "/grpc.health.v1.Health/Check": None,
-    "/grpc.health.v1.Health/Watch": Role.VIEWER,
-}
-"""What the callers of each method have to be; None: anybody. Of all others: admins."""
 
 
 class Guard(grpc.ServerInterceptor):
@@ -44,13 +30,11 @@ class Guard(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
-        role = ROLES.get(method, Role.ADMIN)
-        if role is not None:
-            try:
-                self._access.require(_authorization(handler_call_details), role)
-            except ParameterServerError as error:
-                self._count(method, error)
-                return _refusal(error)
+        try:
+            self._access.require_call(_authorization(handler_call_details), method)
+        except ParameterServerError as error:
+            self._count(method, error)
+            return _refusal(error)
         return continuation(handler_call_details)
 
     def _count(self, method: str, error: ParameterServerError) -> None:

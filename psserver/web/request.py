@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pswire.credentials import Role
 from pswire.errors import ParameterServerError
-from pswire.loopback import is_loopback
+from pswire.loopback import names_loopback
 
 if TYPE_CHECKING:
     from psserver.web.web import Listener
@@ -41,7 +40,7 @@ class Request(BaseHTTPRequestHandler):
         self.server.renew(self.connection)
         if self.headers["Content-Length"] or self.headers["Transfer-Encoding"]:
             self.close_connection = True  # A body would be taken for a request.
-        if self.server.only_loopback and not _names_loopback(self.headers["Host"]):
+        if self.server.only_loopback and not names_loopback(self.headers["Host"]):
             # A web page from elsewhere that points its own name here reads nothing.
             self.send_error(
                 HTTPStatus.FORBIDDEN,
@@ -126,10 +125,3 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-def _names_loopback(host: str | None) -> bool:
-    try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
-    except ValueError:
-        return False

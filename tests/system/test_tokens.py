@@ -21,7 +21,7 @@ import psworker
 from kit.processes import Served
 from psserver import admin
 from psserver.cli import main
-from psserver.security.guard import ROLES
+from psserver.security.roles import ROLES
 from pswire._generated import parameter_server_pb2 as pb
 from pswire.credentials import Role
 from pswire.errors import (
